@@ -1,0 +1,31 @@
+"""What an installed llama-server is and can do, as data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from llamad.planning.plan import BuildGates
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """A llama-server build, from its `--version` and `--help`.
+
+    `flags` has every spelling that the build accepts (`-c`, `--ctx-size`, ...), removed ones left out.
+    """
+
+    path: str
+    version: str
+    """Text as printed: `0.7.0 (build 11669, commit Debian)`."""
+    build: int
+    """b-number; 0 where the build does not tell."""
+    flags: frozenset[str]
+    values: dict[str, frozenset[str]] = field(default_factory=dict)
+    """Allowed words of a flag where the help lists them: `--load-mode` -> {auto, none, mmap, ...}."""
+    gates: BuildGates = BuildGates()
+    key: str = ""
+    """Identity of the binary and its libraries (paths, sizes, mtimes), for caches and learned values."""
+
+    def has(self, flag: str) -> bool:
+        """Whether the build accepts this spelling."""
+        return flag in self.flags

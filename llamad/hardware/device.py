@@ -1,0 +1,54 @@
+"""Devices that can hold a model, and how their free memory is known."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class Device:
+    """One device by llama-server's name for it (`CUDA0`, `Vulkan0`, `ROCm1`, `RPC0`), memory in bytes.
+
+    `free_bytes` is what a new process may take, before the context that it creates itself, unless
+    `context_included` says that the figure was read through a live context (the engine's own list).
+    """
+
+    name: str
+    total_bytes: int
+    free_bytes: int
+    uuid: str = ""
+    pci: str = ""
+    description: str = ""
+    driver: str = ""
+    source: str = "engine"
+    """nvml | amdgpu | engine | what-if"""
+    context_included: bool = False
+    integrated: bool = False
+    display_active: bool = False
+    foreign_bytes: int = 0
+    """Held by processes that are not ours, where the driver tells."""
+
+    @property
+    def backend(self) -> str:
+        """`CUDA` of `CUDA0`: the name without its index."""
+        return self.name.rstrip("0123456789")
+
+
+@dataclass(frozen=True)
+class HostMemory:
+    """The host's memory, in bytes (MemTotal and MemAvailable)."""
+
+    total_bytes: int
+    available_bytes: int
+
+
+class Probe(Protocol):
+    """A source of devices. Blocking; call it off the loop, with a deadline."""
+
+    def devices(self) -> list[Device]:
+        """The devices in the backend's order; [] if there is none of this kind.
+
+        Raises DeviceError where the driver is there but does not answer.
+        """
+        ...

@@ -1,0 +1,141 @@
+"""The Plan: what llama-server will be told, what it will take, and why. Pure data; sizes in bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from llamad.units import mib
+
+Source = Literal["learned", "asked", "computed"]
+
+
+@dataclass(frozen=True)
+class BuildGates:
+    """What a llama.cpp build does to its buffers. Defaults are those of builds since mid 2026."""
+
+    build: int = 0
+    """b-number; 0 = unknown."""
+    mask_f16: bool = True
+    """llama.cpp #23764: attention mask input in f16."""
+    outputs_limited: bool = True
+    """llama.cpp #23861: the server reserves logits for its slots, not for the whole micro-batch."""
+    scratch_in_graph: bool = True
+    """llama.cpp #23907: f16 copies of a quantised cache are part of the compute buffer."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Bytes of one device (or of the host) by part."""
+
+    weights_bytes: int = 0
+    context_bytes: int = 0
+    compute_bytes: int = 0
+    overhead_bytes: int = 0
+    """Driver context and run-time growth outside llama.cpp's buffers."""
+    margin_bytes: int = 0
+
+    @property
+    def buffers_bytes(self) -> int:
+        """What llama-server's own breakdown shows."""
+        return self.weights_bytes + self.context_bytes + self.compute_bytes
+
+    @property
+    def total_bytes(self) -> int:
+        """Everything, margin included."""
+        return self.buffers_bytes + self.overhead_bytes + self.margin_bytes
+
+
+@dataclass(frozen=True)
+class DevicePlan:
+    """One device's share of a plan."""
+
+    name: str
+    uuid: str
+    free_bytes: int
+    total_device_bytes: int
+    layers: int
+    parts: Parts
+
+
+@dataclass(frozen=True)
+class Reason:
+    """One choice, in words: `topic` is the key it is about (`context`, `parallel`, `devices`, ...)."""
+
+    topic: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Explicit values for every placement flag, with the bytes they cost.
+
+    `layers` counts as llama-server does: `layers_total` is the number of blocks + 1 for the output.
+    """
+
+    model: str
+    context_tokens: int
+    context_train_tokens: int
+    slots: int
+    unified_cache: bool
+    cache_type_k: str
+    cache_type_v: str
+    batch_tokens: int
+    ubatch_tokens: int
+    flash_attention: bool
+    layers: int
+    layers_total: int
+    split_mode: str
+    main_device: str
+    tensor_split: tuple[int, ...]
+    cache_ram_mib: int
+    devices: tuple[DevicePlan, ...]
+    host: Parts
+    host_available_bytes: int
+    reasons: tuple[Reason, ...]
+    source: Source = "computed"
+    next_context: NextContext | None = None
+    warnings: tuple[str, ...] = field(default=())
+
+    def with_parts(self, devices: dict[str, Parts], host: Parts, source: Source) -> Plan:
+        """The same choices with bytes from a better source; devices not named keep theirs."""
+        renewed = tuple(replace(d, parts=devices.get(d.name, d.parts)) for d in self.devices)
+        return replace(self, devices=renewed, host=host, source=source)
+
+    def to_json(self, args: list[str]) -> dict[str, object]:
+        """The object that `llamad plan --json` prints; sizes in MiB."""
+        return {
+            "model": self.model,
+            "context_tokens": self.context_tokens,
+            "slots": self.slots,
+            "layers": self.layers,
+            "layers_total": self.layers_total,
+            "devices": [
+                {"name": d.name, **_parts_json(d.parts), "free_mib": mib(d.free_bytes)} for d in self.devices
+            ],
+            "host": {"name": "host", **_parts_json(self.host), "free_mib": mib(self.host_available_bytes)},
+            "args": args,
+            "reasons": [f"{reason.topic}: {reason.text}" for reason in self.reasons],
+            "warnings": list(self.warnings),
+            "source": self.source,
+        }
+
+
+@dataclass(frozen=True)
+class NextContext:
+    """What stands between this plan and the next larger context."""
+
+    context_tokens: int
+    device: str
+    missing_bytes: int
+
+
+def _parts_json(parts: Parts) -> dict[str, float]:
+    return {
+        "weights_mib": mib(parts.weights_bytes),
+        "context_mib": mib(parts.context_bytes),
+        "compute_mib": mib(parts.compute_bytes),
+        "overhead_mib": mib(parts.overhead_bytes),
+        "margin_mib": mib(parts.margin_bytes),
+        "total_mib": mib(parts.total_bytes),
+    }

@@ -22,7 +22,7 @@ class Capabilities:
     flags: frozenset[str]
     values: dict[str, frozenset[str]] = field(default_factory=dict)
     """Allowed words of a flag where the help lists them: `--load-mode` -> {auto, none, mmap, ...}."""
-    gates: BuildGates = BuildGates()
+    gates: BuildGates = field(default_factory=BuildGates)
     key: str = ""
     """Identity of the binary and its libraries (paths, sizes, mtimes), for caches and learned values."""
 

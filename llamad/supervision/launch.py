@@ -1,0 +1,143 @@
+"""What the supervisor starts, and the seams through which it acts on the world."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from llamad.config.definition import Definition
+from llamad.config.load import Loaded
+from llamad.planning.plan import Plan
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One llama-server to start: the plan, and the exact command that carries it out."""
+
+    loaded: Loaded
+    plan: Plan
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+    socket_path: str
+    vocabulary_tokens: int
+    mode: str
+    """What the warm-up asks for: completion | embedding | rerank."""
+    engine: str
+    """The build in words."""
+
+    @property
+    def definition(self) -> Definition:
+        """The definition that this launch was planned from."""
+        return self.loaded.definition
+
+    @property
+    def warm_up_tokens(self) -> int:
+        """One micro-batch; 16 where a layer runs on the CPU, which needs no proof of kernels but seconds."""
+        plan = self.plan
+        tokens = plan.ubatch_tokens if plan.devices and plan.layers >= plan.layers_total else 16
+        return max(1, min(tokens, plan.context_tokens - 16))
+
+
+class Planner(Protocol):
+    """Makes launches."""
+
+    async def plan(self, loaded: Loaded, previous: Launch | None) -> Launch:
+        """A launch for this definition, for the memory that is free now (or when `previous`'s is back).
+
+        `previous` is the launch whose child just ended; None where there was none. Raises LlamadError.
+        """
+        ...
+
+    async def check(self, loaded: Loaded, running: Launch) -> None:
+        """Raise LlamadError if no plan would be possible once `running`'s memory is back."""
+        ...
+
+
+class Engine(Protocol):
+    """A running llama-server's HTTP side."""
+
+    async def healthy(self, socket_path: str) -> bool:
+        """Whether /health says 200 now; False for anything else, never an error."""
+        ...
+
+    async def warm_up(self, launch: Launch, deadline_s: float) -> float:
+        """Seconds that one micro-batch and one token took. Raises LlamadError where no finite logits came."""
+        ...
+
+
+class Front(Protocol):
+    """The relay in front of the child."""
+
+    def hold(self, reason: str) -> None:
+        """New requests wait from now on."""
+        ...
+
+    def open(self, launch: Launch) -> None:
+        """Requests go to this child."""
+        ...
+
+    def refuse(self, message: str) -> None:
+        """Requests are answered 503 with this text."""
+        ...
+
+    def stop_accepting(self) -> None:
+        """New connections stay in the sockets' queues, for the next llamad."""
+        ...
+
+    async def drain(self, deadline_s: float) -> int:
+        """Return when no request is in flight or the deadline passed: how many still are."""
+        ...
+
+    def cut(self, cause: str, message: str) -> None:
+        """End every request in flight with an error that names the cause."""
+        ...
+
+    async def close_upstreams(self) -> None:
+        """Close the connections to the child; idle ones too."""
+        ...
+
+
+class Reporter(Protocol):
+    """Journal, systemd and the public status."""
+
+    def event(self, name: str, message: str, **fields: str) -> None:
+        """One record of the catalog's event `name`; fields become LLAMAD_*."""
+        ...
+
+    def state(self, state: str, text: str) -> None:
+        """The one line that `systemctl status` shows, and the state for `llamad status`."""
+        ...
+
+    def serving(self, launch: Launch) -> None:
+        """The model is ready (again)."""
+        ...
+
+    def extend(self, duration_s: float) -> None:
+        """Progress was made: systemd must wait that long again."""
+        ...
+
+    def child_line(self, level: str, text: str, pid: int) -> None:
+        """Pass a line of llama-server on; never blocks."""
+        ...
+
+
+@dataclass(frozen=True)
+class Seams:
+    """Everything the supervisor acts through."""
+
+    planner: Planner
+    engine: Engine
+    front: Front
+    reporter: Reporter
+
+
+def relay_side_only(old: Definition, new: Definition) -> bool:
+    """Whether the definitions differ only in what the relay applies in place."""
+    keys = {"limits", "aliases", "allowed_hosts", "api_keys_file", "insecure", "idle", "start"}
+    return old.model_dump(exclude=keys) == new.model_dump(exclude=keys)
+
+
+def tail(lines: Sequence[str], count: int = 20) -> str:
+    """The last lines as one text."""
+    return "\n".join(list(lines)[-count:])

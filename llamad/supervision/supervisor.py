@@ -1,0 +1,381 @@
+"""One model's owner: a single-writer loop that posts events to the table and carries out its effects.
+
+Everything mutable about a model is changed here and only from `run`. Jobs (planning, watching a load,
+warming up, draining, stopping, waiting) are tasks of one state: leaving the state cancels them, and what
+they still post is dropped by its epoch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+
+from llamad.clock import Clock
+from llamad.config.load import Loaded
+from llamad.errors import ChildError, ExitCode, LlamadError
+from llamad.supervision.backoff import Backoff
+from llamad.supervision.cause import Cause, Death, classify
+from llamad.supervision.child import Child, Spawner, stop_ladder
+from llamad.supervision.host import oom_kills
+from llamad.supervision.intake import Intake
+from llamad.supervision.launch import Launch, Seams, relay_side_only, tail
+from llamad.supervision.loading import NotUsable, watch_load
+from llamad.supervision.machine import Effect, Event, State, step
+from llamad.supervision.words import device_names, ready_text
+
+
+@dataclass(frozen=True)
+class _Message:
+    event: Event
+    epoch: int | None = None
+    """The state's epoch that posted it; None for what comes from outside and always counts."""
+    launch: Launch | None = None
+    error: LlamadError | None = None
+    cause: Cause | None = None
+
+
+class Supervisor:
+    """Runs one model until it is stopped or, with `exit_on_failure`, until it has failed."""
+
+    def __init__(
+        self,
+        loaded: Loaded,
+        seams: Seams,
+        spawner: Spawner,
+        clock: Clock,
+        *,
+        exit_on_failure: bool = True,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self.state = State.STOPPED
+        self.loaded = loaded
+        self.launch: Launch | None = None
+        self._seams = seams
+        self._spawner = spawner
+        self._clock = clock
+        self._exit_on_failure = exit_on_failure
+        self._backoff = Backoff(loaded.definition.limits.restarts, jitter)
+        self._queue: asyncio.Queue[_Message] = asyncio.Queue()
+        self._epoch = 0
+        self._jobs: set[asyncio.Task[None]] = set()
+        self._child: Child | None = None
+        self._intake: Intake | None = None
+        self._killed_because = ""
+        self._condemned: LlamadError | None = None
+        self._fallback: Loaded | None = None
+        self._reloading: asyncio.Future[None] | None = None
+        self._ready_at_s = 0.0
+        self._last_cause: Cause | None = None
+        self._exit: ExitCode | None = None
+        self._failure: ExitCode = ExitCode.OK
+        self.restarts = 0
+
+    # -- what others may call ---------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """Drain, stop the child, and let `run` return."""
+        self._post(_Message(Event.STOP))
+
+    async def reload(self, loaded: Loaded) -> None:
+        """Put a new definition into force; return when it serves, or the old one serves again.
+
+        Raises LlamadError where the new definition was refused or could not be started; the old one is in
+        force then. A definition that changes nothing for the child is applied without touching it.
+        """
+        if self.launch and self.state is State.READY:
+            if relay_side_only(self.loaded.definition, loaded.definition):
+                self.loaded = loaded
+                return
+            await self._seams.planner.check(loaded, self.launch)
+        self._fallback = self.loaded if self.state is State.READY else self._fallback
+        self.loaded = loaded
+        if self._reloading is None or self._reloading.done():
+            self._reloading = asyncio.get_running_loop().create_future()
+        waiter = self._reloading
+        self._post(_Message(Event.RELOAD))
+        await asyncio.shield(waiter)
+
+    @property
+    def last_cause(self) -> Cause | None:
+        """Why the last child died that was not stopped by us."""
+        return self._last_cause
+
+    @property
+    def child_pid(self) -> int:
+        """The child's process id; 0 where there is none."""
+        return self._child.pid if self._child else 0
+
+    async def run(self) -> ExitCode:
+        """Carry the model through its life; returns the exit code for the service."""
+        self._post(_Message(Event.START))
+        try:
+            while self._exit is None:
+                await self._handle(await self._queue.get())
+        finally:
+            self._cancel_jobs()
+            if self._child:
+                self._child.kill_group()
+        return self._exit
+
+    # -- the loop ---------------------------------------------------------------------------------------
+
+    def _post(self, message: _Message) -> None:
+        self._queue.put_nowait(message)
+
+    async def _handle(self, message: _Message) -> None:
+        if message.epoch is not None and message.epoch != self._epoch:
+            return
+        if message.event in (Event.REFUSED, Event.DIED, Event.DOOMED) and self._reverts(message):
+            message = _Message(Event.REVERT)
+        before = self.state
+        self.state, effects = step(before, message.event)
+        if self.state is not before or effects:
+            self._cancel_jobs()
+            self._epoch += 1
+        self._take_facts(message)
+        for effect in effects:
+            await self._carry_out(effect, message)
+        if self.state is not before:
+            self._announce()
+
+    def _take_facts(self, message: _Message) -> None:
+        if message.launch:
+            self.launch = message.launch
+        if message.cause and message.cause.name != "stopped":
+            self._last_cause = message.cause
+
+    def _reverts(self, message: _Message) -> bool:
+        """Whether this failure belongs to a new definition that has an older one to fall back to."""
+        starting = (State.WAITING, State.LOADING, State.WARMING, State.CONDEMNED)
+        if self._fallback is None or self.state not in starting:
+            return False
+        why = str(message.error or self._condemned or (message.cause and message.cause.text) or "it failed")
+        self._seams.reporter.event(
+            "reload-reverted", f"The new definition could not be started: {why}. The old one is in force again",
+            CAUSE=why,
+        )  # fmt: skip
+        self.loaded, self._fallback = self._fallback, None
+        self._settle_reload(message.error or ChildError("the new definition could not be started", why=why))
+        return True
+
+    def _cancel_jobs(self) -> None:
+        for job in self._jobs:
+            job.cancel()
+        self._jobs.clear()
+
+    def _job(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._jobs.add(task)
+        task.add_done_callback(self._job_done)
+
+    def _job_done(self, task: asyncio.Task[None]) -> None:
+        self._jobs.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            raise error  # a bug: the loop's exception handler ends the daemon
+
+    # -- effects ----------------------------------------------------------------------------------------
+
+    async def _carry_out(self, effect: Effect, message: _Message) -> None:
+        match effect:
+            case Effect.PLAN:
+                self._job(self._plan(self._epoch))
+            case Effect.SPAWN:
+                await self._spawn()
+            case Effect.WARM_UP:
+                self._job(self._warm_up(self._epoch))
+            case Effect.OPEN:
+                self._open()
+            case Effect.HOLD:
+                self._seams.front.hold(f"the model is {self.state}")
+            case Effect.DRAIN:
+                self._job(self._drain(self._epoch))
+            case Effect.STOP_CHILD:
+                self._stop_child()
+            case Effect.KILL_CHILD:
+                self._job(self._kill_child(self._epoch))
+            case Effect.ARM_BACKOFF:
+                self._job(self._back_off(self._epoch, message.cause))
+            case Effect.FORGIVE:
+                self._backoff.forgive()
+            case Effect.GIVE_UP:
+                self._give_up(message)
+            case Effect.EXIT:
+                self._exit = self._failure
+
+    async def _plan(self, epoch: int) -> None:
+        try:
+            launch = await self._seams.planner.plan(self.loaded, self.launch)
+        except LlamadError as error:
+            self._post(_Message(Event.REFUSED, epoch, error=error))
+        else:
+            self._post(_Message(Event.PLANNED, epoch, launch=launch))
+
+    async def _spawn(self) -> None:
+        launch = self.launch
+        assert launch is not None
+        self._intake = intake = Intake(self._seams.reporter, launch.definition.limits.child_log_lines_per_s)
+        self._killed_because, self._condemned = "", None
+        kills_before = oom_kills()
+        try:
+            self._child = child = await self._spawner.spawn(launch.argv, launch.env, intake.feed)
+        except ChildError as error:
+            self._post(_Message(Event.DIED, cause=Cause("spawn", str(error), error.fix)))
+            return
+        intake.pid = child.pid
+        self._seams.reporter.event(
+            "loading", f"Loading {launch.definition.model} on {device_names(launch.plan)}",
+            DEVICE=device_names(launch.plan),
+        )  # fmt: skip
+        task = asyncio.create_task(self._watch_exit(child, intake, kills_before))
+        task.add_done_callback(self._job_done)
+        self._job(self._watch_load(self._epoch, child, intake, launch))
+
+    async def _watch_exit(self, child: Child, intake: Intake, kills_before: int) -> None:
+        """Lives as long as the child, whatever the states do meanwhile."""
+        returncode = await child.wait()
+        self._child = None
+        death = Death(returncode, intake.recent(), oom_kills() - kills_before, self._killed_because)
+        cause = classify(death)
+        if self._killed_because == "stop" or self.state in (State.STOPPING, State.REPLACING):
+            self._post(_Message(Event.DIED, cause=Cause("stopped", "stopped by llamad", "")))
+            return
+        if self._condemned and self._condemned.exit_code is not ExitCode.CRASH_LOOP:
+            cause = Cause(cause.name, str(self._condemned), self._condemned.fix, True, self._condemned.exit_code)
+        self._seams.reporter.event(
+            "child-exited", f"llama-server ended ({_exit_words(returncode)}): {cause.text}",
+            CAUSE=cause.text, FIX=cause.fix or "see its last lines",
+        )  # fmt: skip
+        final = cause.final or not self._backoff.may_retry()
+        self._post(_Message(Event.DOOMED if final else Event.DIED, cause=cause))
+
+    async def _watch_load(self, epoch: int, child: Child, intake: Intake, launch: Launch) -> None:
+        try:
+            await watch_load(child, intake, launch, self._seams, self._clock)
+        except NotUsable as unusable:
+            self._condemn(epoch, unusable.because, unusable.error)
+        else:
+            self._post(_Message(Event.LOADED, epoch))
+
+    async def _warm_up(self, epoch: int) -> None:
+        assert self.launch is not None and self._intake is not None
+        limits = self.launch.definition.limits
+        try:
+            await self._seams.engine.warm_up(self.launch, limits.warmup_s)
+            self._intake.check_allocations()
+        except LlamadError as error:
+            self._seams.reporter.event("warm-up-failed", f"The warm-up failed: {error}", CAUSE=str(error))
+            self._condemn(epoch, "warm-up", error)
+        else:
+            self._post(_Message(Event.WARMED, epoch))
+
+    def _condemn(self, epoch: int, because: str, error: LlamadError) -> None:
+        if epoch == self._epoch and self._child:
+            self._killed_because, self._condemned = because, error
+            self._post(_Message(Event.CONDEMN, epoch))
+
+    def _open(self) -> None:
+        assert self.launch is not None and self._intake is not None
+        self._intake.quiet = True
+        self._ready_at_s = self._clock.monotonic()
+        self._backoff.ready_at(self._ready_at_s)
+        self._failure = ExitCode.OK
+        self._seams.front.open(self.launch)
+        if self._fallback is not None:
+            self._fallback = None
+            self._seams.reporter.event("reload-applied", "The new definition is in force")
+        self._seams.reporter.serving(self.launch)
+        self._settle_reload(None)
+        self._job(self._become_stable(self._epoch))
+
+    async def _become_stable(self, epoch: int) -> None:
+        await self._clock.sleep(self.loaded.definition.limits.stable_s)
+        self._post(_Message(Event.STABLE, epoch))
+
+    async def _drain(self, epoch: int) -> None:
+        front, limits = self._seams.front, self.loaded.definition.limits
+        if self.state is State.DRAINING:
+            front.stop_accepting()
+        self._seams.reporter.extend(limits.drain_s + 30.0)
+        if await front.drain(limits.drain_s):
+            cause = "shutdown" if self.state is State.DRAINING else "reload"
+            front.cut(cause, f"the request ran longer than drain_s ({limits.drain_s:g} s)")
+        self._post(_Message(Event.DRAINED, epoch))
+
+    def _stop_child(self) -> None:
+        """The ladder survives a change of the goal on its way, so it is no job of the state."""
+        if self._child is None:
+            self._post(_Message(Event.DIED, cause=Cause("stopped", "stopped by llamad", "")))
+            return
+        self._killed_because = "stop"
+        task = asyncio.create_task(self._climb_down(self._child))
+        task.add_done_callback(self._job_done)
+
+    async def _climb_down(self, child: Child) -> None:
+        await self._seams.front.close_upstreams()
+        if not await stop_ladder(child, self.loaded.definition.limits.stop_s):
+            self._post(_Message(Event.UNKILLABLE))
+
+    async def _kill_child(self, epoch: int) -> None:
+        if self._child:
+            self._child.kill_group()
+        await self._clock.sleep(10.0)
+        self._post(_Message(Event.UNKILLABLE, epoch))
+
+    async def _back_off(self, epoch: int, cause: Cause | None) -> None:
+        delay_s = self._backoff.next_delay_s(self._clock.monotonic())
+        self.restarts += 1
+        text = cause.text if cause else "it ended"
+        when = f"in {delay_s:.1f} s" if delay_s else "at once"
+        self._seams.reporter.event("restarting", f"llama-server is started again {when}: {text}", CAUSE=text)
+        self._seams.reporter.extend(delay_s + 60.0)
+        if delay_s:
+            await self._clock.sleep(delay_s)
+        self._post(_Message(Event.TIMER, epoch))
+
+    def _give_up(self, message: _Message) -> None:
+        error, cause = message.error, message.cause
+        self._failure = error.exit_code if error else cause.exit_code if cause else ExitCode.CRASH_LOOP
+        text = str(error) if error else cause.text if cause else "llama-server ended"
+        fix = (error.fix if error else cause.fix if cause else "") or "see the lines before"
+        lines = tail(self._intake.recent()) if self._intake and not error else ""
+        event = _event_of(self._failure)
+        self._seams.reporter.event(event, f"Giving up: {text}" + (f"\n{lines}" if lines else ""), CAUSE=text, FIX=fix)
+        self._seams.front.refuse(text)
+        self._settle_reload(error or ChildError(text, fix=fix))
+        if self._exit_on_failure:
+            self._exit = self._failure
+
+    def _settle_reload(self, error: LlamadError | None) -> None:
+        if self._reloading is None or self._reloading.done():
+            return
+        if error:
+            self._reloading.set_exception(error)
+            self._reloading.exception()  # looked at here: the waiter may be gone
+        else:
+            self._reloading.set_result(None)
+
+    def _announce(self) -> None:
+        text = str(self.state)
+        if self.state is State.READY and self.launch:
+            text = ready_text(self.launch.plan)
+        elif self.state in (State.LOADING, State.WARMING) and self.launch:
+            text = f"{self.state}: ctx {self.launch.plan.context_tokens} on {device_names(self.launch.plan)}"
+        elif self.state in (State.BACKOFF, State.FAILED, State.STUCK) and self._last_cause:
+            text = f"{self.state}: {self._last_cause.text}"
+        self._seams.reporter.state(str(self.state), text)
+
+
+def _exit_words(returncode: int) -> str:
+    return f"status {returncode}" if returncode >= 0 else f"signal {-returncode}"
+
+
+def _event_of(code: ExitCode) -> str:
+    by_code = {
+        ExitCode.NO_DEVICE: "no-device",
+        ExitCode.CONFIG: "config-refused",
+        ExitCode.BAD_MODEL: "model-file",
+        ExitCode.NO_MODEL_FILE: "model-file",
+    }
+    return by_code.get(code, "gave-up")

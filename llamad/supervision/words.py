@@ -1,0 +1,26 @@
+"""Plans in the words of `systemctl status`. Pure, ASCII only."""
+
+from __future__ import annotations
+
+from llamad.planning.plan import Plan
+from llamad.units import GIB
+
+
+def device_names(plan: Plan) -> str:
+    """`CUDA0, CUDA1`; `CPU` where no layer is on a device."""
+    return ", ".join(device.name for device in plan.devices if device.layers) or "CPU"
+
+
+def ready_text(plan: Plan) -> str:
+    """`ready: ctx 16384 of 16384, 41/41 layers on CUDA0, 11.9 of 15.6 GiB, 4 slots`."""
+    slots = f"{plan.slots} slot{'s' if plan.slots != 1 else ''}"
+    context = f"ready: ctx {plan.context_tokens} of {plan.context_train_tokens}"
+    used = [device for device in plan.devices if device.layers]
+    if not used:
+        host = plan.host.buffers_bytes / GIB
+        return f"{context}, on the CPU, {host:.1f} of {plan.host_available_bytes / GIB:.1f} GiB, {slots}"
+    layers = f"{plan.layers}/{plan.layers_total} layers on {device_names(plan)}"
+    bytes_text = " + ".join(
+        f"{(d.parts.total_bytes - d.parts.margin_bytes) / GIB:.1f} of {d.free_bytes / GIB:.1f} GiB" for d in used
+    )
+    return f"{context}, {layers}, {bytes_text}, {slots}"

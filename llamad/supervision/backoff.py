@@ -1,4 +1,4 @@
-"""How long to wait before a child is started again, and when to give up. Pure; the caller brings the time."""
+"""How long to wait before a child is started again, and when to give up. Pure: the time is brought in."""
 
 from __future__ import annotations
 

@@ -102,6 +102,16 @@ class Supervisor:
         """Why the last child died that was not stopped by us."""
         return self._last_cause
 
+    def status_text(self) -> str:
+        """The one line of `systemctl status`."""
+        if self.state is State.READY and self.launch:
+            return ready_text(self.launch.plan)
+        if self.state in (State.LOADING, State.WARMING) and self.launch:
+            return f"{self.state}: ctx {self.launch.plan.context_tokens} on {device_names(self.launch.plan)}"
+        if self.state in (State.BACKOFF, State.FAILED, State.STUCK) and self._last_cause:
+            return f"{self.state}: {self._last_cause.text}"
+        return str(self.state)
+
     @property
     def child_pid(self) -> int:
         """The child's process id; 0 where there is none."""
@@ -221,7 +231,7 @@ class Supervisor:
         try:
             self._child = child = await self._spawner.spawn(launch.argv, launch.env, intake.feed)
         except ChildError as error:
-            self._post(_Message(Event.DIED, cause=Cause("spawn", str(error), error.fix)))
+            self._died(Cause("spawn", str(error), error.fix))
             return
         intake.pid = child.pid
         self._seams.reporter.event(
@@ -242,11 +252,16 @@ class Supervisor:
             self._post(_Message(Event.DIED, cause=Cause("stopped", "stopped by llamad", "")))
             return
         if self._condemned and self._condemned.exit_code is not ExitCode.CRASH_LOOP:
-            cause = Cause(cause.name, str(self._condemned), self._condemned.fix, True, self._condemned.exit_code)
+            cause = Cause(
+                cause.name, str(self._condemned), self._condemned.fix, True, self._condemned.exit_code
+            )
         self._seams.reporter.event(
             "child-exited", f"llama-server ended ({_exit_words(returncode)}): {cause.text}",
             CAUSE=cause.text, FIX=cause.fix or "see its last lines",
         )  # fmt: skip
+        self._died(cause)
+
+    def _died(self, cause: Cause) -> None:
         final = cause.final or not self._backoff.may_retry()
         self._post(_Message(Event.DOOMED if final else Event.DIED, cause=cause))
 
@@ -340,8 +355,10 @@ class Supervisor:
         text = str(error) if error else cause.text if cause else "llama-server ended"
         fix = (error.fix if error else cause.fix if cause else "") or "see the lines before"
         lines = tail(self._intake.recent()) if self._intake and not error else ""
-        event = _event_of(self._failure)
-        self._seams.reporter.event(event, f"Giving up: {text}" + (f"\n{lines}" if lines else ""), CAUSE=text, FIX=fix)
+        event = event_of(self._failure)
+        self._seams.reporter.event(
+            event, f"Giving up: {text}" + (f"\n{lines}" if lines else ""), CAUSE=text, FIX=fix
+        )
         self._seams.front.refuse(text)
         self._settle_reload(error or ChildError(text, fix=fix))
         if self._exit_on_failure:
@@ -357,21 +374,15 @@ class Supervisor:
             self._reloading.set_result(None)
 
     def _announce(self) -> None:
-        text = str(self.state)
-        if self.state is State.READY and self.launch:
-            text = ready_text(self.launch.plan)
-        elif self.state in (State.LOADING, State.WARMING) and self.launch:
-            text = f"{self.state}: ctx {self.launch.plan.context_tokens} on {device_names(self.launch.plan)}"
-        elif self.state in (State.BACKOFF, State.FAILED, State.STUCK) and self._last_cause:
-            text = f"{self.state}: {self._last_cause.text}"
-        self._seams.reporter.state(str(self.state), text)
+        self._seams.reporter.state(str(self.state), self.status_text())
 
 
 def _exit_words(returncode: int) -> str:
     return f"status {returncode}" if returncode >= 0 else f"signal {-returncode}"
 
 
-def _event_of(code: ExitCode) -> str:
+def event_of(code: ExitCode) -> str:
+    """The catalog's event for a final failure with this exit code."""
     by_code = {
         ExitCode.NO_DEVICE: "no-device",
         ExitCode.CONFIG: "config-refused",

@@ -21,6 +21,7 @@ def ready_text(plan: Plan) -> str:
         return f"{context}, on the CPU, {host:.1f} of {plan.host_available_bytes / GIB:.1f} GiB, {slots}"
     layers = f"{plan.layers}/{plan.layers_total} layers on {device_names(plan)}"
     bytes_text = " + ".join(
-        f"{(d.parts.total_bytes - d.parts.margin_bytes) / GIB:.1f} of {d.free_bytes / GIB:.1f} GiB" for d in used
+        f"{(d.parts.total_bytes - d.parts.margin_bytes) / GIB:.1f} of {d.free_bytes / GIB:.1f} GiB"
+        for d in used
     )
     return f"{context}, {layers}, {bytes_text}, {slots}"

@@ -1,0 +1,5 @@
+"""`python -m llamad`."""
+
+from llamad.cli.main import entry
+
+entry()

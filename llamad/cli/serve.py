@@ -1,0 +1,15 @@
+"""`llamad serve NAME`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from llamad.cli.unprivileged import drop_root
+from llamad.service.daemon import serve
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until told to stop; returns the service's exit code."""
+    drop_root()
+    return int(serve(args.name, args.config, dict(os.environ)))

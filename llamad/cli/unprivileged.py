@@ -1,0 +1,93 @@
+"""No verb runs an engine binary as root: GGUF parsers of llama.cpp meet hostile files.
+
+Under systemd the verb is run again by systemd-run in the unit's own sandbox, so that what it can read and
+which devices it sees are what the service will see; elsewhere it becomes the service's user.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from llamad.errors import AccessError
+
+USER = "_llamad"
+_SANDBOX_PREFIXES = (
+    "Protect", "Private", "Restrict", "SystemCall", "Device", "Capability", "Ambient", "NoNewPrivileges",
+    "LockPersonality", "MemoryDenyWriteExecute", "RemoveIPC", "UMask", "LimitMEMLOCK", "LimitNOFILE", "LimitCORE",
+    "SupplementaryGroups", "ReadOnlyPaths", "ReadWritePaths", "InaccessiblePaths", "TasksMax", "Environment",
+)  # fmt: skip
+
+
+def drop_root() -> None:
+    """As root, become the service's user for good (outside systemd). Raises AccessError without that user."""
+    if os.geteuid() != 0:
+        return
+    try:
+        user = pwd.getpwnam(USER)
+    except KeyError:
+        raise AccessError(
+            "llamad does not run llama-server as root",
+            why=f"there is no user {USER}",
+            fix="run it as an ordinary user, or install the package",
+        ) from None
+    os.setgroups(os.getgrouplist(USER, user.pw_gid))
+    os.setgid(user.pw_gid)
+    os.setuid(user.pw_uid)
+    os.environ["HOME"] = user.pw_dir
+
+
+def rerun_in_sandbox(argv: list[str], unit: str, cache: Path | None) -> int | None:
+    """As root under systemd, run `llamad ARGV` in the sandbox of `unit`: its exit code. None: carry on here.
+
+    `cache` is the one folder that may be written, if it exists. Without systemd the process drops to the
+    service's user and carries on.
+    """
+    if os.geteuid() != 0:
+        return None
+    if not Path("/run/systemd/system").is_dir() or shutil.which("systemd-run") is None:
+        drop_root()
+        return None
+    properties = [f"User={USER}", "WorkingDirectory=/", *sandbox_of(unit)]
+    if cache is not None and cache.is_dir():
+        properties.append(f"ReadWritePaths={cache}")
+    command = ["systemd-run", "--pipe", "--wait", "--collect", "--quiet", "--service-type=exec"]
+    command += [f"--property={text}" for text in properties]
+    command += ["--", *own_command(), *argv]
+    sys.stdout.flush()
+    return subprocess.run(command, check=False).returncode
+
+
+def own_command() -> list[str]:
+    """How this very llamad is started again."""
+    script = Path(sys.argv[0])
+    if script.name == "llamad" and script.is_absolute() and os.access(script, os.X_OK):
+        return [str(script)]
+    return [sys.executable, "-m", "llamad"]
+
+
+def sandbox_of(unit: str) -> list[str]:
+    """The unit's sandbox settings with all drop-ins, as `Key=value`, in their order; [] if it is unknown."""
+    shown = subprocess.run(
+        ["systemctl", "cat", "--no-pager", unit], capture_output=True, text=True, check=False
+    )
+    return parse_sandbox(shown.stdout)
+
+
+def parse_sandbox(text: str) -> list[str]:
+    """The sandbox lines of the [Service] sections of a unit's text; continuation lines joined."""
+    found: list[str] = []
+    section = ""
+    for line in text.replace("\\\n", " ").splitlines():
+        stripped = line.strip()
+        if stripped.startswith("["):
+            section = stripped
+        elif section == "[Service]" and stripped.startswith(_SANDBOX_PREFIXES):
+            key, _, value = stripped.partition("=")
+            if not (key == "PrivateTmp" or "%" in value):
+                found.append(f"{key.strip()}={' '.join(value.split())}")
+    return found

@@ -1,0 +1,70 @@
+"""Where a model's files are: systemd's directories under a unit, the user's own elsewhere."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from llamad.errors import AccessError
+
+
+@dataclass(frozen=True)
+class Paths:
+    """The folders of one model."""
+
+    runtime: Path
+    """For the public status and sockets; the child's socket is in `engine/` below it, 0700."""
+    state: Path
+    cache: Path
+    ledger: Path
+    public_sockets: Path
+    credentials: Path | None
+
+    @classmethod
+    def of(cls, name: str, environ: dict[str, str]) -> Paths:
+        """The unit's directories; outside systemd the same places if they can be written, else the user's."""
+        credentials = Path(environ["CREDENTIALS_DIRECTORY"]) if "CREDENTIALS_DIRECTORY" in environ else None
+        run = Path("/run/llamad")
+        if "RUNTIME_DIRECTORY" not in environ and not os.access(run / "model", os.W_OK):
+            run = Path(environ.get("XDG_RUNTIME_DIR") or f"/tmp/llamad-{os.getuid()}") / "llamad"
+        home = Path(environ.get("HOME", "/nonexistent"))
+        state = _directory(
+            environ, "STATE_DIRECTORY", Path("/var/lib/llamad/state"), home / ".local/state/llamad", name
+        )
+        cache = _directory(
+            environ, "CACHE_DIRECTORY", Path("/var/cache/llamad"), home / ".cache/llamad", name
+        )
+        runtime = Path(environ.get("RUNTIME_DIRECTORY", str(run / "model" / name)))
+        return cls(runtime, state, cache, run / "ledger", run / "api", credentials)
+
+    @property
+    def engine(self) -> Path:
+        """The folder of the child's socket."""
+        return self.runtime / "engine"
+
+    def credential(self, name: str) -> Path | None:
+        """The API keys that systemd imported for this model; None where there are none."""
+        path = self.credentials / f"llamad.api-key.{name}" if self.credentials else None
+        return path if path is not None and path.exists() else None
+
+    def make(self, *, under_systemd: bool) -> None:
+        """Make what is missing. Raises AccessError."""
+        folders = [(self.engine, 0o700)]
+        if not under_systemd:
+            folders = [(self.runtime, 0o711), *folders, (self.state, 0o700), (self.cache, 0o700)]
+            folders += [(self.ledger, 0o700), (self.public_sockets, 0o755)]
+        for folder, mode in folders:
+            try:
+                if not folder.is_dir():
+                    folder.mkdir(parents=True, exist_ok=True)
+                    folder.chmod(mode)  # the umask is 0077
+            except OSError as error:
+                fix = "run it as the unit does, or install the package's tmpfiles"
+                raise AccessError(f"cannot make {folder}", why=str(error), fix=fix) from error
+
+
+def _directory(environ: dict[str, str], key: str, system: Path, user: Path, name: str) -> Path:
+    if key in environ:
+        return Path(environ[key])
+    return (system if os.access(system, os.W_OK) else user) / name

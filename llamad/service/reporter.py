@@ -1,0 +1,94 @@
+"""Tells journald, systemd and `llamad status` what the supervisor does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from llamad.planning.plan import Plan
+from llamad.service.events import EVENTS
+from llamad.service.journal import Journal
+from llamad.service.notify import Notifier, monotonic_usec
+from llamad.service.status import StatusFile
+from llamad.supervision.launch import Launch
+from llamad.supervision.words import device_names, ready_text
+
+_CHILD_PRIORITY = {"error": "err", "warning": "warning", "info": "info", "debug": "debug", "raw": "info"}
+
+
+class DaemonReporter:
+    """The one that `llamad serve` uses."""
+
+    def __init__(self, name: str, journal: Journal, notifier: Notifier, status: StatusFile) -> None:
+        self._name = name
+        self._journal = journal
+        self._notifier = notifier
+        self._status = status
+        self.on_state: Callable[[str], None] = lambda _state: None
+
+    def event(self, name: str, message: str, **fields: str) -> None:
+        kind = EVENTS[name]
+        given = {key: fields.get(key) or "-" for key in {*kind.fields, *fields}}
+        self._journal.record(
+            message,
+            kind.priority,
+            "llamad",
+            MESSAGE_ID=kind.message_id,
+            LLAMAD_EVENT=name,
+            LLAMAD_MODEL=self._name,
+            **{f"LLAMAD_{key}": value for key, value in given.items()},
+        )
+
+    def state(self, state: str, text: str) -> None:
+        self._notifier.send(STATUS=text)
+        self._status.update(state=state, text=text)
+        self.on_state(state)
+
+    def planned(self, plan: Plan) -> None:
+        """A plan was made for a start."""
+        device = device_names(plan)
+        message = f"Planned: ctx {plan.context_tokens}, {plan.layers}/{plan.layers_total} layers on {device}"
+        reasons = "\n".join(f"{reason.topic}: {reason.text}" for reason in plan.reasons)
+        self.event(
+            "planned",
+            f"{message} ({plan.source})\n{reasons}",
+            CONTEXT=str(plan.context_tokens),
+            DEVICE=device,
+        )
+        for warning in plan.warnings:
+            self._journal.record(warning, "warning", "llamad", LLAMAD_MODEL=self._name)
+
+    def serving(self, launch: Launch) -> None:
+        text = ready_text(launch.plan)
+        device = device_names(launch.plan)
+        self.event(
+            "ready", text[0].upper() + text[1:], CONTEXT=str(launch.plan.context_tokens), DEVICE=device
+        )
+        if device == "CPU":
+            why = "no device is used; `allow_cpu = true` permits it"
+            self.event("serving-on-cpu", f"Serving on the CPU: {why}", CAUSE=why)
+        self._status.serving(launch)
+        self._notifier.send(READY=1, STATUS=text)
+
+    def reloading(self) -> None:
+        """A reload begins; `still_ready` or `serving` must follow."""
+        self._notifier.send(RELOADING=1, MONOTONIC_USEC=monotonic_usec())
+
+    def still_ready(self, text: str) -> None:
+        """The reload is over without another child."""
+        self._notifier.send(READY=1, STATUS=text)
+
+    def stopping(self) -> None:
+        """The service is on its way out."""
+        self._notifier.send(STOPPING=1, STATUS="stopping")
+
+    def extend(self, duration_s: float) -> None:
+        self._notifier.send(EXTEND_TIMEOUT_USEC=int(duration_s * 1e6))
+
+    def child_line(self, level: str, text: str, pid: int) -> None:
+        self._journal.record(
+            text,
+            _CHILD_PRIORITY.get(level, "info"),
+            f"llama-server@{self._name}",
+            LLAMAD_MODEL=self._name,
+            OBJECT_PID=str(pid),
+        )

@@ -1,0 +1,140 @@
+"""The addresses a model is served on: bound here, or taken back from systemd's file descriptor store.
+
+A listening socket outlives a restart of the unit in the store, with the connections that wait in its queue,
+so that a restart refuses nobody.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from llamad.config.listen import Listen
+from llamad.errors import AccessError, BusyError, ConfigError
+from llamad.service.notify import Notifier
+
+BACKLOG = 4096
+LISTEN_FDS_START = 3
+_IP_FREEBIND = 15  # linux/in.h; also valid at level IPPROTO_IPV6 as IPV6_FREEBIND = 78
+_IPV6_FREEBIND = 78
+
+
+@dataclass
+class Listening:
+    """The sockets of one model."""
+
+    sockets: list[socket.socket]
+    unix_path: Path | None = None
+    """The public name of a unix socket, to be removed where no runtime directory does it."""
+
+
+def stored_sockets(environ: dict[str, str]) -> dict[str, socket.socket]:
+    """The sockets that systemd kept, by name; clears LISTEN_* so that no child takes them for its own."""
+    names = environ.pop("LISTEN_FDNAMES", "").split(":")
+    count = environ.pop("LISTEN_FDS", "0")
+    if environ.pop("LISTEN_PID", "") != str(os.getpid()) or not count.isdigit():
+        return {}
+    found: dict[str, socket.socket] = {}
+    for offset in range(int(count)):
+        fd = LISTEN_FDS_START + offset
+        os.set_inheritable(fd, False)
+        name = names[offset] if offset < len(names) else ""
+        if name and name not in found and stat.S_ISSOCK(os.fstat(fd).st_mode):
+            found[name] = socket.socket(fileno=fd)
+        else:
+            os.close(fd)
+    return found
+
+
+def store_name(listen: Listen) -> str:
+    """The name of an address in the store: printable ASCII without a colon."""
+    return "listen-" + "".join(c if c.isalnum() or c in "._-" else "_" for c in str(listen))
+
+
+def listen_on(
+    listen: Listen,
+    mode: int,
+    stored: dict[str, socket.socket],
+    notifier: Notifier,
+    runtime: Path,
+    public: Path,
+) -> Listening:
+    """A listening socket on the address: the stored one where there is one, else a new one, then stored.
+
+    Stored sockets of other addresses (the definition changed) are closed and dropped. `runtime` is the
+    unit's runtime directory, `public` the folder in which the socket's name is shown.
+    Raises BusyError (address in use), AccessError, ConfigError (no such address).
+    """
+    wanted = store_name(listen)
+    for name in [name for name in stored if name != wanted]:
+        stored.pop(name).close()
+        notifier.drop(name)
+    sock = stored.pop(wanted, None)
+    if sock is not None and listen.kind == "unix" and not (runtime / "api.sock").exists():
+        sock.close()
+        notifier.drop(wanted)
+        sock = None
+    if sock is None:
+        sock = _bind_unix(runtime / "api.sock", mode) if listen.kind == "unix" else _bind_tcp(listen)
+        notifier.store(wanted, [sock.fileno()])
+    sock.setblocking(False)
+    shown = _show(runtime / "api.sock", public / listen.path) if listen.kind == "unix" else None
+    return Listening([sock], shown)
+
+
+def _bind_tcp(listen: Listen) -> socket.socket:
+    family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_FREEBIND, 1)
+        else:
+            sock.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)
+        sock.bind((listen.host, listen.port))
+        sock.listen(BACKLOG)
+    except OSError as error:
+        sock.close()
+        raise _bind_error(str(listen), error) from error
+    return sock
+
+
+def _bind_unix(path: Path, mode: int) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()
+        sock.bind(str(path))
+        os.chmod(path, mode)
+        sock.listen(BACKLOG)
+    except OSError as error:
+        sock.close()
+        raise _bind_error(str(path), error) from error
+    return sock
+
+
+def _bind_error(address: str, error: OSError) -> BusyError | AccessError | ConfigError:
+    if isinstance(error, PermissionError):
+        return AccessError(f"cannot listen on {address}", why=str(error), fix="choose a port from 1024 up")
+    if error.errno == 98:  # EADDRINUSE
+        fix = "see who with `ss -ltnp`, or choose another `listen`"
+        return BusyError(f"cannot listen on {address}", why="another process does", fix=fix)
+    return ConfigError(f"cannot listen on {address}", why=str(error), fix="correct `listen`")
+
+
+def _show(target: Path, name: Path) -> Path:
+    """Make `name` a link to the socket; the socket goes with the runtime directory, so the link dangles then."""
+    temporary = name.with_name(f".{name.name}.{os.getpid()}")
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()
+        temporary.symlink_to(os.path.relpath(target, name.parent))
+        temporary.replace(name)
+    except OSError as error:
+        raise AccessError(f"cannot make {name}", why=str(error), fix="check /run/llamad/api") from error
+    return name

@@ -1,0 +1,81 @@
+"""The public state of a model: a small JSON file that `llamad status` and `list` read without root."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from pathlib import Path
+
+from llamad.supervision.launch import Launch
+from llamad.units import mib
+
+STATUS_NAME = "status.json"
+RUNTIME_ROOT = Path("/run/llamad/model")
+
+
+class StatusFile:
+    """Written whole and atomically, mode 0644, without secrets. A full /run costs a stale status, no more."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self._path = folder / STATUS_NAME
+        self._content: dict[str, object] = {"name": name, "pid": os.getpid(), "since": int(time.time())}
+        self.failed = ""
+
+    def update(self, **fields: object) -> None:
+        """Change some fields and write the file."""
+        if fields.get("state") != self._content.get("state"):
+            self._content["since"] = int(time.time())
+        self._content.update(fields)
+        self._write()
+
+    def serving(self, launch: Launch) -> None:
+        """Put in what is served."""
+        plan = launch.plan
+        self.update(
+            model=plan.model,
+            context_tokens=plan.context_tokens,
+            slots=plan.slots,
+            layers=plan.layers,
+            layers_total=plan.layers_total,
+            source=plan.source,
+            engine=launch.engine,
+            devices=[
+                {
+                    "name": device.name,
+                    "buffers_mib": mib(device.parts.buffers_bytes),
+                    "planned_mib": mib(device.parts.total_bytes),
+                    "free_at_start_mib": mib(device.free_bytes),
+                }
+                for device in plan.devices
+            ],
+            host={"buffers_mib": mib(plan.host.buffers_bytes)},
+        )
+
+    def remove(self) -> None:
+        """The model is not served any more."""
+        with contextlib.suppress(OSError):
+            self._path.unlink()
+
+    def _write(self) -> None:
+        temporary = self._path.with_suffix(f".{os.getpid()}.tmp")
+        try:
+            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+            with os.fdopen(fd, "w", encoding="utf-8") as file:
+                json.dump(self._content, file)
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, self._path)
+        except OSError as error:
+            self.failed = str(error)
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+
+
+def read_status(name: str, root: Path = RUNTIME_ROOT) -> dict[str, object] | None:
+    """What the model's daemon wrote last; None where none runs. Garbage reads as None."""
+    try:
+        content = json.loads((root / name / STATUS_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None

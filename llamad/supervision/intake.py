@@ -1,0 +1,87 @@
+"""A child's log on its way in: split, understood, remembered a little, and passed on within bounds.
+
+Called from the pipe's callback, so nothing here awaits, blocks or grows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+
+from llamad.engine.log import LineSplitter, LoadObserver, LogLine, Sign, parse_line
+from llamad.errors import BusyError
+from llamad.supervision.launch import Reporter
+
+RING_LINES = 200
+BURST_SECONDS = 10
+_LOUD = frozenset({"warning", "error", "raw"})
+
+
+class Intake:
+    """The log of one child. `quiet` after it became ready: then only warnings and worse are passed on."""
+
+    def __init__(
+        self, reporter: Reporter, lines_per_s: int, now: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.observer = LoadObserver()
+        self.loaded = asyncio.Event()
+        self.line_count = 0
+        self.quiet = False
+        self.pid = 0
+        self._reporter = reporter
+        self._ring: deque[str] = deque(maxlen=RING_LINES)
+        self._splitters = {1: LineSplitter(), 2: LineSplitter()}
+        self._rate = lines_per_s
+        self._tokens = float(lines_per_s * BURST_SECONDS)
+        self._now = now
+        self._filled_at_s = now()
+        self._suppressed = 0
+
+    def feed(self, stream: int, data: bytes) -> None:
+        """Bytes of stdout (1) or stderr (2); b"" ends the stream."""
+        splitter = self._splitters[stream]
+        for raw in splitter.feed(data) if data else splitter.flush():
+            self._line(parse_line(raw))
+        if not data:
+            self._tell_suppressed()
+
+    def recent(self) -> list[str]:
+        """The last lines, oldest first."""
+        return list(self._ring)
+
+    def check_allocations(self) -> None:
+        """Raise BusyError if a buffer could not be allocated: llama-server may call itself ready all the same."""
+        failures = self.observer.observed().alloc_failures
+        if failures:
+            fix = "see what else uses the device; or lower `context` in [placement]"
+            raise BusyError("a buffer could not be allocated", why=failures[0].text, fix=fix)
+
+    def _line(self, line: LogLine) -> None:
+        self.line_count += 1
+        self._ring.append(line.text)
+        if self.observer.line(line) in (Sign.MODEL_LOADED, Sign.LISTENING):
+            self.loaded.set()
+        if self.quiet and line.level not in _LOUD:
+            return
+        if self._may_pass():
+            self._reporter.child_line(line.level, line.text, self.pid)
+        else:
+            self._suppressed += 1
+
+    def _may_pass(self) -> bool:
+        now_s = self._now()
+        burst = self._rate * BURST_SECONDS
+        self._tokens = min(burst, self._tokens + (now_s - self._filled_at_s) * self._rate)
+        self._filled_at_s = now_s
+        if self._tokens < 1.0:
+            return False
+        self._tokens -= 1.0
+        self._tell_suppressed()
+        return True
+
+    def _tell_suppressed(self) -> None:
+        if self._suppressed:
+            count, self._suppressed = self._suppressed, 0
+            self._reporter.event("lines-suppressed", f"{count} lines of llama-server were not passed on")

@@ -1,0 +1,97 @@
+"""Watching a child load: until it answers and its bytes are where the plan puts them, or it never will."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+from llamad.clock import Clock
+from llamad.engine.proof import compare
+from llamad.errors import ChildError, DeviceError, LlamadError
+from llamad.supervision.child import Child
+from llamad.supervision.intake import Intake
+from llamad.supervision.launch import Launch, Seams
+from llamad.supervision.words import device_names
+
+FIRST_POLL_S = 0.02
+POLL_S = 0.5
+LAST_LINES_S = 2.0
+
+
+class NotUsable(Exception):
+    """The child must go. `because` is the word for the classifier: `stalled`, `placement`, `warm-up`."""
+
+    def __init__(self, because: str, error: LlamadError) -> None:
+        super().__init__(str(error))
+        self.because = because
+        self.error = error
+
+
+async def watch_load(child: Child, intake: Intake, launch: Launch, seams: Seams, clock: Clock) -> None:
+    """Return once /health says 200 and every planned byte was seen on its device. Raises NotUsable.
+
+    The time-out counts from the last sign of progress: a log line, bytes read, or memory taken. A slow disk
+    is not a fault; a load that stands still is.
+    """
+    stall_s = launch.definition.limits.start_stall_s
+    sign: tuple[int, ...] = ()
+    since_s = clock.monotonic()
+    extended_s = since_s
+    poll_s = FIRST_POLL_S
+    seams.reporter.extend(stall_s + 30.0)
+    while True:
+        loaded = intake.loaded.is_set()
+        await _either(intake.loaded, poll_s if not loaded else FIRST_POLL_S, clock)
+        if await seams.engine.healthy(launch.socket_path):
+            break
+        poll_s = min(POLL_S, poll_s * 1.5)
+        now_s = clock.monotonic()
+        if (latest := (intake.line_count, *child.progress())) != sign:
+            sign, since_s = latest, now_s
+            if now_s - extended_s > 5.0:
+                extended_s = now_s
+                seams.reporter.extend(stall_s + 30.0)
+        elif now_s - since_s > stall_s:
+            raise _stalled(launch, seams, stall_s)
+    await _either(intake.loaded, LAST_LINES_S, clock)
+    prove(intake, launch, seams)
+
+
+def prove(intake: Intake, launch: Launch, seams: Seams) -> None:
+    """Hold the buffers that llama-server reported against the plan. Raises NotUsable (`placement`)."""
+    try:
+        intake.check_allocations()
+    except LlamadError as error:
+        raise NotUsable("placement", error) from error
+    mismatches = compare(launch.plan, intake.observer.observed())
+    if not mismatches:
+        return
+    text = "; ".join(str(mismatch) for mismatch in mismatches)
+    fix = "check the driver, the backend package and `[environment]`; `llamad plan` shows what was planned"
+    seams.reporter.event(
+        "placement-mismatch", f"Not ready: {text}", CAUSE=text, FIX=fix, DEVICE=device_names(launch.plan)
+    )
+    raise NotUsable("placement", DeviceError("the model is not where the plan puts it", why=text, fix=fix))
+
+
+def _stalled(launch: Launch, seams: Seams, stall_s: float) -> NotUsable:
+    text = f"no progress for {stall_s:g} s while loading {launch.definition.model}"
+    seams.reporter.event("start-stalled", f"Killing llama-server: {text}")
+    fix = "check the disk or network file system; a slow one can be given a larger `start_stall_s`"
+    return NotUsable("stalled", ChildError(text, fix=fix))
+
+
+async def _either(event: asyncio.Event, timeout_s: float, clock: Clock) -> None:
+    """Return when the event is set, or after the time."""
+    if event.is_set():
+        if timeout_s <= FIRST_POLL_S:
+            await clock.sleep(timeout_s)
+        return
+    waits = [asyncio.ensure_future(event.wait()), asyncio.ensure_future(clock.sleep(timeout_s))]
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await wait

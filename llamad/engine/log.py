@@ -133,13 +133,15 @@ class Sign(StrEnum):
     """A request was answered 500 because the batch could not be computed, and the server goes on."""
 
 
-# The first needle that is found decides. Pinned memory and upload buffers are done without when refused.
-_SIGNS: tuple[tuple[str, Sign | None], ...] = (
+_PROGRESS_SIGNS: tuple[tuple[str, Sign], ...] = (
     ("prompt processing", Sign.PROMPT_PROGRESS),
     ("memory_seq_rm [", Sign.PROMPT_PROGRESS),
     ("llama_server: model loaded", Sign.MODEL_LOADED),
     ("main: model loaded", Sign.MODEL_LOADED),
     ("listening on ", Sign.LISTENING),
+)
+# The first needle that is found decides. Pinned memory and upload buffers are done without when refused.
+_TROUBLE_SIGNS: tuple[tuple[str, Sign | None], ...] = (
     ("error: Context size has been exceeded", Sign.CACHE_FULL),
     ("error: Compute error", Sign.COMPUTE_FAILED),
     ("pinned memory", None),
@@ -161,7 +163,7 @@ _SIGNS: tuple[tuple[str, Sign | None], ...] = (
 def sign_of(line: LogLine) -> Sign | None:
     """The meaning of a line for the supervisor; None for nearly all of them."""
     text = line.text
-    for needle, sign in _SIGNS:
+    for needle, sign in _TROUBLE_SIGNS if line.level in ("error", "warning", "raw") else _PROGRESS_SIGNS:
         if needle in text:
             return sign
     return None
@@ -262,12 +264,12 @@ class LoadObserver:
             self._forget_compute()
         elif "constructing llama_context" in line.text:
             self._contexts += 1
-        elif "n_" in line.text:
+        elif "n_ctx " in line.text or "n_slots = " in line.text:
             self._counts(line.text)
         sign = sign_of(line)
         if sign is not None:
             self._sign(sign, line)
-        if _FIT_PASS.search(line.text):
+        if "fit" in line.text and _FIT_PASS.search(line.text):
             self._forget_try()
         return sign
 

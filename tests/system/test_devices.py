@@ -1,0 +1,37 @@
+"""No device: never ready, retried for ever, explained; with `allow_cpu` it serves and says so."""
+
+from __future__ import annotations
+
+from tests.system.conftest import Bed, chat, run, wait_for
+
+
+def test_without_a_device_the_unit_is_retried_and_says_why(bed: Bed) -> None:
+    bed.define("tiny", vulkan=False)
+    assert bed.ctl("start", "llamad@tiny", check=False).returncode != 0
+    wait_for(lambda: int(bed.show("llamad@tiny", "NRestarts")) >= 3, "three retries", 30)
+    assert bed.show("llamad@tiny", "ExecMainStatus") == "69"
+    assert bed.show("llamad@tiny", "ActiveState") == "activating", "retried, not failed"
+    assert not bed.events("tiny", "ready")
+    event = bed.events("tiny", "no-device")[0]
+    assert event["LLAMAD_FIX"] != "-" and "allow_cpu" in event["LLAMAD_FIX"] + event["MESSAGE"]
+    explained = run("journalctl", "-x", "-b", "--no-pager", "LLAMAD_EVENT=no-device", "LLAMAD_MODEL=tiny").stdout
+    assert "-- " in explained and "Support" in explained
+    assert "device" in bed.show("llamad@tiny", "StatusText")
+    delay = bed.show("llamad@tiny", "RestartUSecNext")
+    assert delay != bed.show("llamad@tiny", "RestartUSec"), "each retry waits longer"
+
+
+def test_a_device_that_appears_is_used_without_a_human(bed: Bed) -> None:
+    bed.define("tiny", vulkan=False)
+    bed.ctl("start", "llamad@tiny", check=False)
+    bed.define("tiny")
+    wait_for(lambda: bed.show("llamad@tiny", "ActiveState") == "active", "ready after the device appeared", 60)
+    assert "Vulkan0" in bed.show("llamad@tiny", "StatusText")
+
+
+def test_allow_cpu_serves_and_says_so(bed: Bed) -> None:
+    url = bed.define("tiny", vulkan=False, extra="[placement]\nallow_cpu = true")
+    bed.ctl("start", "llamad@tiny")
+    assert "CPU" in bed.show("llamad@tiny", "StatusText")
+    assert bed.events("tiny", "serving-on-cpu")
+    assert chat(url)[0] == 200

@@ -1,0 +1,398 @@
+"""Request and response heads: strict parsing, and building new ones from the parsed fields. Pure.
+
+A head that is accepted here has one meaning only: CRLF line ends, HTTP/1.0 or 1.1, no folding, no space
+before the colon, one length. Heads are rebuilt from the fields, never forwarded as they came, so what the
+other side reads is what was checked. Bodies are `llamad.front.body`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import lru_cache
+from typing import NamedTuple
+
+from llamad.errors import LlamadError
+
+_TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
+_REQUEST_LINE = re.compile(rb"(" + _TOKEN + rb"{1,32}) ([\x21-\x7e]+) HTTP/([0-9])\.([0-9])")
+_STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: ([\t\x20-\x7e\x80-\xff]*))?")
+_FIELD = re.compile(rb"(" + _TOKEN + rb"+):([\t\x20-\x7e\x80-\xff]*)")
+_IS_TOKEN = re.compile(_TOKEN + rb"+")
+_LENGTH = re.compile(rb"[0-9]{1,15}")
+_HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z._-]*)(?::[0-9]{1,5})?")
+BARE = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)")  # a line end that is not CRLF
+_ABSOLUTE = re.compile(rb"https?://([^/?#]+)(.*)", re.IGNORECASE)
+_BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
+_ESCAPE = re.compile(rb"%([0-9A-Fa-f]{2})")
+_MEMO_BYTES = 256
+_NOTHING: frozenset[bytes] = frozenset()
+
+HOP_BY_HOP = frozenset(
+    (
+        b"connection",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+    )
+)
+_FRAMING = frozenset((b"connection", b"content-length", b"transfer-encoding", b"host", b"expect"))
+_SECRETS = frozenset((b"authorization", b"x-api-key", b"api-key"))
+_NOT_UPSTREAM = HOP_BY_HOP | _FRAMING | _SECRETS | {b"x-request-id"}
+_NOT_DOWNSTREAM = HOP_BY_HOP | {b"content-length", b"x-request-id"}
+
+
+class HeadError(LlamadError):
+    """A message that must not be acted on. `status` is the answer to the client (502 for a bad response)."""
+
+    def __init__(self, status: int, what: str) -> None:
+        super().__init__(what)
+        self.status = status
+
+
+class Field(NamedTuple):
+    """One header field: the name in lower case, the name as sent, the value without outer blanks."""
+
+    key: bytes
+    name: bytes
+    value: bytes
+
+
+class Framing(IntEnum):
+    """Where a body ends."""
+
+    NONE = 0
+    LENGTH = 1
+    CHUNKED = 2
+    UNTIL_CLOSE = 3
+
+
+@dataclass(slots=True)
+class RequestHead:
+    """A checked request head. `target` is in origin form, or `*`."""
+
+    method: bytes
+    target: bytes
+    minor: int
+    fields: list[Field]
+    host: bytes
+    framing: Framing
+    length: int
+    keep_alive: bool
+    expects_continue: bool
+    dropped: frozenset[bytes]
+
+    def first(self, key: bytes) -> bytes | None:
+        """The value of the first field called `key` (lower case), or None."""
+        for field in self.fields:
+            if field[0] == key:
+                return field[2]
+        return None
+
+    @property
+    def raw_path(self) -> bytes:
+        """The path as it was sent: printable ASCII, without the query."""
+        return self.target.partition(b"?")[0]
+
+    @property
+    def path(self) -> bytes:
+        """The path with its escapes decoded, as llama-server will see it."""
+        raw = self.target.partition(b"?")[0]
+        return _ESCAPE.sub(_unescape, raw) if b"%" in raw else raw
+
+
+@dataclass(slots=True)
+class ResponseHead:
+    """A checked response head. `length` is -1 where the head names none."""
+
+    status: int
+    reason: bytes
+    minor: int
+    fields: list[Field]
+    framing: Framing
+    length: int
+    keep_alive: bool
+    dropped: frozenset[bytes]
+
+    def first(self, key: bytes) -> bytes | None:
+        """The value of the first field called `key` (lower case), or None."""
+        for field in self.fields:
+            if field[0] == key:
+                return field[2]
+        return None
+
+
+_Special = dict[bytes, list[bytes]]  # the values of the fields of `_FRAMING`, by key
+
+
+def find_end(data: bytes | bytearray, start: int, limit_bytes: int) -> int:
+    """The index behind the empty line that ends a head in `data`, or -1 where it has not come yet.
+
+    `start` is how many bytes an earlier call has seen. Raises HeadError 431 where the head is longer than
+    `limit_bytes`, 400 where an unfinished head has a line that does not end with CRLF.
+    """
+    end = data.find(b"\r\n\r\n", max(0, start - 3), limit_bytes + 4)
+    if end >= 0 and end + 4 <= limit_bytes:
+        return end + 4
+    if len(data) >= limit_bytes:
+        raise HeadError(431, f"the head is longer than {limit_bytes} bytes")
+    if BARE.search(data, max(0, start - 1)):
+        raise HeadError(400, "a line does not end with CRLF")
+    return -1
+
+
+def parse_request(head: bytes, max_fields: int = 256) -> RequestHead:
+    """The request head in `head`, which ends with its empty line. Raises HeadError."""
+    lines = head[:-4].split(b"\r\n")
+    parse_first = _request_line if len(lines[0]) <= _MEMO_BYTES else _parse_request_line
+    method, target, minor = parse_first(lines[0])
+    fields, special = _parse_fields(lines, max_fields)
+    host = _host(special.get(b"host"), minor)
+    framing, length = _request_framing(special, minor)
+    keep_alive, dropped = _connection(special.get(b"connection"), minor)
+    expect = special.get(b"expect")
+    if target[0] != 0x2F or b"%" in target or b"#" in target:
+        target = _target(method, target, host)
+    return RequestHead(
+        method,
+        target,
+        minor,
+        fields,
+        host,
+        framing,
+        length,
+        keep_alive,
+        _expects_continue(expect, minor, framing) if expect else False,
+        dropped,
+    )
+
+
+def parse_response(head: bytes, method: bytes, max_fields: int = 256) -> ResponseHead:
+    """The response head in `head`, the answer to a request with `method`. Raises HeadError 502."""
+    lines = head[:-4].split(b"\r\n")
+    try:
+        parse_first = _status_line if len(lines[0]) <= _MEMO_BYTES else _parse_status_line
+        status, reason, minor = parse_first(lines[0])
+        fields, special = _parse_fields(lines, max_fields)
+        framing, length = _response_framing(special, minor, status, method)
+        keep_alive, dropped = _connection(special.get(b"connection"), minor)
+    except HeadError as error:
+        raise HeadError(502, error.what) from None
+    if framing is Framing.UNTIL_CLOSE:
+        keep_alive = False
+    return ResponseHead(status, reason, minor, fields, framing, length, keep_alive, dropped)
+
+
+def build_request(
+    head: RequestHead, request_id: bytes, length: int | None, *, chunked: bool = False
+) -> bytes:
+    """The head that goes upstream for `head`: no hop-by-hop field, no key, one length.
+
+    `length` None and `chunked` false means a request without a body.
+    """
+    parts = [head.method, b" ", head.target, b" HTTP/1.1\r\nHost: ", head.host or b"localhost", b"\r\n"]
+    _add_fields(parts, head.fields, _NOT_UPSTREAM, head.dropped)
+    if chunked:
+        parts.append(b"Transfer-Encoding: chunked\r\n")
+    elif length is not None:
+        parts += (b"Content-Length: %d\r\n" % length,)
+    parts += (b"X-Request-Id: ", request_id, b"\r\n\r\n")
+    return b"".join(parts)
+
+
+def build_response(
+    status: int,
+    reason: bytes,
+    fields: Iterable[Field],
+    own: Iterable[bytes],
+    dropped: frozenset[bytes] = frozenset(),
+) -> bytes:
+    """A response head for a client; `own` are finished lines (each with its CRLF) that carry the framing."""
+    parts = [b"HTTP/1.1 %d " % status, reason, b"\r\n"]
+    _add_fields(parts, fields, _NOT_DOWNSTREAM, dropped)
+    parts += own
+    parts.append(b"\r\n")
+    return b"".join(parts)
+
+
+def is_token(text: bytes) -> bool:
+    """Whether `text` may stand as a field name or a method."""
+    return _IS_TOKEN.fullmatch(text) is not None
+
+
+def parse_trailers(block: bytes, max_fields: int) -> None:
+    """Check trailer fields; `block` ends with the empty line. They are dropped. Raises HeadError 400."""
+    try:
+        _parse_fields([b"", *block[:-4].split(b"\r\n")], max_fields)
+    except HeadError as error:
+        raise HeadError(400, f"in the trailer: {error.what}") from None
+
+
+def _add_fields(
+    parts: list[bytes], fields: Iterable[Field], not_these: frozenset[bytes], nor_these: frozenset[bytes]
+) -> None:
+    for key, name, value in fields:
+        if key not in not_these and key not in nor_these:
+            parts += (name, b": ", value, b"\r\n")
+
+
+def _parse_fields(lines: list[bytes], max_fields: int) -> tuple[list[Field], _Special]:
+    """The fields of `lines` behind the first line, and what they say about the framing."""
+    if len(lines) - 1 > max_fields:
+        raise HeadError(431, f"more than {max_fields} header fields")
+    fields: list[Field] = []
+    special: _Special = {}
+    add = fields.append
+    for line in lines[1:]:
+        field = _field(line) if len(line) <= _MEMO_BYTES else _parse_field(line)
+        add(field)
+        if field[0] in _FRAMING:
+            special.setdefault(field[0], []).append(field[2])
+    return fields, special
+
+
+def _parse_field(line: bytes) -> Field:
+    match = _FIELD.fullmatch(line)
+    if match is None:
+        raise HeadError(400, _what_is_wrong(line))
+    name, value = match.groups()
+    return Field(name.lower(), name, value.strip(b" \t"))
+
+
+def _parse_request_line(line: bytes) -> tuple[bytes, bytes, int]:
+    """Method, target and minor version."""
+    match = _REQUEST_LINE.fullmatch(line)
+    if match is None:
+        raise HeadError(400, "not an HTTP/1.1 request line")
+    method, target, major, minor = match.groups()
+    if major != b"1" or minor not in (b"0", b"1"):
+        raise HeadError(505, "only HTTP/1.0 and HTTP/1.1 are spoken here")
+    return method, target, int(minor)
+
+
+def _parse_status_line(line: bytes) -> tuple[int, bytes, int]:
+    """Status, reason and minor version."""
+    match = _STATUS_LINE.fullmatch(line)
+    if match is None:
+        raise HeadError(502, "not an HTTP/1.1 status line")
+    return int(match[2]), match[3] or b"", int(match[1])
+
+
+# The lines of a busy server repeat. The memory of these is bounded by _MEMO_BYTES and the counts.
+_field = lru_cache(maxsize=512)(_parse_field)
+_request_line = lru_cache(maxsize=128)(_parse_request_line)
+_status_line = lru_cache(maxsize=64)(_parse_status_line)
+
+
+def _what_is_wrong(line: bytes) -> str:
+    if line[:1] in (b" ", b"\t"):
+        return "a folded header field"
+    name, colon, _ = line.partition(b":")
+    if not colon:
+        return "a header field without a colon"
+    if not is_token(name):
+        return "a header field with a bad name (or a space before its colon)"
+    return "a control byte in a header field"
+
+
+def _unescape(match: re.Match[bytes]) -> bytes:
+    return bytes((int(match[1], 16),))
+
+
+def _host(hosts: list[bytes] | None, minor: int) -> bytes:
+    if hosts is None or len(hosts) != 1:
+        if hosts is None and minor == 0:
+            return b""
+        raise HeadError(400, "not exactly one Host field")
+    if _HOST.fullmatch(hosts[0]) is None:
+        raise HeadError(400, "a bad Host field")
+    return hosts[0]
+
+
+def _target(method: bytes, target: bytes, host: bytes) -> bytes:
+    """`target` in origin form. An absolute one must name the same host as the Host field."""
+    if b"#" in target:
+        raise HeadError(400, "a fragment in the request target")
+    if target == b"*":
+        if method != b"OPTIONS":
+            raise HeadError(400, "* is a target of OPTIONS only")
+        return target
+    if not target.startswith(b"/"):
+        match = _ABSOLUTE.fullmatch(target)
+        if match is None:
+            raise HeadError(400, "the request target is not a path")
+        if match[1].lower() != host.lower():
+            raise HeadError(400, "the request target and the Host field name different hosts")
+        target = match[2]
+        if not target.startswith(b"/"):
+            target = b"/" + target
+    if _BAD_ESCAPE.search(target.partition(b"?")[0]):
+        raise HeadError(400, "a bad percent escape in the path")
+    return target
+
+
+def _length(values: list[bytes]) -> int:
+    if len(values) > 1:
+        raise HeadError(400, "more than one Content-Length")
+    if _LENGTH.fullmatch(values[0]) is None:
+        raise HeadError(400, "Content-Length is not a plain number")
+    return int(values[0])
+
+
+def _check_encoding(special: _Special, minor: int) -> None:
+    """Raise unless the one Transfer-Encoding is exactly `chunked`, on HTTP/1.1, without a Content-Length."""
+    if minor == 0:
+        raise HeadError(400, "Transfer-Encoding on HTTP/1.0")
+    if b"content-length" in special:
+        raise HeadError(400, "both Content-Length and Transfer-Encoding")
+    if special[b"transfer-encoding"] != [b"chunked"]:
+        raise HeadError(400, "a Transfer-Encoding other than chunked")
+
+
+def _request_framing(special: _Special, minor: int) -> tuple[Framing, int]:
+    if b"transfer-encoding" in special:
+        _check_encoding(special, minor)
+        return Framing.CHUNKED, -1
+    lengths = special.get(b"content-length")
+    return (Framing.LENGTH, _length(lengths)) if lengths else (Framing.NONE, -1)
+
+
+def _response_framing(special: _Special, minor: int, status: int, method: bytes) -> tuple[Framing, int]:
+    chunked = b"transfer-encoding" in special
+    if chunked:
+        _check_encoding(special, minor)
+    lengths = special.get(b"content-length")
+    length = _length(lengths) if lengths else -1
+    if status < 200 or status in (204, 304) or method == b"HEAD":
+        return Framing.NONE, length
+    if chunked:
+        return Framing.CHUNKED, -1
+    return (Framing.LENGTH if lengths else Framing.UNTIL_CLOSE), length
+
+
+def _connection(values: list[bytes] | None, minor: int) -> tuple[bool, frozenset[bytes]]:
+    """Whether the connection stays open, and the fields that the Connection field names."""
+    if values is None:
+        return minor == 1, _NOTHING
+    tokens: set[bytes] = set()
+    for value in values:
+        for part in value.split(b","):
+            token = part.strip(b" \t").lower()
+            if token and not is_token(token):
+                raise HeadError(400, "a bad Connection field")
+            tokens.add(token)
+    keep_alive = b"close" not in tokens and (minor == 1 or b"keep-alive" in tokens)
+    return keep_alive, frozenset(tokens) if tokens - {b"keep-alive", b"close"} else _NOTHING
+
+
+def _expects_continue(values: list[bytes], minor: int, framing: Framing) -> bool:
+    if [value.lower() for value in values] != [b"100-continue"]:
+        raise HeadError(417, "the only expectation met here is 100-continue")
+    return minor == 1 and framing is not Framing.NONE

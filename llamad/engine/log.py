@@ -230,6 +230,8 @@ _BUFFER = re.compile(
 _FIT_PASS = re.compile(r"fit(?:ting)? params")
 _CONTEXT = re.compile(r"llama_context: n_ctx +(?:=|:) +(\d+)")
 _SLOTS = re.compile(r"\bn_slots = (\d+)")
+# What the CUDA backend says when a plan without NVIDIA GPUs hides them from its child: meant so.
+_HIDDEN_GPUS = "no CUDA-capable device is detected"
 _KEEP = 16
 _KEEP_BUFFERS = 256
 
@@ -256,7 +258,7 @@ class LoadObserver:
 
     def line(self, line: LogLine) -> Sign | None:
         """Take in one line and return its sign."""
-        if line.level == "error" and not self._first_error:
+        if line.level == "error" and not self._first_error and _HIDDEN_GPUS not in line.text:
             self._first_error = line.text
         if "buffer size" in line.text:
             self._buffer(line.text)

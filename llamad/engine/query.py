@@ -1,0 +1,216 @@
+"""Asking llama-server something: a short run with a deadline and a bound on its output. Blocking.
+
+Every run is a session of its own that ends with us: killed as a group past the deadline, when enough was read,
+and (by setpriv, where it is installed) when llamad itself is killed.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import selectors
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from llamad.engine.log import LineSplitter
+from llamad.errors import AccessError, BusyError, ConfigError, LlamadError
+
+OUTPUT_LIMIT_BYTES = 4 << 20
+_CHUNK_BYTES = 1 << 16
+_SETPRIV = "/usr/bin/setpriv"
+
+
+@dataclass(frozen=True)
+class QueryResult:
+    """What a run wrote (the first 4 MiB of each stream) and how it ended."""
+
+    stdout: str
+    stderr: str
+    returncode: int
+    """Exit status, or the negative number of the signal that ended it."""
+    timed_out: bool = False
+    stopped: bool = False
+    """Ended by us because the wanted line had been read."""
+
+    @property
+    def first_error(self) -> str:
+        """The first line that it wrote to stderr, for a message; "" if it wrote none."""
+        return next((line.strip() for line in self.stderr.splitlines() if line.strip()), "")
+
+
+def run_query(argv: Sequence[str], env: Mapping[str, str], deadline_s: float) -> QueryResult:
+    """Run `argv` to its end, or until `deadline_s` has passed.
+
+    Raises ConfigError if the program is not there or no program, AccessError if it may not be executed, BusyError
+    if the host has no room for another process now.
+    """
+    return run_until(argv, env, deadline_s, None)
+
+
+def run_until(
+    argv: Sequence[str],
+    env: Mapping[str, str],
+    deadline_s: float,
+    wanted: Callable[[bytes], bool] | None,
+) -> QueryResult:
+    """As `run_query`, but kill the run at once when `wanted` says True to a line of either stream."""
+    process = _start(argv, env)
+    with process:
+        try:
+            return _Reading(process, wanted).until(time.monotonic() + deadline_s)
+        finally:
+            if (
+                process.returncode is None
+            ):  # an exception came first; once reaped, the number may be another's
+                _kill_group(process.pid)
+
+
+def dies_with_us(argv: Sequence[str]) -> list[str]:
+    """`argv` run so that the kernel kills it when the thread that started it ends, however that comes."""
+    if os.access(_SETPRIV, os.X_OK):
+        return [_SETPRIV, "--pdeathsig", "KILL", "--", *argv]
+    return list(argv)
+
+
+def find_server(server: str, search_path: str) -> str:
+    """The file that `[host] server` names: a path, or a name looked up in `search_path` (as PATH is written).
+
+    Raises ConfigError if there is none, AccessError if it is there and may not be executed.
+    """
+    if "/" in server:
+        candidates = [server]
+    else:
+        candidates = [os.path.join(folder, server) for folder in search_path.split(":") if folder]
+    found = [path for path in candidates if os.path.isfile(path)]
+    for path in found:
+        if os.access(path, os.X_OK):
+            return os.path.abspath(path)
+    if found:
+        raise AccessError(
+            f"cannot execute {found[0]}",
+            why="the file is not executable for this user",
+            fix=f"chmod a+rx {found[0]}, or set [host] server in /etc/llamad/llamad.toml",
+        )
+    raise _not_there(server)
+
+
+def _not_there(server: str) -> ConfigError:
+    return ConfigError(
+        f"cannot find {server}",
+        why="it is not installed" if "/" not in server else "no such file",
+        fix="apt install llama.cpp-tools, or set [host] server in /etc/llamad/llamad.toml",
+    )
+
+
+def _start(argv: Sequence[str], env: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    server = find_server(argv[0], env.get("PATH", os.defpath))
+    try:
+        return subprocess.Popen(
+            dies_with_us([server, *argv[1:]]),
+            env=dict(env),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise launch_error(server, error) from error
+
+
+def launch_error(server: str, error: OSError) -> LlamadError:
+    """The error to show when the kernel refuses to start `server`."""
+    reason = os.strerror(error.errno or 0)
+    if error.errno in (errno.ENOENT, errno.ENOTDIR):
+        return _not_there(server)
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return AccessError(
+            f"cannot execute {server}", why=reason, fix="check its mode and the mount options"
+        )
+    if error.errno in (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE):
+        return BusyError(f"cannot start {server}", why=reason, fix="free memory or raise the process limits")
+    return ConfigError(
+        f"cannot run {server}",
+        why=reason,
+        fix="install llama.cpp for this machine, or set [host] server in /etc/llamad/llamad.toml",
+    )
+
+
+def _kill_group(pid: int) -> None:
+    try:
+        os.killpg(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return  # never got as far as its own session, or nothing is left of it
+
+
+class _Reading:
+    """Reads both pipes of one run until its process ends, the wanted line comes, or time is up."""
+
+    def __init__(self, process: subprocess.Popen[bytes], wanted: Callable[[bytes], bool] | None) -> None:
+        self._process = process
+        self._wanted = wanted
+        assert process.stdout is not None
+        assert process.stderr is not None
+        self._pipes = {process.stdout.fileno(): bytearray(), process.stderr.fileno(): bytearray()}
+        self._splitters = {fd: LineSplitter() for fd in self._pipes}
+        self._out, self._err = self._pipes.values()
+        self._stopped = False
+
+    def until(self, end_s: float) -> QueryResult:
+        """Read; then kill what is still there, reap it and return the result."""
+        pidfd = os.pidfd_open(self._process.pid)
+        try:
+            with selectors.DefaultSelector() as selector:
+                selector.register(pidfd, selectors.EVENT_READ)
+                for fd in self._pipes:
+                    os.set_blocking(fd, False)
+                    selector.register(fd, selectors.EVENT_READ)
+                timed_out = not self._read(selector, pidfd, end_s)
+        finally:
+            os.close(pidfd)
+        # Not reaped yet, so the group's number is still ours: what a run that ended left behind goes too.
+        _kill_group(self._process.pid)
+        returncode = self._process.wait()
+        texts = [bytes(buffer).decode("utf-8", "replace") for buffer in (self._out, self._err)]
+        return QueryResult(texts[0], texts[1], returncode, timed_out, self._stopped)
+
+    def _read(self, selector: selectors.BaseSelector, pidfd: int, end_s: float) -> bool:
+        """True when the process has ended or enough was read, False when time was up first."""
+        while not self._stopped:
+            left_s = end_s - time.monotonic()
+            ready = [key.fd for key, _ in selector.select(left_s)] if left_s > 0 else []
+            if not ready:
+                return False
+            for fd in ready:
+                if fd != pidfd and not self._drain(fd):
+                    selector.unregister(fd)
+            if pidfd in ready:
+                for fd in self._pipes:
+                    self._drain(fd)
+                return True
+        return True
+
+    def _drain(self, fd: int) -> bool:
+        """Take what the pipe holds now; False at its end."""
+        while not self._stopped:
+            try:
+                chunk = os.read(fd, _CHUNK_BYTES)
+            except BlockingIOError:
+                return True
+            self._take(fd, chunk)
+            if not chunk:
+                return False
+        return True
+
+    def _take(self, fd: int, chunk: bytes) -> None:
+        buffer = self._pipes[fd]
+        buffer += chunk[: OUTPUT_LIMIT_BYTES - len(buffer)]
+        if self._wanted is None:
+            return
+        splitter = self._splitters[fd]
+        for line in splitter.feed(chunk) if chunk else splitter.flush():
+            if self._wanted(line):
+                self._stopped = True
+                return

@@ -1,0 +1,43 @@
+"""`llamad status [NAME...]`: a line a model."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+
+from llamad.config.load import definition_names
+from llamad.errors import UsageError
+from llamad.service.overview import Overview, overview
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the state of every definition, or of those named; 3 (as systemctl) if a named one is not ready."""
+    known = definition_names(args.config)
+    unknown = [name for name in args.names if name not in known]
+    if unknown:
+        raise UsageError(f"no definition named {', '.join(unknown)}", fix="`llamad list` shows all")
+    models = overview(args.names or known)
+    if args.json:
+        print(json.dumps({"models": [model.content for model in models]}, indent=2))
+    elif not models:
+        print(f"no definitions in {args.config}; `llamad add NAME FILE.gguf` writes one")
+    else:
+        print_table(models)
+    return 3 if args.names and any(model.state != "ready" for model in models) else 0
+
+
+def print_table(models: list[Overview]) -> None:
+    """Name, state, since when, and what systemd shows as status."""
+    width = max(len(model.name) for model in models)
+    for model in models:
+        since = age(time.time() - model.since) if model.since else ""
+        print(f"{model.name:<{width}}  {model.state:<9}  {since:>7}  {model.text}")
+
+
+def age(seconds: float) -> str:
+    """`45 s`, `12 min`, `3 h`, `5 d`."""
+    for limit, unit, factor in ((120, "s", 1), (7200, "min", 60), (172_800, "h", 3600)):
+        if seconds < limit:
+            return f"{max(0, seconds) / factor:.0f} {unit}"
+    return f"{seconds / 86_400:.0f} d"

@@ -1,0 +1,78 @@
+"""What is known of every model from outside its daemon: its public status file, and what systemd says."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from llamad.service.status import RUNTIME_ROOT, read_status
+
+_KEYS = ("Id", "ActiveState", "SubState", "StatusText", "UnitFileState", "ExecMainStatus", "Result")
+_ASK_S = 5.0
+
+
+@dataclass(frozen=True)
+class Overview:
+    """One model. `content` is what `--json` prints of it."""
+
+    name: str
+    state: str
+    text: str
+    since: int = 0
+    content: dict[str, object] = field(default_factory=dict)
+
+
+def overview(names: list[str], root: Path = RUNTIME_ROOT) -> list[Overview]:
+    """The models, in the order given. Needs no root; a systemd that does not answer is left out."""
+    units = ask_systemd(names)
+    return [_one(name, read_status(name, root), units.get(name, {})) for name in names]
+
+
+def _one(name: str, status: dict[str, object] | None, unit: dict[str, str]) -> Overview:
+    enabled = unit.get("UnitFileState", "") == "enabled"
+    if status is not None and _runs(status.get("pid")):
+        state, text = str(status.get("state", "unknown")), str(status.get("text", ""))
+        since = status.get("since")
+        content = {**status, "enabled": enabled}
+        return Overview(name, state, text, since if isinstance(since, int) else 0, content)
+    state = _state_of_unit(unit)
+    text = unit.get("StatusText", "") if state != "stopped" else ""
+    return Overview(name, state, text, 0, {"name": name, "state": state, "text": text, "enabled": enabled})
+
+
+def _runs(pid: object) -> bool:
+    return isinstance(pid, int) and os.path.isdir(f"/proc/{pid}")
+
+
+def _state_of_unit(unit: dict[str, str]) -> str:
+    active, sub = unit.get("ActiveState", ""), unit.get("SubState", "")
+    if active == "failed":
+        return "failed"
+    if sub.startswith("auto-restart"):
+        return "retrying"
+    if active in ("activating", "active", "reloading", "deactivating"):
+        return active
+    return "stopped"
+
+
+def ask_systemd(names: list[str]) -> dict[str, dict[str, str]]:
+    """What systemd knows of the models' units; {} where there is no systemd or no answer within 5 s."""
+    if not names or shutil.which("systemctl") is None or not os.path.isdir("/run/systemd/system"):
+        return {}
+    units = [f"llamad@{name}.service" for name in names]
+    try:
+        shown = subprocess.run(
+            ["systemctl", "show", f"--property={','.join(_KEYS)}", *units],
+            capture_output=True, text=True, check=False, timeout=_ASK_S,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return {}
+    found: dict[str, dict[str, str]] = {}
+    for block in shown.stdout.split("\n\n"):
+        unit = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
+        if "Id" in unit:
+            found[unit["Id"].removeprefix("llamad@").removesuffix(".service")] = unit
+    return found

@@ -1,0 +1,217 @@
+"""A plan as llama-server's arguments, in the spellings that the installed build knows. Pure.
+
+Every placement flag is written out, also where it equals a default: `/etc/llama.cpp/config.ini` can change what
+is left out. Option and value are items of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from llamad.engine.build import Capabilities
+from llamad.engine.names import child_names
+from llamad.errors import ConfigError
+from llamad.planning.plan import Plan
+
+if TYPE_CHECKING:
+    from llamad.config.definition import Definition, Placement, Server
+
+ALL_LAYERS = 999
+
+
+def server_args(
+    plan: Plan,
+    definition: Definition,
+    caps: Capabilities,
+    *,
+    socket_path: str,
+    alias_names: Sequence[str],
+) -> list[str]:
+    """The arguments after the program's name that serve `plan` on a unix socket.
+
+    `alias_names` are what the model answers to, the definition's own name first. Devices are named as the child
+    will name them (see `names`). Raises ConfigError if the build lacks a flag that the plan or a written value
+    of the definition needs.
+    """
+    return _args(plan, definition, caps, socket_path, alias_names, fit="off")
+
+
+def dry_run_args(plan: Plan, definition: Definition, caps: Capabilities, *, socket_path: str) -> list[str]:
+    """The same arguments for a run that only prints what it would allocate: with the fit, on another socket.
+
+    Raises ConfigError as `server_args` does, and if the build cannot be asked (`can_ask`).
+    """
+    return _args(plan, definition, caps, socket_path, (), fit="on")
+
+
+def can_ask(caps: Capabilities) -> bool:
+    """Whether the build prints a memory breakdown before it loads."""
+    return caps.has("--fit")
+
+
+def logs_jsonl(caps: Capabilities) -> bool:
+    """Whether the build logs JSON lines (to stdout) when told to; else text (to stderr)."""
+    return caps.has("--log-jsonl")
+
+
+def _args(
+    plan: Plan,
+    definition: Definition,
+    caps: Capabilities,
+    socket_path: str,
+    alias_names: Sequence[str],
+    fit: str,
+) -> list[str]:
+    args = _Args(caps)
+    args.need("the model file", plan.model, "-m", "--model")
+    if alias_names:
+        args.offered(",".join(alias_names), "--alias")
+    args.need("the socket", socket_path, "--host")
+    _context(args, plan)
+    _devices(args, plan)
+    if fit == "on":
+        args.need("asking for the memory breakdown", fit, "--fit")
+    else:
+        args.offered(fit, "--fit")
+    _placement(args, definition.placement)
+    args.offered(str(plan.cache_ram_mib), "--cache-ram")
+    _server(args, definition.server)
+    _log(args)
+    return [*args.items, *definition.server.extra_args]
+
+
+class _Args:
+    """Grows an argument list by what the build offers."""
+
+    def __init__(self, caps: Capabilities) -> None:
+        self.caps = caps
+        self.items: list[str] = []
+
+    def need(self, purpose: str, value: str | None, *spellings: str) -> None:
+        """Add the first spelling that is offered. Raises ConfigError where none is, or not with this value."""
+        if self.offered(value, *spellings):
+            return
+        flag = spellings[0] if value is None else f"{spellings[0]} {value}"
+        raise ConfigError(
+            f"llama-server {self.caps.version} does not offer {flag}",
+            why=f"{purpose} needs it",
+            fix="install a newer llama.cpp-tools, or remove the setting",
+        )
+
+    def offered(self, value: str | None, *spellings: str) -> bool:
+        """Add the first spelling that is offered with this value; False if there is none."""
+        for spelling in spellings:
+            allowed = self.caps.values.get(spelling, frozenset())
+            if self.caps.has(spelling) and (value is None or self._fits(value, allowed)):
+                self.items += [spelling] if value is None else [spelling, value]
+                return True
+        return False
+
+    def wanted(self, written: bool, purpose: str, value: str | None, *spellings: str) -> None:
+        """`need` where the admin wrote the setting, else `offered`."""
+        if written:
+            self.need(purpose, value, *spellings)
+        else:
+            self.offered(value, *spellings)
+
+    @staticmethod
+    def _fits(value: str, allowed: frozenset[str]) -> bool:
+        return not allowed or value in allowed or value.isdigit()
+
+
+def _context(args: _Args, plan: Plan) -> None:
+    args.need("the context", str(plan.context_tokens), "-c", "--ctx-size")
+    args.need("the number of slots", str(plan.slots), "-np", "--parallel")
+    if plan.slots > 1 and plan.unified_cache:
+        args.need("one cache shared by the slots", None, "-kvu", "--kv-unified")
+    elif plan.slots > 1:
+        args.offered(None, "-no-kvu", "--no-kv-unified")
+    args.need("the batch", str(plan.batch_tokens), "-b", "--batch-size")
+    args.need("the micro-batch", str(plan.ubatch_tokens), "-ub", "--ubatch-size")
+    _flash_attention(args, plan)
+    args.need("kv_cache", plan.cache_type_k, "-ctk", "--cache-type-k")
+    args.need("kv_cache", plan.cache_type_v, "-ctv", "--cache-type-v")
+
+
+def _flash_attention(args: _Args, plan: Plan) -> None:
+    if "on" in args.caps.values.get("-fa", frozenset()):
+        args.need("flash_attention", "on" if plan.flash_attention else "off", "-fa")
+    elif plan.flash_attention:  # before b6325 it was a switch, off by default
+        args.need("flash_attention", None, "-fa", "--flash-attn")
+
+
+def _devices(args: _Args, plan: Plan) -> None:
+    names = child_names(plan.devices)
+    layers = ALL_LAYERS if plan.layers >= plan.layers_total else plan.layers
+    args.need("gpu_layers", str(layers if plan.devices else 0), "-ngl", "--gpu-layers", "--n-gpu-layers")
+    if not plan.devices:
+        args.offered("none", "--device")
+        return
+    args.need("the choice of devices", ",".join(names.values()), "--device")
+    args.need("split_mode", plan.split_mode, "-sm", "--split-mode")
+    if plan.split_mode == "none":
+        args.need("main_gpu", str(list(names).index(plan.main_device)), "-mg", "--main-gpu")
+    elif len(plan.devices) > 1 and plan.tensor_split:
+        args.need("tensor_split", ",".join(map(str, plan.tensor_split)), "-ts", "--tensor-split")
+
+
+_OLDER_LOAD_MODES: dict[str, tuple[str, ...]] = {
+    "auto": (),
+    "mmap": (),
+    "none": ("--no-mmap",),
+    "mlock": ("--no-mmap", "--mlock"),
+    "mmap+mlock": ("--mlock",),
+    "dio": ("--direct-io",),
+}
+"""Flags for each load mode before b10105."""
+
+
+def _placement(args: _Args, placement: Placement) -> None:
+    if args.caps.has("--load-mode"):
+        args.need(f'load_mode = "{placement.load_mode}"', placement.load_mode, "--load-mode")
+    else:
+        for flag in _OLDER_LOAD_MODES[placement.load_mode]:
+            args.need(f'load_mode = "{placement.load_mode}"', None, flag)
+    if placement.cpu_moe:
+        args.need("cpu_moe", None, "--cpu-moe")
+    if placement.n_cpu_moe != "auto" and placement.n_cpu_moe > 0:
+        args.need("n_cpu_moe", str(placement.n_cpu_moe), "--n-cpu-moe")
+    if placement.threads != "auto":
+        args.need("threads", str(placement.threads), "-t", "--threads")
+    if placement.threads_batch != "auto":
+        args.need("threads_batch", str(placement.threads_batch), "-tb", "--threads-batch")
+    if placement.numa != "off":
+        args.need("numa", placement.numa, "--numa")
+
+
+def _server(args: _Args, server: Server) -> None:
+    written = server.model_fields_set
+    if server.ui:
+        args.wanted("ui" in written, "ui", None, "--ui", "--webui")
+    else:
+        args.offered(None, "--no-ui", "--no-webui")
+    args.offered(None, "--offline")
+    if server.metrics:
+        args.wanted("metrics" in written, "metrics", None, "--metrics")
+    args.offered(None, "--slots")
+    if server.jinja:
+        args.wanted("jinja" in written, "jinja", None, "--jinja")
+    else:
+        args.offered(None, "--no-jinja")
+    if server.chat_template is not None:
+        args.need("chat_template", server.chat_template, "--chat-template")
+    if server.chat_template_file is not None:
+        args.need("chat_template_file", server.chat_template_file, "--chat-template-file")
+    if server.embeddings:
+        args.need("embeddings", None, "--embeddings", "--embedding")
+    if server.reranking:
+        args.need("reranking", None, "--reranking", "--rerank")
+
+
+def _log(args: _Args) -> None:
+    """What the proof reads: buffer sizes. Level 4 shows them where it is `trace`, the default does before."""
+    if "trace" in args.caps.values.get("-lv", frozenset()):
+        args.need("the proof of placement", "4", "-lv")
+    args.offered(None, "--log-jsonl")
+    args.offered("off", "--log-colors")

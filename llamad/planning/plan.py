@@ -22,6 +22,38 @@ class BuildGates:
     """llama.cpp #23861: the server reserves logits for its slots, not for the whole micro-batch."""
     scratch_in_graph: bool = True
     """llama.cpp #23907: f16 copies of a quantised cache are part of the compute buffer."""
+    mixed_inputs: bool = True
+    """A micro-batch may mix tokens and embeddings (llama_batch_ext): the graph's `inp_mixed_embd` takes one
+    micro-batch of embeddings more on the device and two on the host. Seen in build 11669, not in 0.5.0-dev."""
+    mtp_skipped: bool = True
+    """Multi-token-prediction blocks are not loaded unless speculative decoding asks for them."""
+
+    @classmethod
+    def of_build(cls, build: int) -> BuildGates:
+        """The gates of a b-number. Where the exact build of a change is unknown, the larger variant counts.
+
+        0 (a build that does not tell its number) gets the newest gates: say otherwise if `--help` shows it is old.
+        """
+        if build <= 0:
+            return cls()
+        return cls(
+            build=build,
+            mask_f16=build >= _MASK_F16_BUILD,
+            outputs_limited=build >= _OUTPUTS_LIMITED_BUILD,
+            scratch_in_graph=build >= _SCRATCH_IN_GRAPH_BUILD,
+            mixed_inputs=build >= _MIXED_INPUTS_BUILD,
+            mtp_skipped=build >= _MTP_SKIPPED_BUILD,
+        )
+
+
+# First builds, from llama.cpp's history: #23764 was merged on 2026-05-28 (b9272 is of 05-22, b9460 of 06-01).
+# b10716 is of 2026-09-11, before the last source whose buffers were seen without mixed inputs. Blocks for
+# multi-token prediction were loaded always in May 2026 and no more in August (b10488).
+_MASK_F16_BUILD = 9460
+_OUTPUTS_LIMITED_BUILD = 9460
+_SCRATCH_IN_GRAPH_BUILD = 9489
+_MIXED_INPUTS_BUILD = 10717
+_MTP_SKIPPED_BUILD = 10488
 
 
 @dataclass(frozen=True)
@@ -56,6 +88,8 @@ class DevicePlan:
     total_device_bytes: int
     layers: int
     parts: Parts
+    budget_bytes: int = 0
+    """What `parts.total_bytes` may reach: free bytes less what is held back, and the `memory` limit."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,116 @@
+"""One question to the planner: a model, a machine and a definition. Pure data, with what derives from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from llamad.config.definition import Placement
+from llamad.gguf.facts import ModelFacts
+from llamad.hardware.device import Device, HostMemory
+from llamad.planning.demand import Demand
+from llamad.planning.overhead import shares_host
+from llamad.planning.plan import BuildGates
+from llamad.planning.search import Room, Search
+from llamad.planning.select import candidates
+from llamad.planning.shape import shape_of
+from llamad.planning.terms import terms_of
+from llamad.planning.weights import WeightMap, weight_map
+from llamad.units import parse_size
+
+HOST = "host"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Everything that a plan depends on; the same problem always gives the same plan.
+
+    The mappings are keyed by a device's name or UUID, or `host`: bytes held back for others, bytes that a former
+    load took outside its buffers, and how far computed buffers were from a better source.
+    """
+
+    facts: ModelFacts
+    devices: tuple[Device, ...]
+    host: HostMemory
+    placement: Placement
+    gates: BuildGates
+    cache_ram: str = "auto"
+    reserved: Mapping[str, int] = field(default_factory=dict)
+    measured_overhead: Mapping[str, int] = field(default_factory=dict)
+    corrections: Mapping[str, int] = field(default_factory=dict)
+    _maps: dict[str, WeightMap] = field(default_factory=dict, compare=False, repr=False)
+    """Prepared once per backend and shared with every variation of the problem."""
+
+    @property
+    def title(self) -> str:
+        """What to call the model in messages."""
+        return self.facts.name or self.facts.path.rpartition("/")[2]
+
+    def candidates(self) -> tuple[Device, ...]:
+        """Devices that the definition allows, the best first. Raises NoDevice if it names none that is here."""
+        return candidates(self.devices, self.placement)
+
+    def free_bytes(self, device: Device) -> int:
+        """Free bytes of a device, less what is held back for others."""
+        return device.free_bytes - _keyed(self.reserved, device)
+
+    def limit_bytes(self, device: Device) -> int | None:
+        """The most that `memory` lets the model take of a device; None = no limit."""
+        written = self.placement.memory
+        if written == "auto":
+            return None
+        if written.endswith("%"):
+            return device.total_bytes * int(written[:-1]) // 100
+        return parse_size(written)
+
+    @property
+    def promised_cache_ram_bytes(self) -> int:
+        """The prompt cache that the definition asks for; 0 where the planner may choose."""
+        return 0 if self.cache_ram == "auto" else parse_size(self.cache_ram)
+
+    def search(self, device: Device | None) -> Search:
+        """The search on one device, or on the CPU alone. Raises PromiseError for promises that contradict the model."""
+        backend = device.backend if device else "CPU"
+        terms = terms_of(self.facts, shape_of(self.facts), self.placement, backend)
+        demand = Demand(
+            self.facts,
+            device,
+            self.gates,
+            self._weights(backend),
+            vram_margin=self.placement.vram_margin,
+            measured_overhead_bytes=_keyed_or_none(self.measured_overhead, device),
+            correction_bytes=_keyed(self.corrections, device),
+        )
+        room = Room(
+            device_bytes=self.free_bytes(device) if device else 0,
+            host_bytes=self.host.available_bytes - self.reserved.get(HOST, 0),
+            limit_bytes=self.limit_bytes(device) if device else None,
+            cache_ram_bytes=self.promised_cache_ram_bytes,
+            shared=device is not None and shares_host(device),
+        )
+        return Search(terms, demand, room)
+
+    def _weights(self, backend: str) -> WeightMap:
+        if backend not in self._maps:
+            self._maps[backend] = weight_map(self.facts, backend, mtp_skipped=self.gates.mtp_skipped)
+        return self._maps[backend]
+
+    def emptied(self) -> Problem:
+        """The same with nothing else in memory: whether a wait could help."""
+        devices = tuple(
+            replace(d, free_bytes=max(d.free_bytes, d.total_bytes), foreign_bytes=0) for d in self.devices
+        )
+        host = HostMemory(self.host.total_bytes, max(self.host.available_bytes, self.host.total_bytes))
+        return replace(self, devices=devices, host=host, reserved={})
+
+
+def _keyed(sizes: Mapping[str, int], device: Device | None) -> int:
+    return _keyed_or_none(sizes, device) or 0
+
+
+def _keyed_or_none(sizes: Mapping[str, int], device: Device | None) -> int | None:
+    if device is None:
+        return sizes.get(HOST)
+    if device.uuid and device.uuid in sizes:
+        return sizes[device.uuid]
+    return sizes.get(device.name)

@@ -1,0 +1,148 @@
+"""Builds the refusal for lack of memory: what the smallest allowed plan needs, and which one change would do. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from llamad.hardware.device import Device
+from llamad.planning.cache import is_quantised
+from llamad.planning.choice import CELL_PADDING, Choice
+from llamad.planning.problem import HOST, Problem
+from llamad.planning.refusal import Change, Lack, NeverFits, NoDevice, NoRoomNow, PromiseError, no_room
+from llamad.planning.search import Search
+from llamad.planning.solution import Solution, solve
+
+_MOST_CHANGES = 3
+_SMALLEST_USEFUL_TOKENS = 2 * CELL_PADDING
+_SMALLEST_UBATCH = 64
+
+
+def refusal(problem: Problem, written: frozenset[str]) -> NoRoomNow | NeverFits:
+    """The error for a problem that `solve` found no solution for."""
+    device, search, choice = _nearest(problem)
+    changes = []
+    for change in _changes(problem, search, choice):
+        changes.append(change)
+        if len(changes) == _MOST_CHANGES:
+            break
+    lack = _lack(problem, device, search, choice, by_default=_by_default(problem, written))
+    return no_room(lack, tuple(changes), ever=solve(problem.emptied()) is not None)
+
+
+def changed(problem: Problem, change: Change) -> Problem:
+    """The problem with one edit of the definition made."""
+    if change.key == "cache_ram":
+        return replace(problem, cache_ram=str(change.value))
+    return replace(problem, placement=problem.placement.model_copy(update={change.key: change.value}))
+
+
+def _nearest(problem: Problem) -> tuple[Device | None, Search, Choice]:
+    """The smallest plan that keeps every promise, on the device where it lacks least."""
+    placement = problem.placement
+    devices: list[Device | None] = list(problem.candidates()) if placement.gpu_layers != 0 else []
+    if not devices or (placement.allow_cpu and placement.gpu_layers == "auto"):
+        devices = [None]  # the CPU alone was the last resort, so it is what lacks memory
+    tried: list[tuple[int, int, Device | None, Search, Choice]] = []
+    for device in devices:
+        search = problem.search(device)
+        layers = _smallest_layers(problem, search, device)
+        for variant in search.terms.variants:
+            choice = search.choice(variant, search.terms.floor_tokens, layers)
+            need = search.demand.need(choice)
+            missing = max(search.room.device_missing(need), search.room.host_missing(need))
+            tried.append((missing, len(tried), device, search, choice))
+    return min(tried, key=lambda entry: entry[:2])[2:]
+
+
+def _smallest_layers(problem: Problem, search: Search, device: Device | None) -> int:
+    if device is None:
+        return 0
+    wanted = problem.placement.gpu_layers
+    return search.terms.layers_total if wanted == "auto" else min(wanted, search.terms.layers_total)
+
+
+def _lack(
+    problem: Problem, device: Device | None, search: Search, choice: Choice, *, by_default: bool
+) -> Lack:
+    need = search.demand.need(choice)
+    at = f"{choice.context_tokens} tokens of context ({choice.type_k}, micro-batch {choice.ubatch_tokens})"
+    if search.terms.context_tokens is None:
+        at = f"context_min = {at}{', the default,' if by_default else ''}"
+    missing = search.room.device_missing(need)
+    if device is not None and missing > 0:
+        budget = search.room.device_budget(need)
+        return Lack(problem.title, device.name, need.device, at, device.free_bytes, budget, missing)
+    available = problem.host.available_bytes
+    return Lack(
+        problem.title,
+        HOST,
+        need.host,
+        at,
+        available,
+        search.room.host_bytes,
+        search.room.host_missing(need),
+        search.room.cache_ram_bytes,
+    )
+
+
+def _by_default(problem: Problem, written: frozenset[str]) -> bool:
+    return problem.placement.context == "auto" and "placement.context_min" not in written
+
+
+def _changes(problem: Problem, search: Search, nearest: Choice) -> Iterator[Change]:
+    """Edits that were tried and found to fit, the least intrusive first."""
+    for change in (*_returns_to_auto(problem), *_smaller_ubatch(problem, nearest)):
+        if _solved(problem, change):
+            yield change
+    yield from _smaller_context(problem, search, nearest)
+    if problem.placement.kv_cache != "auto" and not is_quantised(problem.placement.kv_cache):
+        yield from _described(problem, Change("kv_cache", "q8_0"))
+    if not problem.placement.allow_cpu and problem.placement.gpu_layers == "auto":
+        yield from _described(problem, Change("allow_cpu", value=True))
+
+
+def _returns_to_auto(problem: Problem) -> Iterator[Change]:
+    placement = problem.placement
+    for key in ("memory", "vram_margin", "gpus", "main_gpu"):
+        if getattr(placement, key) != "auto":
+            yield Change(key, "auto")
+    if problem.cache_ram != "auto":
+        yield Change("cache_ram", "auto")
+
+
+def _smaller_ubatch(problem: Problem, nearest: Choice) -> Iterator[Change]:
+    if problem.placement.ubatch != "auto":
+        smaller = nearest.ubatch_tokens // 2
+        while smaller >= _SMALLEST_UBATCH:
+            yield Change("ubatch", smaller)
+            smaller //= 2
+
+
+def _smaller_context(problem: Problem, search: Search, nearest: Choice) -> Iterator[Change]:
+    most = max(search.largest_tokens(variant, nearest.layers) for variant in search.terms.variants)
+    most = min(most, search.terms.floor_tokens)
+    if most >= _SMALLEST_USEFUL_TOKENS:
+        key = "context" if search.terms.context_tokens is not None else "context_min"
+        change = Change(key, most)
+        if _solved(problem, change):
+            yield change
+
+
+def _described(problem: Problem, change: Change) -> Iterator[Change]:
+    found = _solved(problem, change)
+    if found is None:
+        return
+    if change.key == "allow_cpu":
+        note = f" with {found.choice.layers} of {found.search.terms.layers_total} layers on a device, much slower"
+    else:
+        note = f" at {found.choice.context_tokens}"
+    yield replace(change, note=note)
+
+
+def _solved(problem: Problem, change: Change) -> Solution | None:
+    """The solution after a change; None where it would not fit, or contradict another promise."""
+    try:
+        return solve(changed(problem, change))
+    except (NoDevice, PromiseError):
+        return None

@@ -1,0 +1,181 @@
+"""From a model, a machine and a definition to a plan, or to a refusal that says what would help. Pure.
+
+Order of sacrifice under `auto`: whole model on a device with the full context, less context, a quantised cache
+(`kv_cache = "auto"`), a smaller micro-batch, a smaller prompt cache, context down to `context_min`, fewer layers
+on the device (`allow_cpu`), the CPU alone (`allow_cpu`). What the definition promises is kept or refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+
+from llamad.config.definition import Placement
+from llamad.gguf.facts import ModelFacts
+from llamad.hardware.device import Device, HostMemory
+from llamad.planning.choice import Choice
+from llamad.planning.demand import Need
+from llamad.planning.plan import BuildGates, DevicePlan, NextContext, Plan
+from llamad.planning.problem import HOST, Problem
+from llamad.planning.reasons import reasons_of
+from llamad.planning.refusal import NoDevice, PromiseError, UnsupportedModelError
+from llamad.planning.refuse import refusal
+from llamad.planning.search import Search
+from llamad.planning.shape import shape_of
+from llamad.planning.solution import Solution, solve
+from llamad.units import MIB
+
+_NOTHING: Mapping[str, int] = MappingProxyType({})
+_CACHE_RAM_MOST_BYTES = 8192 * MIB
+_CACHE_RAM_STEP_BYTES = 64 * MIB
+
+
+def plan(
+    facts: ModelFacts,
+    devices: Sequence[Device],
+    host: HostMemory,
+    placement: Placement,
+    written: frozenset[str],
+    gates: BuildGates,
+    *,
+    cache_ram: str = "auto",
+    reserved: Mapping[str, int] = _NOTHING,
+    measured_overhead: Mapping[str, int] = _NOTHING,
+    corrections: Mapping[str, int] = _NOTHING,
+) -> Plan:
+    """The best plan for a model on this machine at this moment.
+
+    `written`: keys that the admin wrote, as `placement.context`; they only change wording, since every value that
+    is not `auto` is kept or refused. `reserved`, `measured_overhead` and `corrections` are bytes by device name or
+    UUID, or `host`: held back for others; taken outside llama.cpp's buffers by a former load; found missing in the
+    computed buffers by a better source (see confirm.py).
+
+    Raises NoDevice (69), NoRoomNow (75), NeverFits or PromiseError (78), UnsupportedModelError (65).
+    """
+    problem = Problem(
+        facts, tuple(devices), host, placement, gates, cache_ram, reserved, measured_overhead, corrections
+    )
+    _refuse_unsupported(problem)
+    _refuse_without_device(problem)
+    found = solve(problem)
+    if found is None:
+        raise refusal(problem, written)
+    return _plan_of(problem, found)
+
+
+def _refuse_unsupported(problem: Problem) -> None:
+    shape = shape_of(problem.facts)
+    if shape.proof == "unknown":
+        raise UnsupportedModelError(
+            f"the memory of {problem.title} cannot be planned",
+            why=f"{' and '.join(shape.doubts)}, and no safe bound is known for that",
+            fix="use a model with plain attention, or a newer llamad",
+        )
+    placement = problem.placement
+    if problem.facts.n_expert and (placement.cpu_moe or placement.n_cpu_moe not in ("auto", 0)):
+        raise PromiseError("cpu_moe and n_cpu_moe are not planned yet", fix="remove them")
+    layers = placement.gpu_layers
+    if layers != "auto" and layers <= problem.facts.n_layers and not placement.allow_cpu:
+        raise PromiseError(
+            f"gpu_layers = {layers} leaves {problem.facts.n_layers + 1 - layers} layers to the CPU",
+            why="allow_cpu is false",
+            fix='write allow_cpu = true, or gpu_layers = "auto"',
+        )
+
+
+def _refuse_without_device(problem: Problem) -> None:
+    placement = problem.placement
+    if (
+        placement.gpu_layers == 0
+        or problem.candidates()
+        or (placement.allow_cpu and placement.gpu_layers == "auto")
+    ):
+        return
+    raise NoDevice(
+        f"no device for {problem.title}",
+        why="neither the driver nor llama-server lists one",
+        fix="check the driver and llama.cpp's backend package, or write allow_cpu = true",
+    )
+
+
+def _plan_of(problem: Problem, found: Solution) -> Plan:
+    device, search, choice = found.device, found.search, found.choice
+    need = search.demand.need(choice)
+    cache_ram_mib = _cache_ram_mib(problem, search, need)
+    following = _following(device, search, choice)
+    return Plan(
+        model=problem.facts.path,
+        context_tokens=choice.context_tokens,
+        context_train_tokens=problem.facts.n_ctx_train,
+        slots=choice.slots,
+        unified_cache=choice.unified,
+        cache_type_k=choice.type_k,
+        cache_type_v=choice.type_v,
+        batch_tokens=choice.batch_tokens,
+        ubatch_tokens=choice.ubatch_tokens,
+        flash_attention=choice.flash_attention,
+        layers=choice.layers,
+        layers_total=search.terms.layers_total,
+        split_mode=problem.placement.split_mode if device else "layer",
+        main_device=device.name if device else "none",
+        tensor_split=(),
+        cache_ram_mib=cache_ram_mib,
+        devices=(_device_plan(device, search, choice, need),) if device else (),
+        host=need.host,
+        host_available_bytes=problem.host.available_bytes,
+        reasons=reasons_of(
+            problem, search, device, choice, cache_ram_mib=cache_ram_mib, following=following
+        ),
+        next_context=following,
+        warnings=_warnings(problem, search, choice),
+    )
+
+
+def _device_plan(device: Device, search: Search, choice: Choice, need: Need) -> DevicePlan:
+    return DevicePlan(
+        name=device.name,
+        uuid=device.uuid,
+        free_bytes=device.free_bytes,
+        total_device_bytes=device.total_bytes,
+        layers=choice.layers,
+        parts=need.device,
+        budget_bytes=search.room.device_budget(need),
+    )
+
+
+def _cache_ram_mib(problem: Problem, search: Search, need: Need) -> int:
+    """The promised prompt cache, or a share of what is left of the host's memory, in steps that hide its noise."""
+    if problem.cache_ram != "auto":
+        return problem.promised_cache_ram_bytes // MIB
+    left = max(0, -search.room.host_missing(need))
+    chosen = min(_CACHE_RAM_MOST_BYTES, left // 4)
+    return chosen // _CACHE_RAM_STEP_BYTES * (_CACHE_RAM_STEP_BYTES // MIB)
+
+
+def _following(device: Device | None, search: Search, choice: Choice) -> NextContext | None:
+    larger = search.larger_context(choice)
+    if larger is None:
+        return None
+    need = search.demand.need(larger)
+    on_device, on_host = search.room.device_missing(need), search.room.host_missing(need)
+    if device is not None and on_device >= on_host:
+        return NextContext(larger.context_tokens, device.name, max(0, on_device))
+    return NextContext(larger.context_tokens, HOST, max(0, on_host))
+
+
+def _warnings(problem: Problem, search: Search, choice: Choice) -> tuple[str, ...]:
+    shape = search.demand.shape
+    found = []
+    if shape.doubts:
+        found.append(
+            f"not proved for this model ({', '.join(shape.doubts)}): a fifth and 256 MiB of compute buffer are added"
+        )
+    if shape.windowed:
+        found.append("the cache is planned as if every layer saw the whole context: more than it will take")
+    if not choice.flash_attention:
+        found.append("without flash attention the compute buffer grows with every head and token")
+    if not problem.facts.n_expert and (
+        problem.placement.cpu_moe or problem.placement.n_cpu_moe not in ("auto", 0)
+    ):
+        found.append("cpu_moe and n_cpu_moe do nothing: the model has no experts")
+    return tuple(found)

@@ -1,0 +1,147 @@
+"""What the definition leaves open, and what it promises: everything settled before bytes are counted. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from llamad.config.definition import Placement
+from llamad.gguf.facts import ModelFacts
+from llamad.planning.cache import is_quantised
+from llamad.planning.refusal import PromiseError
+from llamad.planning.shape import Shape
+
+CacheWord = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
+
+COMFORT_TOKENS = 32768
+"""Under `auto`, other things give way before the context falls below this (or the trained length)."""
+_AUTO_SLOTS = 4
+_AUTO_UBATCHES = (512, 256)
+_QUANT_BLOCK = 32
+# CUDA's flash attention (fattn.cu): head sizes where K and V are alike, and the pairs where they are not. For
+# others llama.cpp falls back without a word, and the compute buffer grows tenfold.
+_CUDA_HEADS = frozenset({40, 64, 72, 80, 96, 112, 128, 256, 512})
+_CUDA_PAIRS = frozenset({(192, 128), (320, 256), (576, 512)})
+_NO_FLASH_ARCHITECTURES = frozenset({"grok"})
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to run that the definition allows; a list of them goes from the best to the last resort."""
+
+    type_k: str
+    type_v: str
+    ubatch_tokens: int
+    batch_tokens: int
+
+
+@dataclass(frozen=True)
+class Terms:
+    """The definition's promises for one model on one backend."""
+
+    context_tokens: int | None
+    """A promise; None = as much as fits."""
+    context_min_tokens: int
+    context_limit_tokens: int
+    """The trained length."""
+    slots: int
+    unified: bool
+    flash_attention: bool
+    variants: tuple[Variant, ...]
+    layers_total: int
+
+    @property
+    def floor_tokens(self) -> int:
+        """The smallest context that keeps every promise."""
+        return self.context_tokens or self.context_min_tokens
+
+    @property
+    def comfort_tokens(self) -> int:
+        """The context that other things are given up for."""
+        return self.context_tokens or max(
+            self.context_min_tokens, min(self.context_limit_tokens, COMFORT_TOKENS)
+        )
+
+
+def terms_of(facts: ModelFacts, shape: Shape, placement: Placement, backend: str) -> Terms:
+    """Settle what needs no bytes. Raises PromiseError where written values contradict the model."""
+    flash = _flash_attention(facts, shape, placement, backend)
+    trained = facts.n_ctx_train if facts.n_ctx_train > 0 else max(placement.context_min, 4096)
+    context = None if placement.context == "auto" else placement.context
+    if context is not None and facts.n_ctx_train > 0 and context > trained:
+        raise PromiseError(
+            f"context = {context} is above the length that the model was trained for",
+            why=f"llama-server would use {trained} tokens of it and leave the rest empty",
+            fix=f"write context = {trained} or less",
+        )
+    slots = placement.parallel if placement.parallel != "auto" else _auto_slots(shape)
+    return Terms(
+        context_tokens=context,
+        context_min_tokens=min(placement.context_min, trained),
+        context_limit_tokens=trained,
+        slots=slots,
+        unified=slots > 1,
+        flash_attention=flash,
+        variants=_variants(shape, placement, flash=flash),
+        layers_total=facts.n_layers + 1,
+    )
+
+
+def flash_usable(facts: ModelFacts, shape: Shape, backend: str) -> bool:
+    """Whether flash attention works for the model's heads on a backend."""
+    if facts.architecture in _NO_FLASH_ARCHITECTURES:
+        return False
+    if backend not in ("CUDA", "ROCm"):
+        return True
+    pair = (shape.head_k, shape.head_v)
+    return pair in _CUDA_PAIRS or (shape.head_k == shape.head_v and shape.head_k in _CUDA_HEADS)
+
+
+def _flash_attention(facts: ModelFacts, shape: Shape, placement: Placement, backend: str) -> bool:
+    usable = flash_usable(facts, shape, backend)
+    if placement.flash_attention is True and not usable:
+        raise PromiseError(
+            f"flash_attention = true cannot be kept on {backend}",
+            why=f"it has none for {facts.architecture} with heads of {shape.head_k} and {shape.head_v}",
+            fix='write flash_attention = "auto" or false',
+        )
+    return usable if placement.flash_attention == "auto" else placement.flash_attention
+
+
+def _auto_slots(shape: Shape) -> int:
+    """Slots that share one cache cost nothing, except where each has a window or a state of its own."""
+    return 1 if shape.windowed or shape.proof == "unknown" else _AUTO_SLOTS
+
+
+def _variants(shape: Shape, placement: Placement, *, flash: bool) -> tuple[Variant, ...]:
+    blocks = shape.head_k % _QUANT_BLOCK == 0 and shape.head_v % _QUANT_BLOCK == 0
+    written = placement.kv_cache
+    if written != "auto" and is_quantised(written):
+        if not flash:
+            raise PromiseError(
+                f'kv_cache = "{written}" cannot be kept',
+                why="it needs flash attention, which this model cannot have here",
+                fix='write kv_cache = "f16"',
+            )
+        if not blocks:
+            raise PromiseError(
+                f'kv_cache = "{written}" cannot be kept',
+                why=f"heads of {shape.head_k} and {shape.head_v} are no multiples of its block of {_QUANT_BLOCK}",
+                fix='write kv_cache = "f16"',
+            )
+    types: list[str] = [written] if written != "auto" else ["f16"]
+    if written == "auto" and flash and blocks:
+        types.append("q8_0")
+    ubatches = _ubatches(placement)
+    pairs = [(kind, ubatches[0]) for kind in types] + [(types[-1], ubatch) for ubatch in ubatches[1:]]
+    return tuple(
+        Variant(kind, kind, ubatch, ubatch if placement.batch == "auto" else max(placement.batch, ubatch))
+        for kind, ubatch in pairs
+    )
+
+
+def _ubatches(placement: Placement) -> tuple[int, ...]:
+    if placement.ubatch != "auto":
+        return (placement.ubatch,)
+    most = placement.batch if placement.batch != "auto" else _AUTO_UBATCHES[0]
+    return tuple(dict.fromkeys(min(ubatch, most) for ubatch in _AUTO_UBATCHES))

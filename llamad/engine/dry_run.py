@@ -1,0 +1,224 @@
+"""Asking the installed llama-server what a plan would take: its first memory breakdown, before it loads a byte.
+
+With the fit left on, llama-server builds the model without memory, prints what each device would hold, and only
+then begins to load. It is killed at that line, about 0.1 s after its start. Blocking; call it off the loop.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from llamad.engine.log import LogLine, parse_line
+from llamad.engine.names import is_host, renamed
+from llamad.engine.query import QueryResult, run_until
+from llamad.engine.store import load_cache, store_cache
+from llamad.errors import ChildError
+from llamad.planning.plan import Parts
+from llamad.units import MIB
+
+Why = Literal["late", "crashed", "exited", "silent"]
+
+
+class AskError(ChildError):
+    """llama-server gave no breakdown. The plan's computed bytes stand.
+
+    `reason`: `late` past the deadline; `crashed` by a signal (a device that cannot hold one of the tensors aborts
+    it: take it as "does not fit"); `exited` with an error, which `why` quotes; `silent` without one.
+    """
+
+    def __init__(self, reason: Why, why: str) -> None:
+        super().__init__("cannot ask llama-server for its memory breakdown", why=why)
+        self.reason: Why = reason
+
+
+@dataclass(frozen=True)
+class Breakdown:
+    """llama-server's own account, in bytes. It counts whole MiB, rounded down: a part may be 1 MiB larger.
+
+    `memory` is total and free of each device as the child saw it, its own context already taken.
+    """
+
+    devices: dict[str, Parts]
+    host: Parts
+    memory: dict[str, tuple[int, int]]
+
+    def renamed(self, names: Mapping[str, str]) -> Breakdown:
+        """The same with other names for the devices (`names.plan_names` of the plan that was asked about)."""
+        return Breakdown(renamed(self.devices, names), self.host, renamed(self.memory, names))
+
+
+def ask_breakdown(
+    server: str, args: Sequence[str], env: Mapping[str, str], deadline_s: float = 5.0
+) -> Breakdown:
+    """The breakdown for `args`, as `flags.dry_run_args` makes them, with the child's names of the devices.
+
+    Leaves no process and no socket. Raises AskError, and what `query.run_query` raises for a missing server.
+    """
+    reader = BreakdownReader()
+    socket_path = Path(args[args.index("--host") + 1])
+    _remove(socket_path)
+    try:
+        result = run_until([server, *args], env, deadline_s, lambda raw: reader.line(parse_line(raw)))
+    finally:
+        _remove(socket_path)
+    breakdown = reader.breakdown()
+    if breakdown is None:
+        raise _failure(result, reader, deadline_s)
+    return breakdown
+
+
+def _remove(socket_path: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        socket_path.unlink()
+
+
+def _failure(result: QueryResult, reader: BreakdownReader, deadline_s: float) -> AskError:
+    error = reader.first_error
+    if result.timed_out:
+        return AskError("late", f"no breakdown within {deadline_s:g} s")
+    if result.returncode < 0:
+        return AskError("crashed", error or f"killed by signal {-result.returncode}")
+    if result.returncode > 0:
+        return AskError("exited", error or f"exit status {result.returncode}")
+    return AskError("silent", "it ended without one")
+
+
+_ROW = re.compile(r"\w+breakdown_print: \|   - (?P<name>\S+)(?: \(.*\))? +\|(?P<numbers>[-\d =+()]*)\|?$")
+_HEADING = "breakdown_print: | memory breakdown [MiB]"
+
+
+class BreakdownReader:
+    """Finds the first whole breakdown in the lines of a log, in either of its forms."""
+
+    def __init__(self) -> None:
+        self._table = _Table()
+        self._done = False
+        self.first_error = ""
+
+    def line(self, line: LogLine) -> bool:
+        """Take in a line; True when the breakdown is complete."""
+        if line.level == "error" and not self.first_error:
+            self.first_error = line.text
+        if line.data is not None and line.data.get("type") == "fit_memory_breakdown":
+            self._record(line.data)
+        elif _HEADING in line.text:
+            self._table = _Table()
+        elif (row := _ROW.match(line.text)) is not None:
+            self._table.text_row(
+                row["name"], [int(number) for number in re.findall(r"-?\d+", row["numbers"])]
+            )
+        elif self._table.host_seen:  # no end mark: the host is the last row but for other host buffers
+            self._done = True
+        return self._done
+
+    def breakdown(self) -> Breakdown | None:
+        """What was found; None if no table came, or none to its end."""
+        table = self._table
+        return Breakdown(table.devices, table.host, table.memory) if table.host_seen else None
+
+    def _record(self, record: Mapping[str, Any]) -> None:
+        table = _Table()
+        try:
+            if record["data"]["unit"] != "MiB":
+                return
+            for row in record["data"]["rows"]:
+                table.json_row(row)
+        except (LookupError, TypeError, ValueError):
+            return  # another form than is known: the text table that comes before it still counts
+        if table.host_seen:
+            self._table = table
+            self._done = True
+
+
+class _Table:
+    """The rows of one breakdown."""
+
+    def __init__(self) -> None:
+        self.devices: dict[str, Parts] = {}
+        self.memory: dict[str, tuple[int, int]] = {}
+        self.host = Parts()
+        self.host_seen = False
+
+    def text_row(self, name: str, numbers: list[int]) -> None:
+        """`total = free + (self = model + context + compute) + unaccounted`; of a host row only `self = ...`."""
+        if is_host(name) and len(numbers) >= 4:
+            self._add_host(*numbers[1:4])
+        elif len(numbers) >= 6:
+            self._add_device(name, *numbers[:2], *numbers[3:6])
+
+    def json_row(self, row: Mapping[str, Any]) -> None:
+        """Raises LookupError, TypeError or ValueError where it is no row."""
+        model, context, compute = (int(row[part]) for part in ("model", "context", "compute"))
+        if row["kind"] == "device":
+            self._add_device(str(row["name"]), int(row["total"]), int(row["free"]), model, context, compute)
+        elif is_host(str(row["name"])):
+            self._add_host(model, context, compute)
+
+    def _add_device(self, name: str, total: int, free: int, model: int, context: int, compute: int) -> None:
+        self.devices[name] = Parts(model * MIB, context * MIB, compute * MIB)
+        self.memory[name] = (total * MIB, free * MIB)
+
+    def _add_host(self, model: int, context: int, compute: int) -> None:
+        self.host_seen = True
+        self.host = Parts(
+            self.host.weights_bytes + model * MIB,
+            self.host.context_bytes + context * MIB,
+            self.host.compute_bytes + compute * MIB,
+        )
+
+
+class BreakdownCache:
+    """Breakdowns by build, model file and arguments, in one JSON file of the model's cache folder.
+
+    What is free now is in no key and in no entry: it does not change what an explicit plan takes.
+    """
+
+    _KEEP = 32
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def get(self, caps_key: str, fingerprint: str, args: Sequence[str]) -> Breakdown | None:
+        """The breakdown that the same build gave for the same file and arguments; None if none is kept."""
+        try:
+            entry = self._entries()[_cache_key(caps_key, fingerprint, args)]
+            devices = {str(name): Parts(*map(int, parts)) for name, parts in entry["devices"].items()}
+            return Breakdown(devices, Parts(*map(int, entry["host"])), {})
+        except (LookupError, TypeError, ValueError, AttributeError):
+            return None  # none kept, or not as we write it
+
+    def put(self, caps_key: str, fingerprint: str, args: Sequence[str], breakdown: Breakdown) -> None:
+        """Keep one more, the oldest beyond 32 being dropped. A cache that cannot be written is done without."""
+        entries = self._entries()
+        key = _cache_key(caps_key, fingerprint, args)
+        entries.pop(key, None)
+        entries[key] = {
+            "devices": {name: _three(parts) for name, parts in breakdown.devices.items()},
+            "host": _three(breakdown.host),
+        }
+        store_cache(self._path, dict(list(entries.items())[-self._KEEP :]))
+
+    def _entries(self) -> dict[str, Any]:
+        raw = load_cache(self._path)
+        return raw if isinstance(raw, dict) else {}
+
+
+def _three(parts: Parts) -> list[int]:
+    return [parts.weights_bytes, parts.context_bytes, parts.compute_bytes]
+
+
+def _cache_key(caps_key: str, fingerprint: str, args: Sequence[str]) -> str:
+    kept = list(args)
+    for flag in ("--host", "--alias"):
+        if flag in kept:
+            place = kept.index(flag)
+            del kept[place : place + 2]
+    return hashlib.sha256(
+        "\0".join([caps_key, fingerprint, *kept]).encode("utf-8", "surrogateescape")
+    ).hexdigest()

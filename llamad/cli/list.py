@@ -33,7 +33,13 @@ def _row(name: str, state: str, args: argparse.Namespace) -> dict[str, object]:
     try:
         definition = load_definition(name, args.config).definition
     except LlamadError as error:
-        return {"name": name, "state": state, "listen": "-", "model": str(error).splitlines()[0], "valid": False}
+        return {
+            "name": name,
+            "state": state,
+            "listen": "-",
+            "model": str(error).splitlines()[0],
+            "valid": False,
+        }
     return {
         "name": name,
         "state": state,

@@ -88,6 +88,6 @@ def parse_sandbox(text: str) -> list[str]:
             section = stripped
         elif section == "[Service]" and stripped.startswith(_SANDBOX_PREFIXES):
             key, _, value = stripped.partition("=")
-            if not (key == "PrivateTmp" or "%" in value):
+            if "%" not in value:
                 found.append(f"{key.strip()}={' '.join(value.split())}")
     return found

@@ -10,14 +10,14 @@ class ServerEngine:
     """Talks to the child's unix socket."""
 
     async def healthy(self, socket_path: str) -> bool:
-        return (await api.health(socket_path)).ok
+        return await api.health(socket_path) is api.Health.READY
 
     async def warm_up(self, launch: Launch, deadline_s: float) -> float:
         result = await api.warm_up(
             launch.socket_path,
-            launch.warm_up_tokens,
+            tokens=launch.warm_up_tokens,
+            vocab_tokens=launch.vocabulary_tokens,
             mode=launch.mode,
-            vocabulary_tokens=launch.vocabulary_tokens,
             deadline_s=deadline_s,
         )
         return result.seconds

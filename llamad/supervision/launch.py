@@ -8,6 +8,7 @@ from typing import Protocol
 
 from llamad.config.definition import Definition
 from llamad.config.load import Loaded
+from llamad.engine.api import Mode
 from llamad.planning.plan import Plan
 
 
@@ -21,10 +22,11 @@ class Launch:
     env: Mapping[str, str]
     socket_path: str
     vocabulary_tokens: int
-    mode: str
-    """What the warm-up asks for: completion | embedding | rerank."""
+    mode: Mode
+    """What the warm-up asks for."""
     engine: str
     """The build in words."""
+    file_bytes: int = 0
 
     @property
     def definition(self) -> Definition:

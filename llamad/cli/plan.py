@@ -1,0 +1,83 @@
+"""`llamad plan NAME|FILE`: every byte and every flag, with the reason; nothing is started."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+
+from llamad.cli.unprivileged import rerun_in_sandbox
+from llamad.config.load import Loaded, load_definition, load_file, load_model
+from llamad.errors import UsageError
+from llamad.hardware.device import Device
+from llamad.planning.explain import explain
+from llamad.service.planner import Made, PlanMaker
+from llamad.units import parse_size
+
+CACHE_ROOT = Path("/var/cache/llamad")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Plan for this machine's devices, or for those of `--gpu`; print text or one JSON object."""
+    what_if = [parse_device(text) for text in args.gpu]
+    loaded = load_target(args.model, args.config)
+    if not what_if:
+        cache = CACHE_ROOT / loaded.name
+        code = rerun_in_sandbox(_same_words(args), f"llamad@{loaded.name}.service", cache)
+        if code is not None:
+            return code
+    made = make(loaded, what_if, computed=args.computed)
+    print_plan(made, as_json=args.json)
+    return 0
+
+
+def make(loaded: Loaded, what_if: list[Device], *, computed: bool) -> Made:
+    """The plan, leaving nothing behind but what the model's own cache folder keeps."""
+    with tempfile.TemporaryDirectory(prefix="llamad-plan-") as scratch:
+        cache = CACHE_ROOT / loaded.name
+        return PlanMaker(loaded, engine=Path(scratch), cache=cache).make(what_if, computed=computed)
+
+
+def print_plan(made: Made, *, as_json: bool) -> None:
+    """As `llamad plan` prints it."""
+    if as_json:
+        print(json.dumps(made.plan.to_json(list(made.args)), indent=2))
+    else:
+        print(explain(made.plan, made.args), end="")
+
+
+def load_target(word: str, root: Path) -> Loaded:
+    """A definition by name or path, or one that names nothing but a GGUF file."""
+    if word.endswith(".gguf"):
+        return load_model(Path(word).absolute(), root)
+    if word.endswith(".toml") or "/" in word:
+        return load_file(Path(word).absolute(), root)
+    return load_definition(word, root)
+
+
+def parse_device(text: str) -> Device:
+    """A device of `--gpu NAME=FREE`. Raises UsageError."""
+    name, _, size = text.partition("=")
+    try:
+        free_bytes = parse_size(size)
+    except ValueError as error:
+        raise UsageError(
+            f"--gpu {text}", why=str(error), fix="write for example --gpu CUDA0=15.6GiB"
+        ) from None
+    if not name or not name[-1].isdigit() or not name[0].isalpha():
+        fix = "write llama-server's name for the device: CUDA0, ROCm0, Vulkan0, RPC0"
+        raise UsageError(f"--gpu {text}", why=f'"{name}" names no device', fix=fix)
+    return Device(name, free_bytes, free_bytes, source="what-if")
+
+
+def _same_words(args: argparse.Namespace) -> list[str]:
+    model = (
+        args.model
+        if "/" not in args.model and not args.model.endswith(".gguf")
+        else str(Path(args.model).absolute())
+    )
+    words = ["--config", str(args.config.absolute()), "plan", model]
+    words += ["--json"] if args.json else []
+    words += ["--computed"] if args.computed else []
+    return words

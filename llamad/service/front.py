@@ -1,0 +1,142 @@
+"""The relay, as the supervisor sees it, and what the daemon hears of it."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from llamad.clock import SystemClock
+from llamad.config.listen import parse_listen
+from llamad.config.load import Loaded
+from llamad.errors import AccessError, ConfigError
+from llamad.front.holding import Refusal
+from llamad.front.keys import KeySet
+from llamad.front.relay import Front
+from llamad.front.settings import FrontSettings, ModelDescription, RequestRecord
+from llamad.supervision.launch import Launch
+
+REOPEN_S = 0.5
+
+
+class RelayFront:
+    """Gives `front.relay.Front` the supervisor's words, and reopens it where only a connection was lost."""
+
+    def __init__(self, loaded: Loaded, keys: KeySet) -> None:
+        self._launch: Launch | None = None
+        self._open = False
+        self._created_s = int(time.time())
+        self.state: Callable[[], str] = lambda: "stopped"
+        self.child_lives: Callable[[], bool] = lambda: False
+        self._front = Front(settings_of(loaded), keys, self, SystemClock(), self._describe)
+
+    async def start(self, sockets: Sequence[socket.socket]) -> None:
+        """Accept on these sockets; requests are held until the model is ready."""
+        await self._front.start(sockets)
+
+    def apply(self, loaded: Loaded, keys: KeySet) -> None:
+        """Use other settings and keys from now on."""
+        self._front.apply(settings_of(loaded), keys)
+
+    async def close(self) -> None:
+        """Answer what was accepted, then close every connection; the listening sockets stay as they are."""
+        await self._front.close(linger_s=1.0)
+
+    # -- the supervisor's side --------------------------------------------------------------------------
+
+    def hold(self, reason: str) -> None:
+        self._open = False
+        self._front.hold(reason)
+
+    def open(self, launch: Launch) -> None:
+        self._launch, self._open = launch, True
+        self._front.open(launch.socket_path)
+
+    def refuse(self, message: str) -> None:
+        self._open = False
+        self._front.refuse(Refusal(503, "model_failed", message, None))
+
+    def stop_accepting(self) -> None:
+        self._front.stop_accepting()
+
+    async def drain(self, deadline_s: float) -> int:
+        return await self._front.drain(deadline_s)
+
+    def cut(self, cause: str, message: str) -> None:
+        self._front.cut(cause, message)
+
+    async def close_upstreams(self) -> None:
+        await self._front.close_upstreams()
+
+    # -- what the relay tells ---------------------------------------------------------------------------
+
+    def request_waiting(self) -> None:
+        """Nothing to do: a model served by its own unit is loaded or being loaded."""
+
+    def request_finished(self, record: RequestRecord) -> None:
+        """Nothing to do yet."""
+
+    def progress(self) -> None:
+        """Nothing to do yet."""
+
+    def upstream_lost(self, generation: int) -> None:
+        """The supervisor hears of a dead child by itself; a live one that dropped a connection is used again."""
+        asyncio.get_running_loop().call_later(REOPEN_S, self._reopen, self._launch)
+
+    def _reopen(self, launch: Launch | None) -> None:
+        if self._open and launch is self._launch and launch is not None and self.child_lives():
+            self._front.open(launch.socket_path)
+
+    def _describe(self) -> ModelDescription:
+        plan = self._launch.plan if self._launch else None
+        return ModelDescription(
+            state=self.state(),
+            context_tokens=plan.context_tokens if plan else None,
+            trained_context_tokens=plan.context_train_tokens if plan else None,
+            size_bytes=self._launch.file_bytes if self._launch else None,
+            created_s=self._created_s,
+        )
+
+
+def settings_of(loaded: Loaded) -> FrontSettings:
+    """The relay's part of a definition."""
+    definition = loaded.definition
+    limits = definition.limits
+    listen = parse_listen(definition.listen or "127.0.0.1:8080")
+    return FrontSettings(
+        name=loaded.name,
+        aliases=definition.aliases,
+        max_concurrent_requests=limits.max_concurrent_requests,
+        queue_requests=limits.queue_requests,
+        wait_s=limits.wait_s,
+        head_bytes=limits.head_bytes,
+        body_bytes=limits.body_bytes,
+        replay_bytes=limits.replay_bytes,
+        client_idle_s=limits.client_idle_s,
+        allowed_hosts=definition.allowed_hosts,
+        check_host=listen.kind == "tcp" and listen.is_local,
+    )
+
+
+def read_keys(loaded: Loaded, credential: Path | None) -> KeySet:
+    """The API keys of the credential and of `api_keys_file` together. Raises AccessError, ConfigError."""
+    texts = []
+    written = loaded.definition.api_keys_file
+    for path in (credential, Path(written) if written else None):
+        if path is None:
+            continue
+        try:
+            texts.append(path.read_text(encoding="utf-8"))
+        except UnicodeDecodeError:
+            where = loaded.origins.get(("api_keys_file",))
+            raise ConfigError(f"api_keys_file: {path} is no text", where=where, fix="one key a line") from None
+        except OSError as error:
+            fix = f"let _llamad read it: chown _llamad {path}; chmod 0600 {path}"
+            raise AccessError(f"cannot read the API keys in {path}", why=error.strerror or "", fix=fix) from error
+    keys = KeySet.parse("\n".join(texts))
+    if written and not keys:
+        where = loaded.origins.get(("api_keys_file",))
+        raise ConfigError(f"api_keys_file: {written} has no key in it", where=where, fix="one key a line")
+    return keys

@@ -1,0 +1,258 @@
+"""From a definition to a launch: header, build, devices, plan, llama-server's own confirmation, flags.
+
+`PlanMaker` blocks (files on network file systems, drivers, short runs of llama-server); `BackgroundPlanner`
+is the daemon's way to use it, off the loop and with a deadline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+from llamad.config.load import Loaded
+from llamad.engine.api import Mode
+from llamad.engine.build import Capabilities
+from llamad.engine.capabilities import read_capabilities
+from llamad.engine.devices import find_devices
+from llamad.engine.dry_run import AskError, BreakdownCache, ask_breakdown
+from llamad.engine.environment import child_environment
+from llamad.engine.flags import can_ask, dry_run_args, server_args
+from llamad.engine.names import plan_names, visible_uuids
+from llamad.errors import BadModelError, BusyError, LlamadError, ModelMissingError
+from llamad.gguf.facts import ModelFacts
+from llamad.gguf.read import read_facts
+from llamad.hardware.device import Device
+from llamad.hardware.host import host_memory
+from llamad.planning.confirm import Asked, Refit, confirmed
+from llamad.planning.plan import BuildGates, Plan
+from llamad.planning.solve import plan as solve
+from llamad.service.paths import Paths
+from llamad.service.reporter import DaemonReporter
+from llamad.supervision.launch import Launch
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+SOCKET_NAME = "llama.sock"
+ASK_SOCKET_NAME = "ask.sock"
+ROUNDS = 3
+PLAN_S = 120.0
+BYTES_BACK_S = 10.0
+BYTES_BACK_POLL_S = 0.1
+
+
+@dataclass(frozen=True)
+class Made:
+    """A plan with what it was made from."""
+
+    plan: Plan
+    facts: ModelFacts
+    caps: Capabilities | None
+    args: tuple[str, ...]
+    """llama-server's arguments after the program name; empty where no build is known."""
+
+
+class PlanMaker:
+    """Plans one definition. Blocking. `engine` is the folder for sockets, `cache` the model's cache folder."""
+
+    def __init__(self, loaded: Loaded, *, engine: Path, cache: Path) -> None:
+        self._loaded = loaded
+        self._engine = engine
+        self._cache = cache
+        self.env = child_environment(loaded.definition.environment, cache)
+
+    def make(
+        self, what_if: Sequence[Device] = (), *, computed: bool = False, returning: Sequence[Device] = ()
+    ) -> Made:
+        """The plan for the memory that is free now, or for `what_if`; confirmed by llama-server unless computed.
+
+        `returning`: devices to use as they are here instead of looking (their memory is about to be free).
+        Raises LlamadError; a problem of the model file is located at the definition's `model`.
+        """
+        facts = self.facts()
+        caps = self._capabilities(needed=not what_if)
+        devices = list(what_if) or list(returning) or (self.devices(caps) if caps else [])
+        plan = self._solve(facts, devices, caps, ask=not (computed or what_if))
+        args = self._args(plan, caps) if caps else []
+        return Made(plan, facts, caps, tuple(args))
+
+    def devices(self, caps: Capabilities | None = None) -> list[Device]:
+        """The devices as they are now, in llama-server's order and by its names."""
+        known = caps or self._capabilities(needed=True)
+        assert known is not None
+        return find_devices(known, self.env, cache_dir=self._cache, deadline_s=self._loaded.host.query_s)
+
+    def facts(self) -> ModelFacts:
+        """The model file's shapes; its faults are located at the definition's `model` line."""
+        try:
+            return read_facts(self._loaded.definition.model)
+        except (BadModelError, ModelMissingError) as error:
+            where = self._loaded.origins.get(("model",))
+            if where is not None:
+                error.what, error.where = f"model: {error.what}", where
+            raise
+
+    def environment(self, plan: Plan) -> dict[str, str]:
+        """The child's environment for this plan."""
+        uuids = visible_uuids(plan.devices)
+        return child_environment(self._loaded.definition.environment, self._cache, uuids)
+
+    def _capabilities(self, *, needed: bool) -> Capabilities | None:
+        try:
+            return read_capabilities(
+                self._loaded.host.server,
+                self.env,
+                self._cache / "capabilities.json",
+                self._loaded.host.query_s,
+            )
+        except LlamadError:
+            if needed:
+                raise
+            return None  # a plan for devices that are not here needs no llama-server either
+
+    def _solve(
+        self, facts: ModelFacts, devices: Sequence[Device], caps: Capabilities | None, *, ask: bool
+    ) -> Plan:
+        definition = self._loaded.definition
+        corrections: dict[str, int] = {}
+        for _ in range(ROUNDS):
+            plan = solve(
+                facts, devices, host_memory(), definition.placement, self._loaded.written,
+                caps.gates if caps else BuildGates(), cache_ram=definition.server.cache_ram, corrections=corrections,
+            )  # fmt: skip
+            if not ask or caps is None or not can_ask(caps):
+                return plan
+            asked = self._ask(plan, facts, caps)
+            if asked is None:
+                return plan
+            answer = confirmed(plan, asked, corrections=corrections)
+            if not isinstance(answer, Refit):
+                return answer
+            corrections = dict(answer.corrections)
+        raise BusyError(
+            f"no plan for {definition.model} that llama-server confirms",
+            why=f"after {ROUNDS} tries {answer}",
+            fix="lower `context` in [placement], or set a larger `vram_margin`",
+        )
+
+    def _ask(self, plan: Plan, facts: ModelFacts, caps: Capabilities) -> Asked | None:
+        """llama-server's breakdown for this plan; None where it cannot tell (the computed bytes stand)."""
+        socket_path = self._engine / ASK_SOCKET_NAME
+        args = dry_run_args(plan, self._loaded.definition, caps, socket_path=str(socket_path))
+        cache = BreakdownCache(self._cache / "breakdowns.json")
+        found = cache.get(caps.key, facts.fingerprint, args)
+        if found is None:
+            try:
+                found = ask_breakdown(caps.path, args, self.environment(plan), self._loaded.host.query_s)
+            except AskError:
+                return None
+            cache.put(caps.key, facts.fingerprint, args, found)
+        renamed = found.renamed(plan_names(plan.devices))
+        return Asked(renamed.devices, renamed.host)
+
+    def _args(self, plan: Plan, caps: Capabilities) -> list[str]:
+        names = (self._loaded.name,)
+        socket_path = str(self._engine / SOCKET_NAME)
+        return server_args(plan, self._loaded.definition, caps, socket_path=socket_path, alias_names=names)
+
+
+class BackgroundPlanner:
+    """The supervisor's planner: `PlanMaker` off the loop, each time with a deadline."""
+
+    def __init__(self, paths: Paths, reporter: DaemonReporter) -> None:
+        self._paths = paths
+        self._reporter = reporter
+
+    async def plan(self, loaded: Loaded, previous: Launch | None) -> Launch:
+        what = f"planning {loaded.definition.model}"
+        again = previous is not None and previous.loaded == loaded
+        if again and previous and await _off_the_loop(self._is_back, loaded, previous, what=what):
+            return previous
+        launch, plan = await _off_the_loop(self._make, loaded, previous, what=what)
+        self._reporter.planned(plan)
+        return launch
+
+    async def check(self, loaded: Loaded, running: Launch) -> None:
+        await _off_the_loop(self._check, loaded, running, what=f"planning {loaded.definition.model}")
+
+    def _maker(self, loaded: Loaded) -> PlanMaker:
+        return PlanMaker(loaded, engine=self._paths.engine, cache=self._paths.cache)
+
+    def _is_back(self, loaded: Loaded, previous: Launch) -> bool:
+        """Whether the memory of the child that just ended can be had again, so that its plan still holds."""
+        _remove_stale(previous.socket_path)
+        wanted = {d.name: d.parts.total_bytes - d.parts.margin_bytes for d in previous.plan.devices}
+        return self._wait_for(self._maker(loaded), wanted)
+
+    def _make(self, loaded: Loaded, previous: Launch | None) -> tuple[Launch, Plan]:
+        maker = self._maker(loaded)
+        if previous is not None and previous.loaded != loaded:
+            _remove_stale(previous.socket_path)
+            self._wait_for(
+                maker, {d.name: d.free_bytes - d.parts.margin_bytes for d in previous.plan.devices}
+            )
+        made = maker.make()
+        assert made.caps is not None
+        socket_path = str(self._paths.engine / SOCKET_NAME)
+        _remove_stale(socket_path)
+        launch = Launch(
+            loaded=loaded,
+            plan=made.plan,
+            argv=(made.caps.path, *made.args),
+            env=maker.environment(made.plan),
+            socket_path=socket_path,
+            vocabulary_tokens=made.facts.n_vocab,
+            mode=_mode(loaded),
+            engine=made.caps.version,
+            file_bytes=made.facts.file_bytes,
+        )
+        return launch, made.plan
+
+    def _check(self, loaded: Loaded, running: Launch) -> None:
+        """As if the running child were gone: its devices as they were free when it was planned."""
+        devices = [
+            Device(d.name, d.total_device_bytes, d.free_bytes, uuid=d.uuid, source="returning")
+            for d in running.plan.devices
+        ]
+        self._maker(loaded).make(computed=True, returning=devices)
+
+    def _wait_for(self, maker: PlanMaker, wanted: dict[str, int]) -> bool:
+        """Whether the driver shows these free bytes within the deadline: a killed server's come back late."""
+        if not wanted:
+            return True
+        deadline_s = time.monotonic() + BYTES_BACK_S
+        while True:
+            free = {device.name: device.free_bytes for device in maker.devices()}
+            if all(free.get(name, 0) >= size for name, size in wanted.items()):
+                return True
+            if time.monotonic() > deadline_s:
+                return False
+            time.sleep(BYTES_BACK_POLL_S)  # in a worker thread; no driver tells when memory returns
+
+
+async def _off_the_loop(work: Callable[P, T], *args: P.args, what: str, **kwargs: P.kwargs) -> T:
+    """Run blocking work in a thread. A thread that hangs (a dead file server) is left behind, not waited for."""
+    try:
+        return await asyncio.wait_for(asyncio.to_thread(work, *args, **kwargs), PLAN_S)
+    except TimeoutError:
+        raise BusyError(
+            f"{what} takes longer than {PLAN_S:g} s", why="the file system or the driver does not answer",
+            fix="check the mount of the model file and the GPU driver",
+        ) from None  # fmt: skip
+
+
+def _remove_stale(socket_path: str) -> None:
+    """llama-server leaves its socket behind and does not start over one."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(socket_path)
+
+
+def _mode(loaded: Loaded) -> Mode:
+    server = loaded.definition.server
+    return "embedding" if server.embeddings else "rerank" if server.reranking else "completion"

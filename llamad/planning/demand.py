@@ -42,12 +42,14 @@ class Demand:
         vram_margin: str = "auto",
         measured_overhead_bytes: int | None = None,
         correction_bytes: int = 0,
+        host_correction_bytes: int = 0,
     ) -> None:
         """`weights`: the map for the device's backend, if it was prepared before.
 
         `measured_overhead_bytes`: what a former load took outside its buffers; replaces context and growth.
 
-        `correction_bytes`: how far the computed buffers of the device were from a better source, added to compute.
+        `correction_bytes`, `host_correction_bytes`: how far the computed buffers of the device and of the host were
+        from a better source; added to compute.
         """
         backend = device.backend if device else "CPU"
         self._device = device
@@ -56,6 +58,7 @@ class Demand:
         self._vram_margin = vram_margin
         self._measured = measured_overhead_bytes
         self._correction = correction_bytes
+        self._host_correction = host_correction_bytes
         self.shape: Shape = shape_of(facts)
         self.weights = weights or weight_map(facts, backend, mtp_skipped=gates.mtp_skipped)
         self._cache: CacheMap = cache_map(facts)
@@ -77,16 +80,17 @@ class Demand:
         host = Parts(
             weights_bytes=self.weights.on_host(choice.layers),
             context_bytes=context_host,
-            compute_bytes=self._host_compute(choice, kept),
+            compute_bytes=max(0, self._host_compute(choice, kept) + self._host_correction),
             overhead_bytes=self._rules.process_bytes + output_bytes(self.shape, choice, self._gates),
         )
         return Need(self._with_margin(device, self._device), self._with_margin(host, None))
 
     def _cpu_need(self, choice: Choice) -> Need:
+        computed = cpu_compute_bytes(self.shape, choice, self._gates)
         host = Parts(
             weights_bytes=self.weights.on_host(0),
             context_bytes=self._cell_sums(choice)[-1] * choice.cells,
-            compute_bytes=cpu_compute_bytes(self.shape, choice, self._gates) + self._correction,
+            compute_bytes=max(0, computed + self._host_correction),
             overhead_bytes=backend_of("CPU").process_bytes + output_bytes(self.shape, choice, self._gates),
         )
         return Need(Parts(), self._with_margin(host, None))

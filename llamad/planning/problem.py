@@ -79,7 +79,8 @@ class Problem:
             self._weights(backend),
             vram_margin=self.placement.vram_margin,
             measured_overhead_bytes=_keyed_or_none(self.measured_overhead, device),
-            correction_bytes=_keyed(self.corrections, device),
+            correction_bytes=_keyed(self.corrections, device) if device else 0,
+            host_correction_bytes=self.corrections.get(HOST, 0),
         )
         room = Room(
             device_bytes=self.free_bytes(device) if device else 0,

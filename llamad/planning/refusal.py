@@ -73,7 +73,8 @@ def no_room(lack: Lack, changes: tuple[Change, ...], *, ever: bool) -> NoRoomNow
     what += " at this moment" if ever else " even if nothing else used it"
     fixes = [f"free {_mib(lack.missing_bytes)} of it"] if ever else []
     fixes += [str(change) for change in changes]
-    fixes.append(f"a quantisation of the model that is {_mib(lack.missing_bytes)} smaller would fit")
+    if lack.missing_bytes < lack.need.weights_bytes and not lack.cache_ram_bytes:
+        fixes.append(f"a quantisation of the model that is {_mib(lack.missing_bytes)} smaller would fit")
     kind = NoRoomNow if ever else NeverFits
     error = kind(what, why=_why(lack), fix="; ".join(fixes))
     error.changes = changes

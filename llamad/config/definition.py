@@ -7,10 +7,12 @@ choose. `written` of the loader tells the two apart, so every default here is sa
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from llamad.config.listen import parse_listen
 from llamad.units import parse_duration, parse_size
 
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9._-]{0,47}")
@@ -18,8 +20,20 @@ RESERVED_NAMES = frozenset({"llamad"})
 CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
 CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
 
-Tokens = Annotated[int, Field(ge=1, le=2**31 - 1)]
-Auto = Literal["auto"]
+
+@dataclass(frozen=True)
+class Words:
+    """Marks a type with what it expects, in the words of an error message."""
+
+    text: str
+
+
+class KeyProblem(ValueError):
+    """A rule between keys of one table is broken; `key` is the one to point at."""
+
+    def __init__(self, key: str, text: str) -> None:
+        super().__init__(text)
+        self.key = key
 
 
 def _size(text: str) -> str:
@@ -29,9 +43,9 @@ def _size(text: str) -> str:
 
 
 def _memory(text: str) -> str:
-    if re.fullmatch(r"\d{1,3}%", text):
-        if not 1 <= int(text[:-1]) <= 100:
-            raise ValueError(f'not a share: "{text}" (1% to 100%)')
+    if re.fullmatch(r"\d+%", text):
+        if not 1 <= int(text[:-1][:4]) <= 100:
+            raise ValueError(f'not a share: "{text}" (write 1% to 100%)')
         return text
     return _size(text)
 
@@ -41,15 +55,29 @@ def _duration(text: str) -> str:
     return text
 
 
-Size = Annotated[str, AfterValidator(_size)]
-Memory = Annotated[str, AfterValidator(_memory)]
-Duration = Annotated[str, AfterValidator(_duration)]
+def _listen(text: str) -> str:
+    parse_listen(text)
+    return text
+
+
+Tokens = Annotated[int, Field(ge=1, le=2**31 - 1)]
+Auto = Literal["auto"]
+Size = Annotated[str, AfterValidator(_size), Words('a size such as "512MiB", or "auto"')]
+Memory = Annotated[
+    str, AfterValidator(_memory), Words('a size such as "10GiB", a share such as "60%", or "auto"')
+]
+Duration = Annotated[str, AfterValidator(_duration), Words('a duration such as "30min"')]
+ListenText = Annotated[str, AfterValidator(_listen), Words('an address such as "127.0.0.1:8081"')]
+Seconds = Annotated[float, Field(ge=0, le=10_000_000)]
+SomeSeconds = Annotated[float, Field(gt=0, le=10_000_000)]
+Count = Annotated[int, Field(ge=0, le=1_000_000)]
+SomeBytes = Annotated[int, Field(ge=0, le=2**40)]
 
 
 class Table(BaseModel):
     """A TOML table: unknown keys refused, no coercion, frozen."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Placement(Table):
@@ -66,8 +94,10 @@ class Placement(Table):
     gpu_layers: Annotated[int, Field(ge=0, le=1024)] | Auto = "auto"
     split_mode: Literal["layer", "none"] = "layer"
     tensor_split: tuple[Annotated[float, Field(ge=0)], ...] = ()
-    main_gpu: Annotated[int, Field(ge=0)] | Auto = "auto"
-    gpus: Auto | tuple[int | str, ...] = "auto"
+    main_gpu: Annotated[int, Field(ge=0, le=255)] | Auto = "auto"
+    gpus: Auto | tuple[Annotated[int, Field(ge=0, le=255)] | Annotated[str, Field(min_length=1)], ...] = (
+        "auto"
+    )
     cpu_moe: bool = False
     n_cpu_moe: Annotated[int, Field(ge=0, le=1024)] | Auto = "auto"
     load_mode: Literal["auto", "none", "mmap", "mlock", "mmap+mlock", "dio"] = "auto"
@@ -79,33 +109,41 @@ class Placement(Table):
 
     @model_validator(mode="after")
     def _consistent(self) -> Placement:
-        if self.context != "auto" and "context_min" in self.model_fields_set and self.context_min > self.context:
-            raise ValueError(f"context_min ({self.context_min}) is above context ({self.context})")
+        if (
+            self.context != "auto"
+            and "context_min" in self.model_fields_set
+            and self.context_min > self.context
+        ):
+            raise KeyProblem("context_min", f"{self.context_min} is above context ({self.context})")
         if self.batch != "auto" and self.ubatch != "auto" and self.ubatch > self.batch:
-            raise ValueError(f"ubatch ({self.ubatch}) is above batch ({self.batch})")
+            raise KeyProblem("ubatch", f"{self.ubatch} is above batch ({self.batch})")
         quantised = self.kv_cache not in ("auto", "f32", "f16", "bf16")
         if quantised and self.flash_attention is False:
-            raise ValueError(f"kv_cache {self.kv_cache} needs flash_attention")
+            raise KeyProblem("kv_cache", f'"{self.kv_cache}" needs flash attention, which is switched off')
+        if self.cpu_moe and self.n_cpu_moe != "auto":
+            raise KeyProblem("n_cpu_moe", "cpu_moe is written too, which moves the experts of all layers")
+        if self.tensor_split and not any(self.tensor_split):
+            raise KeyProblem("tensor_split", "all shares are 0")
         return self
 
 
 class Limits(Table):
     """`[limits]`: every bound and deadline of the relay and of the supervisor."""
 
-    max_concurrent_requests: Annotated[int, Field(ge=1)] | None = None
+    max_concurrent_requests: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     queue_requests: Annotated[int, Field(ge=0, le=100_000)] = 100
-    wait_s: Annotated[float, Field(ge=0)] = 120.0
-    drain_s: Annotated[float, Field(ge=0)] = 60.0
+    wait_s: Seconds = 120.0
+    drain_s: Seconds = 60.0
     head_bytes: Annotated[int, Field(ge=1024, le=1 << 20)] = 65_536
-    body_bytes: Annotated[int, Field(ge=1024)] = 64 << 20
-    replay_bytes: Annotated[int, Field(ge=0)] = 64 << 20
-    client_idle_s: Annotated[float, Field(gt=0)] = 75.0
-    start_stall_s: Annotated[float, Field(gt=0)] = 180.0
-    warmup_s: Annotated[float, Field(gt=0)] = 300.0
-    stop_s: Annotated[float, Field(gt=0)] = 5.0
-    restarts: Annotated[int, Field(ge=0)] = 5
-    stable_s: Annotated[float, Field(gt=0)] = 60.0
-    child_log_lines_per_s: Annotated[int, Field(ge=1)] = 200
+    body_bytes: Annotated[int, Field(ge=1024, le=2**40)] = 64 << 20
+    replay_bytes: SomeBytes = 64 << 20
+    client_idle_s: SomeSeconds = 75.0
+    start_stall_s: SomeSeconds = 180.0
+    warmup_s: SomeSeconds = 300.0
+    stop_s: SomeSeconds = 5.0
+    restarts: Count = 5
+    stable_s: SomeSeconds = 60.0
+    child_log_lines_per_s: Annotated[int, Field(ge=1, le=1_000_000)] = 200
 
 
 class Server(Table):
@@ -124,9 +162,11 @@ class Server(Table):
     @model_validator(mode="after")
     def _consistent(self) -> Server:
         if self.chat_template is not None and self.chat_template_file is not None:
-            raise ValueError("chat_template and chat_template_file are both written")
+            raise KeyProblem(
+                "chat_template_file", "chat_template is written too; a server takes one of them"
+            )
         if self.embeddings and self.reranking:
-            raise ValueError("embeddings and reranking are both written: a server does one of them")
+            raise KeyProblem("reranking", "embeddings is true too; a server does one of them")
         return self
 
 
@@ -140,13 +180,13 @@ class Definition(Table):
     """One `/etc/llamad/NAME.toml` with its drop-ins and the defaults of `llamad.toml` merged in."""
 
     model: Annotated[str, Field(min_length=1)]
-    aliases: tuple[Annotated[str, Field(min_length=1)], ...] = ()
-    listen: str | None = None
+    aliases: tuple[Annotated[str, Field(min_length=1, max_length=200)], ...] = ()
+    listen: ListenText | None = None
     listen_mode: Literal["0600", "0660", "0666"] = "0600"
     start: Literal["on-demand", "always", "manual"] = "on-demand"
     insecure: bool = False
     api_keys_file: str | None = None
-    allowed_hosts: tuple[str, ...] = ()
+    allowed_hosts: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     placement: Placement = Placement()
     limits: Limits = Limits()
     server: Server = Server()
@@ -158,9 +198,9 @@ class Host(Table):
     """`[host]` of `llamad.toml`."""
 
     server: Annotated[str, Field(min_length=1)] = "llama-server"
-    models: tuple[str, ...] = ("/var/lib/llamad/models",)
-    parallel_loads: Annotated[int, Field(ge=1)] = 1
-    query_s: Annotated[float, Field(gt=0)] = 5.0
+    models: tuple[Annotated[str, Field(min_length=1)], ...] = ("/var/lib/llamad/models",)
+    parallel_loads: Annotated[int, Field(ge=1, le=1024)] = 1
+    query_s: SomeSeconds = 5.0
     watch: bool = True
 
 

@@ -1,0 +1,309 @@
+"""pydantic's errors in the words of an admin: which key, what is wrong, what to write. Pure."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import BaseModel, ValidationError
+
+from llamad.config.definition import KeyProblem
+from llamad.config.expected import Kind, choices, expectation, kinds_at
+from llamad.config.places import Path
+from llamad.config.text import dotted, shown
+
+_THOUSANDS = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kKmM])(?:i?[bB])?\s*")
+_BOOLEANS = {"true": "true", "yes": "true", "on": "true", "false": "false", "no": "false", "off": "false"}
+_OTHER_NAMES = {
+    "ctx": "context",
+    "ctx_size": "context",
+    "n_ctx": "context",
+    "num_ctx": "context",
+    "context_length": "context",
+    "context_size": "context",
+    "max_model_len": "context",
+    "ngl": "gpu_layers",
+    "n_gpu_layers": "gpu_layers",
+    "num_gpu": "gpu_layers",
+    "n_parallel": "parallel",
+    "num_parallel": "parallel",
+    "slots": "parallel",
+    "np": "parallel",
+    "flash_attn": "flash_attention",
+    "fa": "flash_attention",
+    "cache_type_k": "kv_cache",
+    "cache_type_v": "kv_cache",
+    "type_k": "kv_cache",
+    "type_v": "kv_cache",
+    "batch_size": "batch",
+    "n_batch": "batch",
+    "ubatch_size": "ubatch",
+    "n_ubatch": "ubatch",
+    "n_threads": "threads",
+    "device": "gpus",
+    "devices": "gpus",
+    "gpu": "gpus",
+    "model_path": "model",
+    "path": "model",
+    "file": "model",
+    "alias": "aliases",
+    "model_alias": "aliases",
+    "host": "listen",
+    "port": "listen",
+    "address": "listen",
+    "bind": "listen",
+    "api_key": "api_keys_file",
+    "api_keys": "api_keys_file",
+    "env": "environment",
+    "args": "extra_args",
+    "keep_alive_s": "keep_alive",
+}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong with one key."""
+
+    path: Path
+    what: str
+    fix: str
+
+
+def problems_of(error: ValidationError, data: Any, model: type[BaseModel]) -> list[Problem]:
+    """One problem for each key that pydantic complained about, however many of its rules the key broke."""
+    found: dict[Path, Problem] = {}
+    for item in error.errors(include_url=False, include_input=False):
+        problem = _problem(item, data, model)
+        if problem.path not in found or item["type"] == "value_error":
+            found[problem.path] = problem
+    return list(found.values())
+
+
+def _problem(item: Any, data: Any, model: type[BaseModel]) -> Problem:
+    path = _known_part(item["loc"], data)
+    if item["type"] == "missing":
+        return _missing((*path, item["loc"][-1]))
+    if item["type"] == "extra_forbidden":
+        return _unknown(path, data, model)
+    if item["type"] == "value_error":
+        return _broken_rule(path, item["ctx"]["error"])
+    return _wrong_value(path, _at(data, path), kinds_at(model, path))
+
+
+def _known_part(loc: Iterable[str | int], data: Any) -> Path:
+    """pydantic's `loc` without the names of union members that it mixes in."""
+    path: Path = ()
+    for part in loc:
+        inner = _at(data, path)
+        if (isinstance(inner, dict) and part in inner) or (
+            isinstance(inner, list) and isinstance(part, int) and part < len(inner)
+        ):
+            path += (part,)
+    return path
+
+
+def _at(data: Any, path: Path) -> Any:
+    for part in path:
+        data = data[part]
+    return data
+
+
+def _missing(path: Path) -> Problem:
+    example = ' = "/path/to/file.gguf"' if path == ("model",) else ""
+    return Problem(path, "is missing", f"write: {path[-1]}{example}")
+
+
+def _broken_rule(path: Path, error: Exception) -> Problem:
+    if isinstance(error, KeyProblem):
+        return Problem((*path, error.key), str(error), "change one of the two")
+    what, _, fix = str(error).partition("; ")
+    if not fix and what.endswith(")"):
+        what, _, fix = what.removesuffix(")").partition(" (")
+    return Problem(path, shown(what, 200), fix or "correct the value")
+
+
+# -- unknown keys --------------------------------------------------------------------------------------------
+
+
+def _unknown(path: Path, data: Any, model: type[BaseModel]) -> Problem:
+    name, table = str(path[-1]), path[:-1]
+    is_section = isinstance(_at(data, path), dict)
+    what = "unknown section" if is_section and not table else "unknown key"
+    return Problem(
+        path, what, _likely(name, table, model, is_section) or _all_keys(table, model, is_section)
+    )
+
+
+def _likely(name: str, table: Path, model: type[BaseModel], is_section: bool) -> str:
+    """What an unknown key was likely meant to be: misspelt here, right but elsewhere, or another program's word."""
+    normal = name.lower().replace("-", "_")
+    here = _keys(model, table, sections=is_section)
+    if normal in here:
+        return _did_you_mean(normal, table, table, is_section)
+    if not is_section:
+        elsewhere = _tables_with(normal, model)
+        if elsewhere:
+            return _belongs(normal, elsewhere[0])
+        meant = _OTHER_NAMES.get(normal, "")
+        for home in _tables_with(meant, model)[:1]:
+            return _did_you_mean(meant, home, table, is_section)
+    near = difflib.get_close_matches(normal, here, n=1, cutoff=0.6)
+    if near:
+        return _did_you_mean(near[0], table, table, is_section)
+    for home, key in _all_places(model) if not is_section else []:
+        if difflib.get_close_matches(normal, [key], n=1, cutoff=0.8):
+            return _did_you_mean(key, home, table, is_section)
+    return ""
+
+
+def _did_you_mean(key: str, home: Path, table: Path, is_section: bool) -> str:
+    if is_section and not home:
+        return f"did you mean [{key}]?"
+    if home == table:
+        return f"did you mean {key}?"
+    return f"did you mean {dotted((*home, key))}?"
+
+
+def _belongs(key: str, home: Path) -> str:
+    return f"it belongs into [{dotted(home)}]" if home else f"{key} belongs above the first [section]"
+
+
+def _all_keys(table: Path, model: type[BaseModel], is_section: bool) -> str:
+    keys = _keys(model, table, sections=is_section and not table)
+    if is_section and not table:
+        return f"delete it; the sections are {', '.join(f'[{key}]' for key in keys)}"
+    return f"delete it; the keys here are {', '.join(keys)}"
+
+
+def _keys(model: type[BaseModel], table: Path, *, sections: bool) -> list[str]:
+    home = _model_at(model, table)
+    if home is None:
+        return []
+    return [
+        key for key in home.model_fields if _is_section(home, key) == sections or (table and not sections)
+    ]
+
+
+def _is_section(model: type[BaseModel], key: str) -> bool:
+    return any(
+        kind.type is dict or (isinstance(kind.type, type) and issubclass(kind.type, BaseModel))
+        for kind in kinds_at(model, (key,))
+    )
+
+
+def _model_at(model: type[BaseModel], table: Path) -> type[BaseModel] | None:
+    if not table:
+        return model
+    for kind in kinds_at(model, table):
+        if isinstance(kind.type, type) and issubclass(kind.type, BaseModel):
+            return kind.type
+    return None
+
+
+def _all_places(model: type[BaseModel]) -> list[tuple[Path, str]]:
+    tables: list[Path] = [(), *((key,) for key in model.model_fields if _model_at(model, (key,)))]
+    return [(table, key) for table in tables for key in _keys(model, table, sections=False)]
+
+
+def _tables_with(key: str, model: type[BaseModel]) -> list[Path]:
+    return [table for table, known in _all_places(model) if known == key]
+
+
+# -- wrong values --------------------------------------------------------------------------------------------
+
+
+def _wrong_value(path: Path, value: Any, kinds: list[Kind]) -> Problem:
+    with_bounds = any(_is_a(value, kind.type) for kind in kinds)
+    expected = expectation(kinds, with_bounds=with_bounds)
+    return Problem(path, f"expected {expected}, got {_toml(value)}", _fix(path, value, kinds))
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return kind is int and isinstance(value, int) and not isinstance(value, bool)
+
+
+def _fix(path: Path, value: Any, kinds: list[Kind]) -> str:
+    types = {kind.type for kind in kinds}
+    if isinstance(value, str):
+        return _fix_of_text(value, types, choices(kinds))
+    if isinstance(value, dict | list):
+        return _fix_of_container(path, value, types, choices(kinds))
+    if bool in types and value in (0, 1):
+        return f"write {'true' if value else 'false'}"
+    numbers = [kind for kind in kinds if _is_a(value, kind.type)]
+    if numbers:
+        return _fix_of_bound(value, numbers[0])
+    if str in types:
+        example = re.search(r'"[^"]+"', "".join(kind.words for kind in kinds if kind.type is str))
+        return f"write for example {example[0]}" if example else f'write "{_plain(value)}"'
+    if tuple in types:
+        return f"write [{_toml(value)}]"
+    if types & {dict} or any(isinstance(kind, type) and issubclass(kind, BaseModel) for kind in types):
+        return f"make it a section: [{dotted(path)}]"
+    return f"write {expectation(kinds, with_bounds=True)}"
+
+
+def _fix_of_text(value: str, types: set[Any], words: list[str]) -> str:
+    near = difflib.get_close_matches(value.lower(), words, n=1, cutoff=0.5)
+    if near and types == {Literal}:
+        return f'did you mean "{near[0]}"?'
+    if types & {int, float}:
+        thousands = _THOUSANDS.fullmatch(value)
+        if thousands:
+            factor = 1024 if thousands[2] in "kK" else 1024 * 1024
+            return f"write {int(float(thousands[1]) * factor)}"
+        if re.fullmatch(r"-?\d+(\.\d+)?", value.strip()):
+            return f"write {value.strip()} without quotes"
+    if bool in types and value.lower() in _BOOLEANS:
+        return f"write {_BOOLEANS[value.lower()]} without quotes"
+    if near:
+        return f'did you mean "{near[0]}"?'
+    if tuple in types:
+        return f"write [{_toml(value)}]"
+    if types == {Literal}:
+        return "write one of them"
+    return (
+        "write true or false"
+        if bool in types
+        else "write a number"
+        if types & {int, float}
+        else "write a table"
+    )
+
+
+def _fix_of_container(path: Path, value: Any, types: set[Any], words: list[str]) -> str:
+    is_table = any(isinstance(kind, type) and issubclass(kind, BaseModel) for kind in types) or dict in types
+    if isinstance(value, list) and is_table:
+        return f"write [{dotted(path)}] with single brackets"
+    if isinstance(value, list) and len(value) == 1:
+        return f"write {_toml(value[0])} without brackets"
+    if tuple in types:
+        return "write a list: [...]"
+    return f'write one value, for example "{words[0]}"' if words else "write one value"
+
+
+def _fix_of_bound(value: float, kind: Kind) -> str:
+    if kind.lowest is not None and value <= kind.lowest:
+        return f"write more than {kind.lowest:g}" if kind.open_lowest else f"write {kind.lowest:g} or more"
+    return f"write {kind.highest:.0f} or less" if kind.highest is not None else "write a number"
+
+
+def _plain(value: Any) -> str:
+    return shown(str(value).lower() if isinstance(value, bool) else str(value))
+
+
+def _toml(value: Any) -> str:
+    """A value as TOML writes it, cut to a length that fits an error message."""
+    if isinstance(value, dict):
+        return "a table"
+    if isinstance(value, float):
+        return str(value)
+    if isinstance(value, float):
+        return str(value)
+    return shown(json.dumps(value, ensure_ascii=False, default=str))

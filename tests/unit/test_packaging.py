@@ -384,10 +384,10 @@ def test_shared_directories_have_the_right_owners() -> None:
     assert {path: (mode, user, group) for _d, path, mode, user, group, _age in rows} == {
         "/run/llamad": ("0755", "root", "root"),
         "/run/llamad/ledger": ("0700", "_llamad", "_llamad"),
-        "/run/llamad/model": ("0755", "_llamad", "_llamad"),
+        "/run/llamad/model": ("0755", "root", "root"),
         "/run/llamad/api": ("0755", "_llamad", "_llamad"),
         "/var/lib/llamad": ("0755", "root", "root"),
-        "/var/lib/llamad/state": ("0700", "_llamad", "_llamad"),
+        "/var/lib/llamad/state": ("0755", "root", "root"),
         "/var/lib/llamad/models": ("2755", "root", "_llamad"),
-        "/var/cache/llamad": ("0755", "_llamad", "_llamad"),
+        "/var/cache/llamad": ("0755", "root", "root"),
     }

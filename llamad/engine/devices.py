@@ -1,0 +1,299 @@
+"""The devices that llama-server can use, with what is free on them.
+
+llama-server's own `--list-devices` says which devices there are, in its order and by its names. The drivers say
+better what is free: fresh, and without a context of ours on the device. Asking llama-server costs 0.1 to 0.4 s, so
+its list is kept for as long as nothing can have changed it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from llamad.engine.build import Capabilities
+from llamad.engine.query import QueryResult, run_query
+from llamad.engine.store import load_cache, store_cache
+from llamad.errors import DeviceError
+from llamad.hardware.device import Device, HostMemory, Probe
+from llamad.hardware.host import host_memory
+from llamad.units import MIB
+
+_ROW = re.compile(
+    r"^\s+(?P<name>[A-Za-z]\w*): (?P<text>.*) \((?P<total>\d+) MiB, (?P<free>\d+) MiB free\)\s*$"
+)
+# Vulkan drivers that compute on the CPU: their memory is the host's.
+_SOFTWARE = ("llvmpipe", "lavapipe", "SwiftShader")
+_SAME_SIZE = 0.05
+
+
+def list_devices(caps: Capabilities, env: Mapping[str, str], deadline_s: float = 5.0) -> list[Device]:
+    """What `--list-devices` prints: the devices of every backend but the CPU; [] if there is none. Blocking.
+
+    Free bytes are read by llama-server through a context of its own, which they already lack. Raises DeviceError
+    if it fails or does not answer in time (a hanging driver does that).
+    """
+    result = run_query([caps.path, "--list-devices"], env, deadline_s)
+    if result.timed_out or result.returncode != 0:
+        raise _no_list(caps, result, deadline_s)
+    return parse_devices(result.stdout)
+
+
+def parse_devices(text: str) -> list[Device]:
+    """The devices of a `--list-devices` output. One without memory (BLAS) cannot hold a model and is left out."""
+    _, _, rows = text.rpartition("Available devices:")
+    found = []
+    for match in filter(None, map(_ROW.match, rows.splitlines())):
+        total_bytes, free_bytes = int(match["total"]) * MIB, int(match["free"]) * MIB
+        if total_bytes:
+            software = any(word in match["text"] for word in _SOFTWARE)
+            found.append(
+                Device(
+                    match["name"],
+                    total_bytes,
+                    min(free_bytes, total_bytes),
+                    description=match["text"],
+                    context_included=True,
+                    integrated=software,
+                )
+            )
+    return found
+
+
+def _no_list(caps: Capabilities, result: QueryResult, deadline_s: float) -> DeviceError:
+    why = result.first_error or f"exit status {result.returncode}"
+    if result.timed_out:
+        why = f"no answer within {deadline_s:g} s: a GPU driver may hang"
+    return DeviceError(
+        "llama-server cannot list its devices",
+        why=why,
+        fix=f"run {caps.path} --list-devices by hand, and look into the kernel log",
+    )
+
+
+def merge_devices(
+    engine: Sequence[Device],
+    nvml: Sequence[Device],
+    amdgpu: Sequence[Device],
+    host: HostMemory,
+    cuda_visible: str | None = None,
+) -> list[Device]:
+    """The engine's devices in its order and with its names, the drivers' figures in place of its own. Pure.
+
+    `cuda_visible` is the definition's own CUDA_VISIBLE_DEVICES. Slices of a GPU (MIG) stand for all its CUDA
+    devices: llama-server alone sees one of them, and is shown the planned one by UUID.
+    """
+    shown = _visible(nvml, cuda_visible)
+    cuda = [device for device in engine if device.backend == "CUDA"]
+    if cuda and any(device.uuid.startswith("MIG-") for device in shown):
+        others = [device for device in engine if device.backend != "CUDA"]
+        slices = [replace(device, name=f"CUDA{index}") for index, device in enumerate(shown)]
+        return slices + merge_devices(others, (), amdgpu, host)
+    rocm = [device for device in engine if device.backend == "ROCm"]
+    known = _paired(cuda, shown) | _paired(rocm, [device for device in amdgpu if not device.integrated])
+    return [_with_figures(device, known.get(device.name), host) for device in engine]
+
+
+def _with_figures(device: Device, driver: Device | None, host: HostMemory) -> Device:
+    if driver is not None:
+        return replace(driver, name=device.name, description=device.description or driver.description)
+    if device.integrated:
+        return replace(device, free_bytes=min(device.free_bytes, host.available_bytes))
+    return device
+
+
+def _paired(engine: Sequence[Device], driver: Sequence[Device]) -> dict[str, Device]:
+    """The driver's view of each of the engine's devices, by the engine's name.
+
+    Both list in the order of PCI addresses. Where they do not list the same number, or where sizes show that the
+    order differs, a device is matched with the next one of its size and, for NVIDIA, name.
+    """
+    left = list(driver)
+    pairs: dict[str, Device] = {}
+    for device in engine:
+        match = next((one for one in left if _alike(device, one, named=len(engine) != len(driver))), None)
+        if match is not None:
+            left.remove(match)
+            pairs[device.name] = match
+    return pairs
+
+
+def _alike(engine: Device, driver: Device, *, named: bool) -> bool:
+    if named and driver.source == "nvml" and engine.description != driver.description:
+        return False
+    return (
+        driver.integrated or abs(engine.total_bytes - driver.total_bytes) <= _SAME_SIZE * driver.total_bytes
+    )
+
+
+def _visible(nvml: Sequence[Device], cuda_visible: str | None) -> list[Device]:
+    """What CUDA shows of `nvml` under a CUDA_VISIBLE_DEVICES: numbers or UUIDs, up to the first it does not know."""
+    if cuda_visible is None:
+        return list(nvml)
+    shown: list[Device] = []
+    for word in (part.strip() for part in cuda_visible.split(",")):
+        if word.isdecimal() and int(word) < len(nvml):
+            shown.append(nvml[int(word)])
+        elif word.startswith(("GPU-", "MIG-")) and any(one.uuid.startswith(word) for one in nvml):
+            shown.append(next(one for one in nvml if one.uuid.startswith(word)))
+        else:
+            break
+    return shown
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What else decides which devices there are: folders whose entries are read, and where the boot id stands."""
+
+    folders: tuple[Path, ...] = (
+        Path("/dev/dri"),
+        Path("/usr/share/vulkan/icd.d"),
+        Path("/etc/vulkan/icd.d"),
+        Path("/etc/OpenCL/vendors"),
+    )
+    nodes: Path = Path("/dev")
+    boot_id: Path = Path("/proc/sys/kernel/random/boot_id")
+
+    def fingerprint(self) -> list[object]:
+        """Names of device nodes and of drivers' descriptions, and the boot they belong to."""
+        nodes = [name for name in _names(self.nodes) if name.startswith(("nvidia", "kfd", "dxg"))]
+        try:
+            boot = self.boot_id.read_text().strip()
+        except OSError:  # hidden by a sandbox: drivers' versions and the nodes still tell
+            boot = ""
+        return [boot, nodes, [_names(folder) for folder in self.folders]]
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return sorted(os.listdir(folder))
+    except OSError:
+        return []
+
+
+_DRIVER_VARIABLES = (
+    "CUDA_",
+    "GGML_",
+    "HIP_",
+    "HSA_",
+    "ROCR_",
+    "VK_",
+    "ONEAPI_",
+    "ZE_",
+    "LD_",
+    "GPU_",
+    "MESA_",
+)
+
+
+class DeviceFinder:
+    """Probe of everything: llama-server's list (kept in `cache_file`) with the drivers' fresh figures.
+
+    `env` is the child's environment without a plan (`environment.child_environment`). `hints` says in words what
+    an admin should know when the last call found less than he may expect.
+    """
+
+    def __init__(
+        self,
+        caps: Capabilities,
+        env: Mapping[str, str],
+        *,
+        nvml: Probe,
+        amdgpu: Probe,
+        cache_file: Path | None = None,
+        deadline_s: float = 5.0,
+        host: Callable[[], HostMemory] = host_memory,
+        surroundings: Surroundings | None = None,
+    ) -> None:
+        self._caps = caps
+        self._env = env
+        self._nvml = nvml
+        self._amdgpu = amdgpu
+        self._cache_file = cache_file
+        self._deadline_s = deadline_s
+        self._host = host
+        self._surroundings = surroundings or Surroundings()
+        self.hints: tuple[str, ...] = ()
+
+    def devices(self) -> list[Device]:
+        """`find`, as the Probe protocol has it."""
+        return self.find()
+
+    def find(self, *, trust_none: bool = False) -> list[Device]:
+        """Devices with what is free on them now. Blocking: 1 ms where drivers tell it, else one `--list-devices`.
+
+        A kept list of no devices counts only with `trust_none`: a driver may come late, and nobody who needs a
+        GPU may be told for ever that there is none. Raises DeviceError as the probes and `list_devices` do.
+        """
+        nvml, amdgpu, host = self._nvml.devices(), self._amdgpu.devices(), self._host()
+        key = self._key(nvml, amdgpu)
+        kept = self._kept(key)
+        if kept is not None and (kept or trust_none):
+            found = self._merged(kept, nvml, amdgpu, host)
+            if all(device.source != "engine" or device.integrated for device in found):
+                self.hints = _hints(found, nvml, amdgpu)
+                return found
+        engine = list_devices(self._caps, self._env, self._deadline_s)
+        self._keep(key, engine)
+        found = self._merged(engine, nvml, amdgpu, host)
+        self.hints = _hints(found, nvml, amdgpu)
+        return found
+
+    def _merged(
+        self, engine: Sequence[Device], nvml: Sequence[Device], amdgpu: Sequence[Device], host: HostMemory
+    ) -> list[Device]:
+        return merge_devices(engine, nvml, amdgpu, host, self._env.get("CUDA_VISIBLE_DEVICES"))
+
+    def _key(self, nvml: Sequence[Device], amdgpu: Sequence[Device]) -> str:
+        parts = [
+            self._caps.key,
+            sorted((name, text) for name, text in self._env.items() if name.startswith(_DRIVER_VARIABLES)),
+            [(device.driver, device.uuid, device.pci, device.total_bytes) for device in (*nvml, *amdgpu)],
+            self._surroundings.fingerprint(),
+        ]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    def _kept(self, key: str) -> list[Device] | None:
+        if self._cache_file is None:
+            return None
+        raw = load_cache(self._cache_file)
+        try:
+            if raw["key"] != key:
+                return None
+            return [_from_row(row) for row in raw["devices"]]
+        except (LookupError, TypeError, ValueError):
+            return None  # none kept, or not as we write it
+
+    def _keep(self, key: str, engine: Sequence[Device]) -> None:
+        if self._cache_file is not None:
+            rows = [[device.name, device.description, device.total_bytes] for device in engine]
+            store_cache(self._cache_file, {"key": key, "devices": rows})
+
+
+def _from_row(row: Sequence[object]) -> Device:
+    """A kept device. Its free bytes are not kept: a driver or the host must tell them anew."""
+    name, text, total = row
+    if not isinstance(total, int):
+        raise TypeError("total_bytes")
+    software = any(word in str(text) for word in _SOFTWARE)
+    return Device(str(name), total, total, description=str(text), context_included=True, integrated=software)
+
+
+def _hints(found: Sequence[Device], nvml: Sequence[Device], amdgpu: Sequence[Device]) -> tuple[str, ...]:
+    backends = {device.backend for device in found}
+    hints = []
+    if nvml and not backends & {"CUDA", "Vulkan"}:
+        hints.append(
+            f"the NVIDIA driver shows {len(nvml)} GPU(s) and llama-server offers none of them:"
+            " install its CUDA or Vulkan backend (libggml0-backend-cuda, libggml0-backend-vulkan)"
+        )
+    if amdgpu and not backends & {"ROCm", "Vulkan"}:
+        hints.append(
+            f"the amdgpu driver shows {len(amdgpu)} GPU(s) and llama-server offers none of them:"
+            " install its Vulkan or HIP backend (libggml0-backend-vulkan, libggml0-backend-hip)"
+        )
+    return tuple(hints)

@@ -1,0 +1,250 @@
+"""Device lists as the real server prints them, merged with what drivers know, and the kept list."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from llamad.engine.build import Capabilities
+from llamad.engine.devices import DeviceFinder, Surroundings, list_devices, merge_devices, parse_devices
+from llamad.errors import DeviceError
+from llamad.hardware.device import Device, HostMemory
+from llamad.units import MIB
+
+DATA = Path(__file__).parents[1] / "data" / "engine"
+GIB = 1 << 30
+HOST = HostMemory(64 * GIB, 20 * GIB)
+ENV = {"PATH": "/usr/bin:/bin"}
+
+CUDA_LIST = """\
+ggml_cuda_init: found 2 CUDA devices:
+  Device 0: NVIDIA GeForce RTX 4080, compute capability 8.9, VMM: yes
+Available devices:
+  CUDA0: NVIDIA GeForce RTX 4080 (16012 MiB, 15000 MiB free)
+  CUDA1: NVIDIA GeForce RTX 3090 (rev (b)) (24124 MiB, 23000 MiB free)
+  BLAS: OpenBLAS (0 MiB, 0 MiB free)
+"""
+
+
+def driver(name: str, total_mib: int, free_mib: int, **more: object) -> Device:
+    base = Device(
+        name, total_mib * MIB, free_mib * MIB, source="nvml", uuid=f"GPU-{total_mib}", driver="550"
+    )
+    return replace(base, **more)  # type: ignore[arg-type]
+
+
+NV4080 = driver("CUDA0", 16376, 15300, description="NVIDIA GeForce RTX 4080", pci="0000:01:00.0")
+NV3090 = driver("CUDA1", 24576, 24000, description="NVIDIA GeForce RTX 3090 (rev (b))", pci="0000:02:00.0")
+
+
+def test_recorded_lists() -> None:
+    two = parse_devices((DATA / "devices_two_vulkan.txt").read_text())
+    assert [(d.name, d.description) for d in two] == [
+        ("Vulkan0", "llvmpipe (LLVM 21.1.8, 256 bits)"),
+        ("Vulkan1", "llvmpipe (LLVM 21.1.8, 256 bits)"),
+    ]
+    assert two[0].total_bytes == 24105 * MIB and two[0].integrated and two[0].context_included
+    assert parse_devices((DATA / "devices_none.txt").read_text()) == []
+
+
+def test_noise_and_parentheses_and_devices_without_memory() -> None:
+    one, two = parse_devices(CUDA_LIST)
+    assert (one.name, two.description) == ("CUDA0", "NVIDIA GeForce RTX 3090 (rev (b))")
+    assert two.free_bytes == 23000 * MIB and not two.integrated
+    assert parse_devices("usage: something else\n  CUDA0: x (y MiB, z MiB free)\n") == []
+
+
+def test_the_drivers_figures_under_the_engines_names() -> None:
+    one, two = merge_devices(parse_devices(CUDA_LIST), [NV4080, NV3090], [], HOST)
+    assert (one.name, one.uuid, one.free_bytes, one.source) == ("CUDA0", "GPU-16376", 15300 * MIB, "nvml")
+    assert (two.name, two.uuid, two.context_included) == ("CUDA1", "GPU-24576", False)
+
+
+def test_a_gpu_that_the_build_cannot_use_is_left_out_by_name() -> None:
+    old = driver("CUDA0", 4096, 4000, description="NVIDIA Quadro K2200")
+    engine = parse_devices(CUDA_LIST)
+    found = merge_devices(engine, [old, NV4080, NV3090], [], HOST)
+    assert [d.uuid for d in found] == ["GPU-16376", "GPU-24576"]
+    alone = merge_devices(engine, [NV3090], [], HOST)
+    assert [(d.name, d.uuid, d.source) for d in alone] == [
+        ("CUDA0", "", "engine"),
+        ("CUDA1", "GPU-24576", "nvml"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("visible", "uuids"),
+    [
+        ("1", ["GPU-24576"]),
+        ("1,0", ["GPU-24576", "GPU-16376"]),
+        ("GPU-163", ["GPU-16376"]),
+        ("-1", []),
+        ("0,x,1", ["GPU-16376"]),
+    ],
+)
+def test_the_definitions_own_choice_of_gpus(visible: str, uuids: list[str]) -> None:
+    chosen = [next(d for d in (NV4080, NV3090) if d.uuid == uuid) for uuid in uuids]
+    listed = [replace(d, name=f"CUDA{n}", uuid="", source="engine") for n, d in enumerate(chosen)]
+    assert [d.uuid for d in merge_devices(listed, [NV4080, NV3090], [], HOST, visible)] == uuids
+
+
+def test_slices_replace_the_one_that_the_engine_sees() -> None:
+    engine = [Device("CUDA0", 5 * GIB, 4 * GIB), Device("Vulkan0", 16 * GIB, 15 * GIB)]
+    slices = [driver("CUDA0", 4864, 4800, uuid="MIG-x"), driver("CUDA1", 9728, 9700, uuid="MIG-y")]
+    found = merge_devices(engine, slices, [], HOST)
+    assert [(d.name, d.uuid) for d in found] == [("CUDA0", "MIG-x"), ("CUDA1", "MIG-y"), ("Vulkan0", "")]
+
+
+def test_amd_and_software_devices() -> None:
+    engine = [
+        Device("ROCm0", 24 * GIB, 1 * GIB, description="AMD Radeon RX 7900 XTX"),
+        Device("ROCm1", 30 * GIB, 29 * GIB, description="AMD Radeon 780M"),
+        Device("Vulkan0", 24 * GIB, 24 * GIB, description="llvmpipe", integrated=True),
+    ]
+    amd = [
+        Device("ROCm0", 24 * GIB - MIB, 23 * GIB, uuid="GPU-1", source="amdgpu"),
+        Device("ROCm1", GIB // 2, GIB // 4, source="amdgpu", integrated=True),
+    ]
+    big, small, software = merge_devices(engine, [], amd, HOST)
+    assert (big.uuid, big.free_bytes, big.name) == ("GPU-1", 23 * GIB, "ROCm0")
+    assert (small.source, small.free_bytes) == ("engine", 29 * GIB)
+    assert software.free_bytes == HOST.available_bytes
+
+
+class Known:
+    """A Probe that has these devices."""
+
+    def __init__(self, *devices: Device) -> None:
+        self.now = list(devices)
+
+    def devices(self) -> list[Device]:
+        return self.now
+
+
+class Bench:
+    """A llama-server that prints a list and counts how often it was asked, and a finder over it."""
+
+    def __init__(self, folder: Path, listing: str) -> None:
+        self.folder = folder
+        self.nvml, self.amdgpu = Known(), Known()
+        self.host = HOST
+        self.prints(listing)
+        server = folder / "llama-server"
+        server.write_text(f"#!/bin/sh\necho $1 >>{folder}/asked\ncat {folder}/listing\n")
+        server.chmod(0o755)
+        self.caps = Capabilities(str(server), "x", 1, frozenset(), key="k")
+
+    def prints(self, listing: str) -> None:
+        (self.folder / "listing").write_text(listing)
+
+    def finder(self, **env: str) -> DeviceFinder:
+        return DeviceFinder(
+            self.caps,
+            {**ENV, **env},
+            nvml=self.nvml,
+            amdgpu=self.amdgpu,
+            cache_file=self.folder / "cache" / "devices.json",
+            host=lambda: self.host,
+            surroundings=Surroundings((self.folder / "icd.d",), self.folder / "dev", self.folder / "boot"),
+        )
+
+    @property
+    def asked(self) -> int:
+        log = self.folder / "asked"
+        return len(log.read_text().splitlines()) if log.exists() else 0
+
+
+NO_DEVICES = (DATA / "devices_none.txt").read_text()
+LLVMPIPE = "Available devices:\n  Vulkan0: llvmpipe (LLVM 21.1.8, 256 bits) (24105 MiB, 23267 MiB free)\n"
+
+
+def test_asked_once_then_free_bytes_come_from_the_driver(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, CUDA_LIST)
+    bench.nvml.now = [NV4080, NV3090]
+    first = bench.finder().find()
+    bench.nvml.now = [replace(NV4080, free_bytes=5 * GIB), NV3090]
+    second = bench.finder().find()
+    assert bench.asked == 1
+    assert second[0].free_bytes == 5 * GIB and second[1] == first[1]
+
+
+def test_a_software_device_has_what_the_host_has(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, LLVMPIPE)
+    assert [d.free_bytes for d in bench.finder().find()] == [20 * GIB]
+    bench.host = HostMemory(64 * GIB, 3 * GIB)
+    assert [d.free_bytes for d in bench.finder().find()] == [3 * GIB]
+    assert bench.asked == 1
+
+
+@pytest.mark.parametrize("change", ["build", "env", "driver", "icd", "node", "boot", "gpu", "garbage"])
+def test_asked_again_when_anything_may_have_changed(tmp_path: Path, change: str) -> None:
+    bench = Bench(tmp_path, CUDA_LIST)
+    bench.nvml.now = [NV4080, NV3090]
+    bench.finder().find()
+    if change == "build":
+        bench.caps = replace(bench.caps, key="k2")
+    elif change == "driver":
+        bench.nvml.now = [replace(device, driver="560") for device in bench.nvml.now]
+    elif change == "gpu":
+        bench.nvml.now = [NV4080]
+    elif change == "boot":
+        (tmp_path / "boot").write_text("another\n")
+    elif change == "garbage":
+        (tmp_path / "cache" / "devices.json").write_text("{")
+    elif change in ("icd", "node"):
+        folder = tmp_path / {"icd": "icd.d", "node": "dev"}[change]
+        folder.mkdir()
+        (folder / "nvidia-uvm").write_text("")
+    bench.finder(**({"GGML_VK_VISIBLE_DEVICES": "0"} if change == "env" else {})).find()
+    assert bench.asked == 2
+
+
+def test_a_device_whose_memory_only_the_engine_knows_is_asked_for_each_time(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, "Available devices:\n  Vulkan0: Intel(R) Arc (16000 MiB, 15000 MiB free)\n")
+    bench.finder().find()
+    bench.prints("Available devices:\n  Vulkan0: Intel(R) Arc (16000 MiB, 9000 MiB free)\n")
+    assert [d.free_bytes for d in bench.finder().find()] == [9000 * MIB]
+
+
+def test_no_device_is_only_remembered_for_those_who_need_none(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, NO_DEVICES)
+    assert bench.finder().find() == []
+    assert bench.finder().find(trust_none=True) == [] and bench.asked == 1
+    bench.prints(LLVMPIPE)  # the driver came late, and nothing else shows it
+    assert [d.name for d in bench.finder().find()] == ["Vulkan0"] and bench.asked == 2
+    assert [d.name for d in bench.finder().find(trust_none=True)] == ["Vulkan0"]
+
+
+def test_what_the_drivers_show_and_the_engine_does_not_is_said(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, NO_DEVICES)
+    bench.nvml.now = [NV4080]
+    bench.amdgpu.now = [Device("ROCm0", GIB, GIB)]
+    finder = bench.finder()
+    assert finder.devices() == [] and len(finder.hints) == 2
+    assert "libggml0-backend-cuda" in finder.hints[0] and "libggml0-backend-hip" in finder.hints[1]
+
+
+def test_failures_name_the_command(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, NO_DEVICES)
+    server = Path(bench.caps.path)
+    server.write_text("#!/bin/sh\necho 'no such device' >&2\nexit 1\n")
+    with pytest.raises(DeviceError) as failed:
+        list_devices(bench.caps, ENV)
+    assert "no such device" in str(failed.value) and "--list-devices" in failed.value.fix
+    server.write_text("#!/bin/sh\nexec sleep 1000\n")
+    with pytest.raises(DeviceError, match="cannot list its devices") as late:
+        list_devices(bench.caps, ENV, 0.3)
+    assert "a GPU driver may hang" in late.value.why
+
+
+def test_a_kept_list_of_another_form_is_ignored(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, LLVMPIPE)
+    bench.finder().find()
+    cache = tmp_path / "cache" / "devices.json"
+    for rows in ([["Vulkan0"]], [["Vulkan0", "llvmpipe", "much"]], 5, [5]):
+        cache.write_text(json.dumps({"key": json.loads(cache.read_text())["key"], "devices": rows}))
+        assert [d.name for d in bench.finder().find()] == ["Vulkan0"]
+    assert bench.asked == 5

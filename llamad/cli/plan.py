@@ -8,7 +8,8 @@ import tempfile
 from pathlib import Path
 
 from llamad.cli.unprivileged import rerun_in_sandbox
-from llamad.config.load import Loaded, load_definition, load_file, load_model
+from llamad.config.definition import Definition
+from llamad.config.load import Loaded, load_definition, load_host, load_path
 from llamad.errors import UsageError
 from llamad.hardware.device import Device
 from llamad.planning.explain import explain
@@ -50,10 +51,16 @@ def print_plan(made: Made, *, as_json: bool) -> None:
 def load_target(word: str, root: Path) -> Loaded:
     """A definition by name or path, or one that names nothing but a GGUF file."""
     if word.endswith(".gguf"):
-        return load_model(Path(word).absolute(), root)
+        return bare(Path(word).absolute(), root)
     if word.endswith(".toml") or "/" in word:
-        return load_file(Path(word).absolute(), root)
+        return load_path(Path(word).absolute(), root)
     return load_definition(word, root)
+
+
+def bare(file: Path, root: Path) -> Loaded:
+    """A definition that names a file and leaves the rest to the planner; `allow_cpu` as everywhere is false."""
+    host = load_host(root).settings.host
+    return Loaded("bare", Definition(model=str(file)), host, {}, frozenset(), (), "")
 
 
 def parse_device(text: str) -> Device:

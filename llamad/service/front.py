@@ -135,7 +135,7 @@ def read_keys(loaded: Loaded, credential: Path | None) -> KeySet:
         except OSError as error:
             fix = f"let _llamad read it: chown _llamad {path}; chmod 0600 {path}"
             raise AccessError(f"cannot read the API keys in {path}", why=error.strerror or "", fix=fix) from error
-    keys = KeySet.parse("\n".join(texts))
+    keys = KeySet.from_text("\n".join(texts), written or str(credential))
     if written and not keys:
         where = loaded.origins.get(("api_keys_file",))
         raise ConfigError(f"api_keys_file: {written} has no key in it", where=where, fix="one key a line")

@@ -11,7 +11,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -34,7 +34,7 @@ from llamad.planning.plan import BuildGates, Plan
 from llamad.planning.solve import plan as solve
 from llamad.service.paths import Paths
 from llamad.service.reporter import DaemonReporter
-from llamad.supervision.launch import Launch
+from llamad.supervision.launch import Launch, needs_no_new_child
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -93,9 +93,8 @@ class PlanMaker:
         try:
             return read_facts(self._loaded.definition.model)
         except (BadModelError, ModelMissingError) as error:
-            where = self._loaded.origins.get(("model",))
-            if where is not None:
-                error.what, error.where = f"model: {error.what}", where
+            if self._loaded.files:
+                error.what, error.where = f"model: {error.what}", self._loaded.where("model")
             raise
 
     def environment(self, plan: Plan) -> dict[str, str]:
@@ -171,9 +170,9 @@ class BackgroundPlanner:
 
     async def plan(self, loaded: Loaded, previous: Launch | None) -> Launch:
         what = f"planning {loaded.definition.model}"
-        again = previous is not None and previous.loaded == loaded
+        again = previous is not None and needs_no_new_child(previous.loaded, loaded)
         if again and previous and await _off_the_loop(self._is_back, loaded, previous, what=what):
-            return previous
+            return replace(previous, loaded=loaded)
         launch, plan = await _off_the_loop(self._make, loaded, previous, what=what)
         self._reporter.planned(plan)
         return launch
@@ -192,7 +191,7 @@ class BackgroundPlanner:
 
     def _make(self, loaded: Loaded, previous: Launch | None) -> tuple[Launch, Plan]:
         maker = self._maker(loaded)
-        if previous is not None and previous.loaded != loaded:
+        if previous is not None and not needs_no_new_child(previous.loaded, loaded):
             _remove_stale(previous.socket_path)
             self._wait_for(
                 maker, {d.name: d.free_bytes - d.parts.margin_bytes for d in previous.plan.devices}

@@ -134,10 +134,11 @@ class Seams:
     reporter: Reporter
 
 
-def relay_side_only(old: Definition, new: Definition) -> bool:
-    """Whether the definitions differ only in what the relay applies in place."""
+def needs_no_new_child(old: Loaded, new: Loaded) -> bool:
+    """Whether two definitions differ at most in what the relay and the supervisor apply in place."""
     keys = {"limits", "aliases", "allowed_hosts", "api_keys_file", "insecure", "idle", "start"}
-    return old.model_dump(exclude=keys) == new.model_dump(exclude=keys)
+    same = old.definition.model_dump(exclude=keys) == new.definition.model_dump(exclude=keys)
+    return same and old.host == new.host
 
 
 def tail(lines: Sequence[str], count: int = 20) -> str:

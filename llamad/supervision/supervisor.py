@@ -20,7 +20,7 @@ from llamad.supervision.cause import Cause, Death, classify
 from llamad.supervision.child import Child, Spawner, stop_ladder
 from llamad.supervision.host import oom_kills
 from llamad.supervision.intake import Intake
-from llamad.supervision.launch import Launch, Seams, relay_side_only, tail
+from llamad.supervision.launch import Launch, Seams, needs_no_new_child, tail
 from llamad.supervision.loading import NotUsable, watch_load
 from llamad.supervision.machine import Effect, Event, State, step
 from llamad.supervision.words import device_names, ready_text
@@ -85,7 +85,7 @@ class Supervisor:
         force then. A definition that changes nothing for the child is applied without touching it.
         """
         if self.launch and self.state is State.READY:
-            if relay_side_only(self.loaded.definition, loaded.definition):
+            if needs_no_new_child(self.loaded, loaded):
                 self.loaded = loaded
                 return
             await self._seams.planner.check(loaded, self.launch)

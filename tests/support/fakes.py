@@ -1,0 +1,175 @@
+"""In-memory stand-ins for our own seams."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from llamad.config.definition import Definition, Host, Limits
+from llamad.config.load import Loaded
+from llamad.errors import ChildError, LlamadError
+from llamad.planning.plan import DevicePlan, Parts, Plan
+from llamad.supervision.launch import Launch
+from llamad.units import GIB, MIB
+
+FAKE_SERVER = Path(__file__).with_name("fake_llama_server.py")
+
+
+class ScaledClock:
+    """Real time, run faster: a back-off of seconds takes milliseconds."""
+
+    def __init__(self, factor: float = 50.0) -> None:
+        self._factor = factor
+
+    def monotonic(self) -> float:
+        return time.monotonic() * self._factor
+
+    async def sleep(self, delay_s: float) -> None:
+        await asyncio.sleep(delay_s / self._factor)
+
+
+def a_plan(**changes: Any) -> Plan:
+    """100 MiB of weights, 20 MiB of context and 5 MiB of compute on CUDA0."""
+    device = DevicePlan("CUDA0", "GPU-1", 8 * GIB, 8 * GIB, 5, Parts(100 * MIB, 20 * MIB, 5 * MIB))
+    plan = Plan(
+        model="/m/tiny.gguf", context_tokens=4096, context_train_tokens=4096, slots=4, unified_cache=True,
+        cache_type_k="f16", cache_type_v="f16", batch_tokens=512, ubatch_tokens=512, flash_attention=True, layers=5,
+        layers_total=5, split_mode="none", main_device="CUDA0", tensor_split=(), cache_ram_mib=0, devices=(device,),
+        host=Parts(10 * MIB), host_available_bytes=8 * GIB, reasons=(),
+    )  # fmt: skip
+    return replace(plan, **changes)
+
+
+LOAD_LINES = [
+    "0.00.100.000 I load_tensors:        CUDA0 model buffer size =   100.00 MiB",
+    "0.00.100.000 I load_tensors:   CPU_Mapped model buffer size =    10.00 MiB",
+    "0.00.100.000 I llama_kv_cache:      CUDA0 KV buffer size =    20.00 MiB",
+    "0.00.100.000 I sched_reserve:      CUDA0 compute buffer size =     5.00 MiB",
+]
+
+
+def loaded_of(name: str = "tiny", *, digest: str = "1", context: int | str = "auto", **limits: Any) -> Loaded:
+    definition = Definition.model_validate(
+        {"model": "/m/tiny.gguf", "placement": {"context": context}}, strict=False
+    ).model_copy(update={"limits": Limits(**limits)})
+    return Loaded(name, definition, Host(), {}, frozenset(), (), digest)
+
+
+class FakePlanner:
+    """Launches of the fake llama-server, one scenario after another; the last one stays."""
+
+    def __init__(self, folder: Path, *scenarios: dict[str, Any] | LlamadError) -> None:
+        self._folder = folder
+        self._scenarios = list(scenarios) or [{}]
+        self.plans = 0
+        self.plan_result = a_plan()
+        self.refuse_check: LlamadError | None = None
+
+    async def plan(self, loaded: Loaded, previous: Launch | None) -> Launch:
+        import json
+
+        self.plans += 1
+        scenario = self._scenarios.pop(0) if len(self._scenarios) > 1 else self._scenarios[0]
+        if isinstance(scenario, LlamadError):
+            raise scenario
+        path = self._folder / "llama.sock"
+        path.unlink(missing_ok=True)
+        env = {"PATH": "/usr/bin:/bin", "FAKE_LLAMA": json.dumps({"lines": LOAD_LINES, **scenario})}
+        argv = (sys.executable, str(FAKE_SERVER), "--host", str(path))
+        return Launch(loaded, self.plan_result, argv, env, str(path), 300, "completion", "fake")
+
+    async def check(self, loaded: Loaded, running: Launch) -> None:
+        if self.refuse_check:
+            raise self.refuse_check
+
+
+class FakeEngine:
+    """Asks the fake server's real socket for health; warms up as told."""
+
+    def __init__(self) -> None:
+        self.warm_ups = 0
+        self.fail: ChildError | None = None
+
+    async def healthy(self, socket_path: str) -> bool:
+        from llamad.engine.api import Health, health
+
+        return await health(socket_path) is Health.READY
+
+    async def warm_up(self, launch: Launch, deadline_s: float) -> float:
+        self.warm_ups += 1
+        if self.fail:
+            raise self.fail
+        return 0.1
+
+
+class FakeFront:
+    """Remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.in_flight = 0
+
+    def hold(self, reason: str) -> None:
+        self.calls.append("hold")
+
+    def open(self, launch: Launch) -> None:
+        self.calls.append("open")
+
+    def refuse(self, message: str) -> None:
+        self.calls.append("refuse")
+
+    def stop_accepting(self) -> None:
+        self.calls.append("stop_accepting")
+
+    async def drain(self, deadline_s: float) -> int:
+        self.calls.append("drain")
+        return self.in_flight
+
+    def cut(self, cause: str, message: str) -> None:
+        self.calls.append(f"cut {cause}")
+
+    async def close_upstreams(self) -> None:
+        self.calls.append("close_upstreams")
+
+
+class FakeReporter:
+    """Remembers events, states and lines; `until` waits for one."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, str, dict[str, str]]] = []
+        self.states: list[str] = []
+        self.lines: list[tuple[str, str]] = []
+        self.extended = 0
+        self._changed = asyncio.Event()
+
+    def event(self, name: str, message: str, **fields: str) -> None:
+        self.events.append((name, message, fields))
+        self._changed.set()
+
+    def state(self, state: str, text: str) -> None:
+        self.states.append(state)
+        self._changed.set()
+
+    def serving(self, launch: Launch) -> None:
+        self.event("ready", "")
+
+    def extend(self, duration_s: float) -> None:
+        self.extended += 1
+
+    def child_line(self, level: str, text: str, pid: int) -> None:
+        self.lines.append((level, text))
+
+    def names(self) -> list[str]:
+        return [name for name, _, _ in self.events]
+
+    async def until(self, condition: Callable[[], Any], timeout_s: float = 20.0) -> None:
+        """Return when the condition holds; it is looked at after every report."""
+        async with asyncio.timeout(timeout_s):
+            while not condition():
+                self._changed.clear()
+                await self._changed.wait()

@@ -1,0 +1,280 @@
+"""The supervisor over real processes of the fake llama-server, with in-memory seams around it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llamad.errors import BadModelError, ChildError, DeviceError, ExitCode, LlamadError
+from llamad.supervision.child import ProcessSpawner
+from llamad.supervision.launch import Seams
+from llamad.supervision.machine import State
+from llamad.supervision.supervisor import Supervisor
+from tests.support.fakes import (
+    LOAD_LINES,
+    FakeEngine,
+    FakeFront,
+    FakePlanner,
+    FakeReporter,
+    ScaledClock,
+    loaded_of,
+)
+
+
+class Rig:
+    """A supervisor with everything it touches."""
+
+    def __init__(self, folder: Path, *scenarios: dict[str, Any] | LlamadError, factor: float = 50.0, **limits: Any) -> None:
+        self.planner = FakePlanner(folder, *scenarios)
+        self.engine, self.front, self.reporter = FakeEngine(), FakeFront(), FakeReporter()
+        seams = Seams(self.planner, self.engine, self.front, self.reporter)
+        limits.setdefault("stop_s", 0.5)
+        self.limits = limits
+        self.supervisor = Supervisor(loaded_of(**limits), seams, ProcessSpawner(), ScaledClock(factor), jitter=lambda: 0.0)
+
+    async def until_ready(self, times: int = 1) -> None:
+        await self.reporter.until(lambda: self.reporter.names().count("ready") >= times)
+
+    def causes(self) -> list[str]:
+        return [fields["CAUSE"] for name, _, fields in self.reporter.events if name == "child-exited"]
+
+
+def play(rig: Rig, scene: Callable[[Rig], Awaitable[None]] | None = None) -> ExitCode:
+    """Run the supervisor beside a scene; its exit code. Whatever happens, no child may be left."""
+
+    async def go() -> ExitCode:
+        run = asyncio.create_task(rig.supervisor.run())
+        if scene:
+            act = asyncio.ensure_future(scene(rig))
+            await asyncio.wait({run, act}, return_when=asyncio.FIRST_COMPLETED)
+            if act.done():
+                act.result()
+            else:
+                act.cancel()
+        code = await asyncio.wait_for(run, 30)
+        assert rig.supervisor.child_pid == 0
+        return code
+
+    return asyncio.run(go())
+
+
+async def _stop_when_ready(rig: Rig) -> None:
+    await rig.until_ready()
+    rig.supervisor.stop()
+
+
+def test_a_life(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    assert play(rig, _stop_when_ready) is ExitCode.OK
+    assert rig.reporter.states == ["waiting", "loading", "warming", "ready", "draining", "stopping", "stopped"]
+    assert rig.front.calls == ["hold", "open", "stop_accepting", "drain", "close_upstreams"]
+    assert rig.engine.warm_ups == 1
+
+
+def test_requests_past_the_drain_are_cut_with_a_cause(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    rig.front.in_flight = 2
+    play(rig, _stop_when_ready)
+    assert "cut shutdown" in rig.front.calls
+    assert rig.front.calls.index("cut shutdown") < rig.front.calls.index("close_upstreams")
+
+
+def test_a_child_that_ignores_term_is_killed(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, {"ignore_term": True})
+    assert play(rig, _stop_when_ready) is ExitCode.OK
+
+
+def test_a_killed_child_is_replaced_and_requests_are_held_meanwhile(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+
+    async def scene(rig: Rig) -> None:
+        await rig.until_ready()
+        os.kill(rig.supervisor.child_pid, signal.SIGKILL)
+        await rig.until_ready(2)
+        rig.supervisor.stop()
+
+    assert play(rig, scene) is ExitCode.OK
+    assert rig.front.calls[:4] == ["hold", "open", "hold", "open"]
+    assert rig.causes() == ["somebody sent llama-server SIGKILL"]
+
+
+def test_a_crash_loop_ends_with_the_last_lines(tmp_path: Path) -> None:
+    lines = [f"E line {n}" for n in range(40)]
+    rig = Rig(tmp_path, {"lines": lines, "exit": 3}, factor=500.0, restarts=3)
+    assert play(rig) is ExitCode.CRASH_LOOP
+    assert rig.planner.plans == 4
+    name, message, _ = rig.reporter.events[-1]
+    assert name == "gave-up"
+    assert "line 39" in message and "line 20" in message and "line 19" not in message
+    assert rig.front.calls[-1] == "refuse"
+
+
+@pytest.mark.parametrize(
+    ("scenario", "code"),
+    [
+        ({"lines": ["error: invalid argument: --mlock"], "exit": 1}, ExitCode.CONFIG),
+        ({"lines": ["E unknown model architecture: 'x'"], "exit": 1}, ExitCode.BAD_MODEL),
+        ({"lines": ["error: invalid device: CUDA0"], "exit": 1}, ExitCode.NO_DEVICE),
+        (DeviceError("no device"), ExitCode.NO_DEVICE),
+        (BadModelError("not a GGUF"), ExitCode.BAD_MODEL),
+    ],
+)
+def test_what_cannot_be_helped_is_final_at_once(tmp_path: Path, scenario: Any, code: ExitCode) -> None:
+    rig = Rig(tmp_path, scenario)
+    assert play(rig) is code
+    assert rig.planner.plans == 1
+
+
+def test_misplaced_bytes_are_never_ready(tmp_path: Path) -> None:
+    lines = [line.replace("CUDA0 model buffer size =   100.00", "CUDA0 model buffer size =    40.00") for line in LOAD_LINES]
+    rig = Rig(tmp_path, {"lines": lines})
+    assert play(rig) is ExitCode.NO_DEVICE
+    assert "placement-mismatch" in rig.reporter.names() and "ready" not in rig.reporter.names()
+    assert rig.engine.warm_ups == 0
+
+
+def test_a_server_on_the_cpu_that_says_it_offloaded_is_never_ready(tmp_path: Path) -> None:
+    lines = ["0.00.1.0 I load_tensors: offloaded 5/5 layers to GPU",
+             "0.00.100.000 I load_tensors:   CPU_Mapped model buffer size =   110.00 MiB",
+             "0.00.100.000 I llama_kv_cache:        CPU KV buffer size =    20.00 MiB"]  # fmt: skip
+    rig = Rig(tmp_path, {"lines": lines})
+    assert play(rig) is ExitCode.NO_DEVICE
+    assert "ready" not in rig.reporter.names()
+
+
+def test_a_buffer_that_failed_in_the_warm_up_is_a_failed_start(tmp_path: Path) -> None:
+    lines = [*LOAD_LINES, "0.00.1.0 E ggml_gallocr_reserve_n: failed to allocate CUDA0 buffer of size 1000"]
+    rig = Rig(tmp_path, {"lines": lines}, restarts=0)
+    assert play(rig) is not ExitCode.OK
+    assert "ready" not in rig.reporter.names()
+
+
+def test_a_load_that_stands_still_is_ended(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, {"load_s": "never"}, start_stall_s=20.0, restarts=0)
+    assert play(rig) is ExitCode.CRASH_LOOP
+    assert "start-stalled" in rig.reporter.names()
+
+
+def test_a_warm_up_without_a_token_is_a_failed_start(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, restarts=0)
+    rig.engine.fail = ChildError("NaN")
+    assert play(rig) is ExitCode.CRASH_LOOP
+    assert "warm-up-failed" in rig.reporter.names() and "open" not in rig.front.calls
+
+
+@pytest.mark.parametrize("moment", ["waiting", "loading"])
+def test_a_stop_at_any_moment_ends(tmp_path: Path, moment: str) -> None:
+    rig = Rig(tmp_path, {"load_s": 5})
+
+    async def scene(rig: Rig) -> None:
+        await rig.reporter.until(lambda: moment in rig.reporter.states)
+        rig.supervisor.stop()
+
+    assert play(rig, scene) is ExitCode.OK
+
+
+def test_a_stop_during_back_off_ends_at_once(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, {"exit": 1}, factor=0.01, restarts=3)
+
+    async def scene(rig: Rig) -> None:
+        await rig.reporter.until(lambda: "backoff" in rig.reporter.states)
+        rig.supervisor.stop()
+
+    assert play(rig, scene) is ExitCode.OK
+
+
+def test_a_reload_holds_drains_and_swaps(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+
+    async def scene(rig: Rig) -> None:
+        await rig.until_ready()
+        old = rig.supervisor.child_pid
+        await rig.supervisor.reload(loaded_of(digest="2", context=1024, **rig.limits))
+        assert rig.supervisor.child_pid not in (0, old)
+        assert rig.supervisor.state is State.READY
+        rig.supervisor.stop()
+
+    assert play(rig, scene) is ExitCode.OK
+    assert "reload-applied" in rig.reporter.names()
+    assert rig.front.calls[:5] == ["hold", "open", "hold", "drain", "close_upstreams"]
+
+
+def test_a_reload_of_the_relays_keys_touches_no_child(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+
+    async def scene(rig: Rig) -> None:
+        await rig.until_ready()
+        old = rig.supervisor.child_pid
+        await rig.supervisor.reload(loaded_of(digest="2", **{**rig.limits, "queue_requests": 7}))
+        assert rig.supervisor.child_pid == old and rig.supervisor.loaded.digest == "2"
+        rig.supervisor.stop()
+
+    play(rig, scene)
+    assert rig.planner.plans == 1
+
+
+def test_a_definition_that_cannot_be_planned_changes_nothing(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    rig.planner.refuse_check = DeviceError("does not fit")
+
+    async def scene(rig: Rig) -> None:
+        await rig.until_ready()
+        old = rig.supervisor.child_pid
+        with pytest.raises(DeviceError):
+            await rig.supervisor.reload(loaded_of(digest="2", context=1024, **rig.limits))
+        assert rig.supervisor.child_pid == old and rig.supervisor.loaded.digest == "1"
+        rig.supervisor.stop()
+
+    play(rig, scene)
+
+
+@pytest.mark.parametrize("failure", [{"exit": 1}, {"lines": ["error: invalid argument: x"], "exit": 1}, DeviceError("gone")])
+def test_a_new_definition_that_fails_gives_the_old_one_back(tmp_path: Path, failure: Any) -> None:
+    rig = Rig(tmp_path, {}, failure, {})
+
+    async def scene(rig: Rig) -> None:
+        await rig.until_ready()
+        with pytest.raises(LlamadError):
+            await rig.supervisor.reload(loaded_of(digest="2", context=1024, **rig.limits))
+        await rig.until_ready(2)
+        assert rig.supervisor.loaded.digest == "1"
+        rig.supervisor.stop()
+
+    assert play(rig, scene) is ExitCode.OK
+    assert "reload-reverted" in rig.reporter.names()
+
+
+def test_a_flood_a_long_line_and_binary_neither_stall_nor_grow(tmp_path: Path) -> None:
+    """200,000 lines, a line of 1 MB and every byte value."""
+    rig = Rig(tmp_path, {"flood": 200_000, "long_line": 1_000_000, "binary": True})
+    peak = Path("/proc/self/status")
+
+    def resident_kib() -> int:
+        return next(int(line.split()[1]) for line in peak.read_text().splitlines() if line.startswith("VmRSS"))
+
+    async def scene(rig: Rig) -> None:
+        await rig.until_ready()
+        before, late_s, largest = resident_kib(), 0.0, 0
+        loop = asyncio.get_running_loop()
+        intake = rig.supervisor._intake
+        assert intake
+        while intake.line_count < 200_000:
+            asked = loop.time()
+            await asyncio.sleep(0.01)
+            late_s = max(late_s, loop.time() - asked - 0.01)
+            largest = max(largest, resident_kib())
+        assert largest - before < 8 * 1024, "KiB grown"
+        assert late_s < 0.5, "the loop stood still"
+        rig.supervisor.stop()
+
+    assert play(rig, scene) is ExitCode.OK
+    passed = [text for _, text in rig.reporter.lines]
+    assert len(passed) < 20_000
+    assert "lines-suppressed" in rig.reporter.names()
+    assert all(len(text) < 9000 for text in passed)

@@ -1,0 +1,1 @@
+"""What tests share: model files made on the spot, and the like."""

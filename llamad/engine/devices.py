@@ -19,8 +19,10 @@ from llamad.engine.build import Capabilities
 from llamad.engine.query import QueryResult, run_query
 from llamad.engine.store import load_cache, store_cache
 from llamad.errors import DeviceError
+from llamad.hardware.amdgpu import AmdGpus
 from llamad.hardware.device import Device, HostMemory, Probe
 from llamad.hardware.host import host_memory
+from llamad.hardware.nvml import Nvml
 from llamad.units import MIB
 
 _ROW = re.compile(
@@ -41,6 +43,34 @@ def list_devices(caps: Capabilities, env: Mapping[str, str], deadline_s: float =
     if result.timed_out or result.returncode != 0:
         raise _no_list(caps, result, deadline_s)
     return parse_devices(result.stdout)
+
+
+def find_devices(
+    caps: Capabilities,
+    env: Mapping[str, str],
+    *,
+    cache_dir: Path | None = None,
+    deadline_s: float = 5.0,
+    trust_none: bool = False,
+    nvml: Probe | None = None,
+    amdgpu: Probe | None = None,
+) -> list[Device]:
+    """`DeviceFinder.find` with the real probes. One that runs for long passes its own, open `Nvml`.
+
+    `cache_dir` is the model's cache folder.
+    """
+    own = Nvml()
+    try:
+        return DeviceFinder(
+            caps,
+            env,
+            nvml=nvml or own,
+            amdgpu=amdgpu or AmdGpus(),
+            cache_file=cache_dir / "devices.json" if cache_dir else None,
+            deadline_s=deadline_s,
+        ).find(trust_none=trust_none)
+    finally:
+        own.close()
 
 
 def parse_devices(text: str) -> list[Device]:

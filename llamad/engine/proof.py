@@ -14,8 +14,8 @@ from llamad.engine.names import is_host, plan_names
 from llamad.planning.plan import DevicePlan, Plan
 from llamad.units import KIB, MIB
 
-TOLERANCE_BYTES = MIB
-"""llama-server's own breakdown rounds to 1 MiB, and a planned figure may come from there."""
+TOLERANCE_BYTES = MIB + 32 * KIB
+"""llama-server's own breakdown rounds to 1 MiB, and a planned figure may come from there; its log to 0.01 MiB."""
 _NOTHING_BYTES = 16 * KIB
 _HOST = "the CPU"
 
@@ -34,6 +34,9 @@ class Mismatch:
     observed_bytes: int
     text: str
     """For the admin: `planned 7952 MiB of weights on Vulkan0, llama-server put 5 MiB there and 7947 MiB on the CPU`."""
+
+    def __str__(self) -> str:
+        return self.text
 
 
 def compare(plan: Plan, observed: Observed) -> list[Mismatch]:

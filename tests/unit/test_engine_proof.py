@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llamad.engine.log import LoadObserver, LogLine, Observed, parse_line
-from llamad.engine.proof import compare
+from llamad.engine.proof import TOLERANCE_BYTES, compare
 from llamad.planning.plan import DevicePlan, Parts, Plan
 from llamad.units import MIB
 from tests.unit.test_engine_flags import plan as some_plan
@@ -181,6 +181,6 @@ def test_the_bound_is_one_mib_for_each_part(weights: float, context: float, d_w:
         ("CUDA0", "kv"): round(max(0.0, context + d_c) * MIB),
     }
     wrong = {m.kind for m in compare(planned(device("CUDA0", weights, context)), Observed(sizes))}
-    off_w = abs(sizes["CUDA0", "model"] - round(weights * MIB)) > MIB
-    off_c = abs(sizes["CUDA0", "kv"] - round(context * MIB)) > MIB
+    off_w = abs(sizes["CUDA0", "model"] - round(weights * MIB)) > TOLERANCE_BYTES
+    off_c = abs(sizes["CUDA0", "kv"] - round(context * MIB)) > TOLERANCE_BYTES
     assert wrong == {kind for kind, off in (("weights", off_w), ("context", off_c)) if off}

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llamad.config.definition import Placement
@@ -397,15 +397,16 @@ def test_no_plan_exceeds_its_budget_and_every_promise_is_kept(
     assert found.layers == found.layers_total or words.get("allow_cpu")
 
 
-@given(facts=MODELS, free_mib=SIZES, name=NAMES, words=PLACEMENTS, build=BUILDS)
-@settings(max_examples=150, deadline=None)
+@given(facts=MODELS, more_mib=st.integers(700, 8000), name=NAMES, words=PLACEMENTS, build=BUILDS)
+@settings(max_examples=200, deadline=None)
 def test_a_step_more_would_exceed_the_budget(
-    facts: ModelFacts, free_mib: int, name: str, words: dict[str, Any], build: int
+    facts: ModelFacts, more_mib: int, name: str, words: dict[str, Any], build: int
 ) -> None:
     words.pop("context", None)
+    free_mib = facts.file_bytes // MIB + more_mib  # the weights fit, the whole context rarely
     found = outcome(facts, free_mib, name, words, build)
-    assume(isinstance(found, Plan) and on_device(found) and found.context_tokens < facts.n_ctx_train)
-    assert isinstance(found, Plan)
+    if not isinstance(found, Plan) or not on_device(found) or found.context_tokens == facts.n_ctx_train:
+        return
     step = words | {"context": found.context_tokens + 256, "ubatch": found.ubatch_tokens, "allow_cpu": False}
     step |= {"kv_cache": found.cache_type_k}
     assert not on_device(outcome(facts, free_mib, name, step, build))
@@ -418,7 +419,8 @@ def test_more_free_memory_is_never_worse(
 ) -> None:
     # A percentage of a larger card, and a card so large that its driver context grows, are other problems.
     words.pop("memory", None)
-    assume(free_mib + more_mib < 30 * 1024 or free_mib >= 30 * 1024)
+    if free_mib < 30 * 1024 <= free_mib + more_mib:
+        return
     less, more = (outcome(facts, size, name, words, build) for size in (free_mib, free_mib + more_mib))
     if isinstance(less, Plan):
         assert isinstance(more, Plan)
@@ -443,7 +445,8 @@ def test_bytes_never_fall_when_a_choice_grows(
 ) -> None:
     words: dict[str, Any] = {"context": context, "parallel": slots, "ubatch": ubatch, "kv_cache": cache}
     larger = words | {grow: words[grow] + 256 if grow == "context" else words[grow] * 2}
-    assume(larger["context"] <= facts.n_ctx_train)
+    if larger["context"] > facts.n_ctx_train:
+        return
     small, large = (outcome(facts, 200_000, name, choice, build) for choice in (words, larger))
     assert isinstance(small, Plan)
     assert isinstance(large, Plan)
@@ -460,7 +463,8 @@ def test_every_change_that_a_refusal_names_really_fits(
     facts: ModelFacts, free_mib: int, name: str, words: dict[str, Any], build: int
 ) -> None:
     refused = outcome(facts, free_mib, name, words, build)
-    assume(not isinstance(refused, Plan))
+    if isinstance(refused, Plan):
+        return
     assert isinstance(refused, (NoRoomNow, NeverFits))
     assert refused.missing_bytes > 0
     words = {key: value for key, value in words.items() if not (key == "context_min" and "context" in words)}
@@ -482,7 +486,7 @@ def test_the_missing_bytes_are_what_is_missing(facts: ModelFacts, free_mib: int,
     except NoRoomNow as refused:
         missing = refused.missing_bytes
     else:
-        assume(False)
+        return
     planned(facts, Device(name, 80 * GIB, free + missing))
     with pytest.raises(NoRoomNow):
         planned(facts, Device(name, 80 * GIB, free + missing - MIB))

@@ -1,0 +1,107 @@
+"""Planned bytes against the installed llama-server's own first breakdown, for real shapes; `llamad plan` is fast.
+
+The device is a CPU behind RPC: it has no limit on a tensor's size, and the breakdown takes no memory.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.breakdown import Breakdown, ask, rpc_device
+from tests.support.models import build_hollow
+from tests.support.shapes import LLAMA31_8B, PHI4_14B, QWEN3_8B, QWEN25_32B, HollowShape
+from tests.system.conftest import MODELS, free_port, run
+
+SHAPES = {"phi4": PHI4_14B, "llama31-8b": LLAMA31_8B, "qwen25-32b": QWEN25_32B, "qwen3-8b": QWEN3_8B}
+# What a served child gets and a question must not: it would keep the breakdown to itself, or listen.
+_NOT_ASKED = {"--fit", "-fit", "--host", "--port", "-lv", "--verbosity", "--api-key-file", "--log-colors"}
+_NOT_ASKED_SWITCHES = {"--log-jsonl"}
+
+
+@pytest.fixture(scope="module")
+def folder() -> Iterator[Path]:
+    """A folder that `_llamad` can read, for models that are only headers."""
+    made = MODELS / "hollow"
+    made.mkdir(parents=True, exist_ok=True)
+    made.chmod(0o755)
+    yield made
+    for path in made.iterdir():
+        path.unlink()
+    made.rmdir()
+
+
+@pytest.fixture(scope="module")
+def rpc() -> Iterator[str]:
+    (command,) = Path("/usr/libexec").glob("*/llama/bin/ggml-rpc-server")
+    with rpc_device([str(command)], port=free_port()) as address:
+        yield address
+
+
+def hollow(folder: Path, name: str, shape: HollowShape, *, vocab: bool = False) -> Path:
+    path = folder / f"{name}{'-vocab' if vocab else ''}.gguf"
+    if not path.exists():
+        build_hollow(path, shape, ctx_train_tokens=131072, vocab=vocab)
+        path.chmod(0o644)
+    return path
+
+
+def plan_of(folder: Path, model: Path, context: int, cache: str) -> dict[str, Any]:
+    definition = folder / "asked.toml"
+    definition.write_text(f'model = "{model}"\n[placement]\ncontext = {context}\nkv_cache = "{cache}"\n')
+    definition.chmod(0o644)
+    shown = run("llamad", "plan", "--computed", "--gpu", "RPC0=60GiB", "--json", str(definition))
+    found: dict[str, Any] = json.loads(shown.stdout)
+    assert found["source"] == "computed"
+    assert found["context_tokens"] == context
+    return found
+
+
+def question(args: Sequence[str]) -> list[str]:
+    """The plan's own argv without what would keep llama-server from saying what it would take."""
+    kept: list[str] = []
+    words = iter(args)
+    for word in words:
+        if word in _NOT_ASKED:
+            next(words)
+        elif word not in _NOT_ASKED_SWITCHES:
+            kept.append(word)
+    return kept
+
+
+def breakdown(rpc: str, args: Sequence[str]) -> Breakdown:
+    return ask(["llama-server"], ["--rpc", rpc, *question(args)])
+
+
+@pytest.mark.parametrize("cache", ["f16", "q8_0"])
+@pytest.mark.parametrize("context", [4096, 16384, 65536])
+@pytest.mark.parametrize("name", SHAPES)
+def test_planned_bytes(folder: Path, rpc: str, name: str, context: int, cache: str) -> None:
+    """Weights and context within 1 MiB, total never under by more than 32 MiB and within 2 %."""
+    found = plan_of(folder, hollow(folder, name, SHAPES[name]), context, cache)
+    (planned,) = found["devices"]
+    real = breakdown(rpc, found["args"]).devices["RPC0"]
+    # The breakdown prints whole MiB, rounded down: half a MiB more is the best reading of it.
+    assert abs(planned["weights_mib"] - real.weights_mib - 0.5) <= 1
+    assert abs(planned["context_mib"] - real.context_mib) <= 1
+    buffers = planned["weights_mib"] + planned["context_mib"] + planned["compute_mib"]
+    total = real.weights_mib + real.context_mib + real.compute_mib
+    assert buffers >= total - 32
+    assert buffers == pytest.approx(total, rel=0.02)
+
+
+def test_the_command_takes_at_most_400_ms(folder: Path) -> None:
+    """With a vocabulary of 150,000 tokens, the median of five, the first one not counted."""
+    model = hollow(folder, "qwen3-8b", QWEN3_8B, vocab=True)
+    took_s = []
+    for _ in range(6):
+        start = time.monotonic()
+        run("llamad", "plan", "--computed", "--gpu", "RPC0=60GiB", "--json", str(model))
+        took_s.append(time.monotonic() - start)
+    assert statistics.median(took_s[1:]) <= 0.4, took_s

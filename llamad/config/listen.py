@@ -6,6 +6,7 @@ Only numbers, no host names: an address must mean the same before the network an
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -63,6 +64,15 @@ def parse_listen(text: str) -> Listen:
     if not (port.isascii() and port.isdecimal() and 1 <= int(port[:6]) <= 65535):
         raise ValueError(f'not a port: "{port}"; write a number from 1 to 65535')
     return Listen("tcp", host=_host(match["v6"], match["v4"], int(port)), port=int(port))
+
+
+def next_port(used: Iterable[Listen], *, first: int = 8081) -> int:
+    """The lowest port of 127.0.0.1 from `first` up that collides with no address in use. Raises ValueError."""
+    taken = list(used)
+    for port in range(first, 65536):
+        if not any(Listen("tcp", "127.0.0.1", port).collides(other) for other in taken):
+            return port
+    raise ValueError(f"no free port from {first} up")
 
 
 def _host(v6: str | None, v4: str | None, port: int) -> str:

@@ -20,7 +20,8 @@ from llamad.config.files import dropin_files, read_file
 from llamad.config.merge import Merged, value_paths
 from llamad.config.names import DEFAULT_ROOT, HOST_FILE, check_name, definition_names, name_of_file, offer
 from llamad.config.places import Path as KeyPath
-from llamad.config.problems import problems_of
+from llamad.config.problems import Problem, problems_of
+from llamad.config.rules import broken_rules
 from llamad.config.text import TomlText, dotted, parse_toml, shown
 from llamad.errors import ConfigError, ConfigErrors, LlamadError, Where
 
@@ -29,6 +30,7 @@ __all__ = [
     "Loaded",
     "LoadedHost",
     "definition_names",
+    "in_order",
     "load_all",
     "load_definition",
     "load_host",
@@ -142,7 +144,7 @@ def _load(name: str, file: Path, root: Path) -> Loaded | None:
     problems, settings = _validate(HostSettings, host_merged, host_file)
     found, definition = _validate(Definition, merged, file)
     if definition is not None:
-        found += _model_path_problems(definition.model, merged)
+        found += [_located(problem, merged, file) for problem in broken_rules(definition)]
     if definition is None or settings is None or found:
         raise _all([*problems, *found], contents)
     origins = {path: merged.origins.get(path) for path in value_paths(definition)}
@@ -189,36 +191,30 @@ def _validate(model: type[_Table], merged: Merged, file: Path) -> tuple[list[Lla
         # Strict validation takes lists for tuples, and texts for literals, only from JSON.
         return [], model.model_validate_json(json.dumps(merged.tables))
     except ValidationError as error:
-        problems: list[LlamadError] = []
-        for problem in problems_of(error, merged.tables, model):
-            where = merged.where(problem.path) or Where(str(file), 1, 1)
-            what = f"{dotted(problem.path)}: {problem.what}"
-            problems.append(ConfigError(what, where=where, fix=problem.fix))
-        return problems, None
+        problems = problems_of(error, merged.tables, model)
+        return [_located(problem, merged, file) for problem in problems], None
 
 
-def _model_path_problems(model: str, merged: Merged) -> list[LlamadError]:
-    where = merged.where(("model",))
-    if not model.isprintable():
-        return [ConfigError("model: has a control character", where=where, fix="delete it")]
-    if not model.startswith("/"):
-        name = model.rpartition("/")[2]
-        fix = f'write the full path, for example "/var/lib/llamad/models/{name}"'
-        return [ConfigError(f'model: "{shown(model)}" is no full path', where=where, fix=fix)]
-    return []
+def _located(problem: Problem, merged: Merged, file: Path) -> ConfigError:
+    where = merged.where(problem.path) or Where(str(file), 1, 1)
+    return ConfigError(f"{dotted(problem.path)}: {problem.what}", where=where, fix=problem.fix)
 
 
 def _all(problems: list[LlamadError], files: Iterable[Path]) -> LlamadError:
-    """All problems as one error, each once, in the order of the files and their lines."""
+    """All problems as one error, each once."""
+    ordered = in_order({str(problem): problem for problem in problems}.values(), files)
+    return ordered[0] if len(ordered) == 1 else ConfigErrors(ordered)
+
+
+def in_order(problems: Iterable[LlamadError], files: Iterable[Path]) -> list[LlamadError]:
+    """Problems in the order of the files that they are in, and of their lines."""
     order = {str(file): number for number, file in enumerate(files)}
-    once = {str(problem): problem for problem in problems}
 
     def place(problem: LlamadError) -> tuple[int, int, int]:
         where = problem.where or Where("")
         return order.get(where.path, len(order)), where.line, where.column
 
-    ordered = sorted(once.values(), key=place)
-    return ordered[0] if len(ordered) == 1 else ConfigErrors(ordered)
+    return sorted(problems, key=place)
 
 
 def _digest(contents: Mapping[Path, bytes]) -> str:

@@ -8,15 +8,24 @@ from pathlib import Path
 
 from llamad.cli import plan as plan_verb
 from llamad.cli.main import print_error
-from llamad.config.write import add_definition
+from llamad.config.access import access_problem
+from llamad.config.names import check_name
+from llamad.config.write import definition_text, free_listen, write_definition
 from llamad.errors import LlamadError
+from llamad.gguf.read import read_facts
 
 
 def run(args: argparse.Namespace) -> int:
     """Write `/etc/llamad/NAME.toml`, never over another; what the service could not read is refused before."""
-    path = add_definition(
-        args.name, Path(args.file).absolute(), args.config, listen=args.listen, allow_cpu=args.allow_cpu
-    )
+    model = str(Path(args.file).absolute())
+    check_name(args.name, args.config)
+    refused = access_problem(model)
+    if refused is not None:
+        raise refused
+    read_facts(model)
+    listen = args.listen or free_listen(args.config)
+    text = definition_text(args.name, model, listen, allow_cpu=args.allow_cpu)
+    path = write_definition(args.name, text, args.config)
     print(f"wrote {path}")
     if not args.no_plan:
         _show_plan(args)

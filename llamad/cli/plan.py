@@ -60,7 +60,7 @@ def load_target(word: str, root: Path) -> Loaded:
 def bare(file: Path, root: Path) -> Loaded:
     """A definition that names a file and leaves the rest to the planner; `allow_cpu` as everywhere is false."""
     host = load_host(root).settings.host
-    return Loaded("bare", Definition(model=str(file)), host, {}, frozenset(), (), "")
+    return Loaded("bare", file, Definition(model=str(file)), host, {}, frozenset(), (), "")
 
 
 def parse_device(text: str) -> Device:

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from llamad.clock import SystemClock
-from llamad.config.check import check_listen
 from llamad.config.listen import parse_listen
 from llamad.config.load import Loaded, load_definition
 from llamad.errors import BusyError, ExitCode, InternalError, LlamadError
 from llamad.ledger import NameLock
+from llamad.service.checks import FactsReader, require_usable
 from llamad.service.engine import ServerEngine
 from llamad.service.front import RelayFront, read_keys
 from llamad.service.journal import Journal, make_journal
@@ -50,7 +50,8 @@ class Service:
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(self._on_loop_error)
         stored = stored_sockets(self.environ)
-        loaded = load_definition(self.name, self.config_root)
+        self._read = FactsReader()
+        loaded = await asyncio.to_thread(self._load)
         status = StatusFile(self.paths.runtime, self.name)
         self.reporter = DaemonReporter(self.name, self.journal, self.notifier, status)
         lock = NameLock(self.paths.ledger, self.name)
@@ -59,11 +60,11 @@ class Service:
             raise BusyError(
                 f"{self.name} is served already", why=f"by process {holder}", fix="stop that one first"
             )
-        check_listen(loaded, credential_present=self.paths.credential(self.name) is not None)
         listening = self._listen(loaded, stored)
         self.front = RelayFront(loaded, read_keys(loaded, self.paths.credential(self.name)))
         self.supervisor = self._supervisor(loaded)
-        self.front.on_snapshot = lambda: self.supervisor.state
+        self.front.state = lambda: str(self.supervisor.state)
+        self.front.child_lives = lambda: self.supervisor.child_pid != 0
         await self.front.start(listening.sockets)
         try:
             self._install_signals(loop)
@@ -77,8 +78,18 @@ class Service:
             lock.release()
         return code
 
+    def _load(self) -> Loaded:
+        """The definition, read and checked. Blocking. Raises LlamadError."""
+        loaded = load_definition(self.name, self.config_root)
+        credential = self.paths.credential(self.name) is not None
+        sandboxed = UNDER_SYSTEMD in self.environ
+        require_usable(
+            loaded, self._read, self.config_root, credential_present=credential, sandboxed=sandboxed
+        )
+        return loaded
+
     def _supervisor(self, loaded: Loaded) -> Supervisor:
-        planner = BackgroundPlanner(self.paths, self.reporter)
+        planner = BackgroundPlanner(self.paths, self.reporter, self._read)
         engine = ServerEngine()
         seams = Seams(planner, engine, self.front, self.reporter)
         return Supervisor(loaded, seams, ProcessSpawner(), SystemClock())
@@ -130,10 +141,7 @@ class Service:
     async def _reload_once(self) -> str:
         running = self.supervisor.loaded
         try:
-            loaded = await asyncio.wait_for(
-                asyncio.to_thread(load_definition, self.name, self.config_root), CONFIG_READ_S
-            )
-            check_listen(loaded, credential_present=self.paths.credential(self.name) is not None)
+            loaded = await asyncio.wait_for(asyncio.to_thread(self._load), CONFIG_READ_S)
             self._refuse_moves(running, loaded)
             self.front.apply(loaded, read_keys(loaded, self.paths.credential(self.name)))
             await self.supervisor.reload(loaded)

@@ -12,7 +12,6 @@ from llamad.clock import SystemClock
 from llamad.config.listen import parse_listen
 from llamad.config.load import Loaded
 from llamad.errors import AccessError, ConfigError
-from llamad.front.holding import Refusal
 from llamad.front.keys import KeySet
 from llamad.front.relay import Front
 from llamad.front.settings import FrontSettings, ModelDescription, RequestRecord
@@ -27,6 +26,7 @@ class RelayFront:
     def __init__(self, loaded: Loaded, keys: KeySet) -> None:
         self._launch: Launch | None = None
         self._open = False
+        self._generation = 0
         self._created_s = int(time.time())
         self.state: Callable[[], str] = lambda: "stopped"
         self.child_lives: Callable[[], bool] = lambda: False
@@ -52,14 +52,17 @@ class RelayFront:
 
     def open(self, launch: Launch) -> None:
         self._launch, self._open = launch, True
-        self._front.open(launch.socket_path)
+        self._generation = self._front.open(launch.socket_path)
 
     def refuse(self, message: str) -> None:
         self._open = False
-        self._front.refuse(Refusal(503, "model_failed", message, None))
+        self._front.refuse(503, "model_failed", message)
 
-    def stop_accepting(self) -> None:
-        self._front.stop_accepting()
+    def explain(self, cause: str, message: str) -> None:
+        self._front.explain_loss(self._generation, cause, message)
+
+    async def farewell(self, deadline_s: float) -> None:
+        await self._front.close(deadline_s)
 
     async def drain(self, deadline_s: float) -> int:
         return await self._front.drain(deadline_s)
@@ -81,13 +84,13 @@ class RelayFront:
     def progress(self) -> None:
         """Nothing to do yet."""
 
-    def upstream_lost(self, generation: int) -> None:
+    def upstream_lost(self, generation: int) -> None:  # noqa: ARG002
         """The supervisor hears of a dead child by itself; a live one that dropped a connection is used again."""
         asyncio.get_running_loop().call_later(REOPEN_S, self._reopen, self._launch)
 
     def _reopen(self, launch: Launch | None) -> None:
         if self._open and launch is self._launch and launch is not None and self.child_lives():
-            self._front.open(launch.socket_path)
+            self._generation = self._front.open(launch.socket_path)
 
     def _describe(self) -> ModelDescription:
         plan = self._launch.plan if self._launch else None
@@ -131,10 +134,14 @@ def read_keys(loaded: Loaded, credential: Path | None) -> KeySet:
             texts.append(path.read_text(encoding="utf-8"))
         except UnicodeDecodeError:
             where = loaded.origins.get(("api_keys_file",))
-            raise ConfigError(f"api_keys_file: {path} is no text", where=where, fix="one key a line") from None
+            raise ConfigError(
+                f"api_keys_file: {path} is no text", where=where, fix="one key a line"
+            ) from None
         except OSError as error:
             fix = f"let _llamad read it: chown _llamad {path}; chmod 0600 {path}"
-            raise AccessError(f"cannot read the API keys in {path}", why=error.strerror or "", fix=fix) from error
+            raise AccessError(
+                f"cannot read the API keys in {path}", why=error.strerror or "", fix=fix
+            ) from error
     keys = KeySet.from_text("\n".join(texts), written or str(credential))
     if written and not keys:
         where = loaded.origins.get(("api_keys_file",))

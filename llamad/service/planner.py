@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import TypeVar
 
 from llamad.config.load import Loaded
 from llamad.engine.api import Mode
@@ -24,19 +24,18 @@ from llamad.engine.dry_run import AskError, BreakdownCache, ask_breakdown
 from llamad.engine.environment import child_environment
 from llamad.engine.flags import can_ask, dry_run_args, server_args
 from llamad.engine.names import plan_names, visible_uuids
-from llamad.errors import BadModelError, BusyError, LlamadError, ModelMissingError
+from llamad.errors import BusyError, LlamadError
 from llamad.gguf.facts import ModelFacts
-from llamad.gguf.read import read_facts
 from llamad.hardware.device import Device
 from llamad.hardware.host import host_memory
 from llamad.planning.confirm import Asked, Refit, confirmed
 from llamad.planning.plan import BuildGates, Plan
 from llamad.planning.solve import plan as solve
+from llamad.service.checks import FactsReader, located_facts
 from llamad.service.paths import Paths
 from llamad.service.reporter import DaemonReporter
 from llamad.supervision.launch import Launch, needs_no_new_child
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 SOCKET_NAME = "llama.sock"
@@ -61,8 +60,11 @@ class Made:
 class PlanMaker:
     """Plans one definition. Blocking. `engine` is the folder for sockets, `cache` the model's cache folder."""
 
-    def __init__(self, loaded: Loaded, *, engine: Path, cache: Path) -> None:
+    def __init__(
+        self, loaded: Loaded, *, engine: Path, cache: Path, read: FactsReader | None = None
+    ) -> None:
         self._loaded = loaded
+        self._read = read or FactsReader()
         self._engine = engine
         self._cache = cache
         self.env = child_environment(loaded.definition.environment, cache)
@@ -75,7 +77,7 @@ class PlanMaker:
         `returning`: devices to use as they are here instead of looking (their memory is about to be free).
         Raises LlamadError; a problem of the model file is located at the definition's `model`.
         """
-        facts = self.facts()
+        facts = located_facts(self._loaded, self._read)
         caps = self._capabilities(needed=not what_if)
         devices = list(what_if) or list(returning) or (self.devices(caps) if caps else [])
         plan = self._solve(facts, devices, caps, ask=not (computed or what_if))
@@ -86,16 +88,10 @@ class PlanMaker:
         """The devices as they are now, in llama-server's order and by its names."""
         known = caps or self._capabilities(needed=True)
         assert known is not None
-        return find_devices(known, self.env, cache_dir=self._cache, deadline_s=self._loaded.host.query_s)
-
-    def facts(self) -> ModelFacts:
-        """The model file's shapes; its faults are located at the definition's `model` line."""
-        try:
-            return read_facts(self._loaded.definition.model)
-        except (BadModelError, ModelMissingError) as error:
-            if self._loaded.files:
-                error.what, error.where = f"model: {error.what}", self._loaded.where("model")
-            raise
+        return find_devices(
+            known, self.env, cache_dir=self._cache, deadline_s=self._loaded.host.query_s,
+            trust_none=self._loaded.definition.placement.allow_cpu,
+        )  # fmt: skip
 
     def environment(self, plan: Plan) -> dict[str, str]:
         """The child's environment for this plan."""
@@ -164,9 +160,10 @@ class PlanMaker:
 class BackgroundPlanner:
     """The supervisor's planner: `PlanMaker` off the loop, each time with a deadline."""
 
-    def __init__(self, paths: Paths, reporter: DaemonReporter) -> None:
+    def __init__(self, paths: Paths, reporter: DaemonReporter, read: FactsReader) -> None:
         self._paths = paths
         self._reporter = reporter
+        self._read = read
 
     async def plan(self, loaded: Loaded, previous: Launch | None) -> Launch:
         what = f"planning {loaded.definition.model}"
@@ -181,7 +178,7 @@ class BackgroundPlanner:
         await _off_the_loop(self._check, loaded, running, what=f"planning {loaded.definition.model}")
 
     def _maker(self, loaded: Loaded) -> PlanMaker:
-        return PlanMaker(loaded, engine=self._paths.engine, cache=self._paths.cache)
+        return PlanMaker(loaded, engine=self._paths.engine, cache=self._paths.cache, read=self._read)
 
     def _is_back(self, loaded: Loaded, previous: Launch) -> bool:
         """Whether the memory of the child that just ended can be had again, so that its plan still holds."""
@@ -235,10 +232,10 @@ class BackgroundPlanner:
             time.sleep(BYTES_BACK_POLL_S)  # in a worker thread; no driver tells when memory returns
 
 
-async def _off_the_loop(work: Callable[P, T], *args: P.args, what: str, **kwargs: P.kwargs) -> T:
+async def _off_the_loop(work: Callable[..., T], *args: object, what: str) -> T:
     """Run blocking work in a thread. A thread that hangs (a dead file server) is left behind, not waited for."""
     try:
-        return await asyncio.wait_for(asyncio.to_thread(work, *args, **kwargs), PLAN_S)
+        return await asyncio.wait_for(asyncio.to_thread(work, *args), PLAN_S)
     except TimeoutError:
         raise BusyError(
             f"{what} takes longer than {PLAN_S:g} s", why="the file system or the driver does not answer",

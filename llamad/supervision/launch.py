@@ -83,8 +83,13 @@ class Front(Protocol):
         """Requests are answered 503 with this text."""
         ...
 
-    def stop_accepting(self) -> None:
-        """New connections stay in the sockets' queues, for the next llamad."""
+    def explain(self, cause: str, message: str) -> None:
+        """Why the child died that requests are or were with: the streams that it cut end with it."""
+        ...
+
+    async def farewell(self, deadline_s: float) -> None:
+        """Answer what was accepted, cut what is left at the deadline, close every client's connection. New
+        connections stay in the sockets' queues, for the next llamad."""
         ...
 
     async def drain(self, deadline_s: float) -> int:

@@ -259,6 +259,7 @@ class Supervisor:
             "child-exited", f"llama-server ended ({_exit_words(returncode)}): {cause.text}",
             CAUSE=cause.text, FIX=cause.fix or "see its last lines",
         )  # fmt: skip
+        self._seams.front.explain(cause.name, cause.text)
         self._died(cause)
 
     def _died(self, cause: Cause) -> None:
@@ -310,12 +311,11 @@ class Supervisor:
 
     async def _drain(self, epoch: int) -> None:
         front, limits = self._seams.front, self.loaded.definition.limits
-        if self.state is State.DRAINING:
-            front.stop_accepting()
         self._seams.reporter.extend(limits.drain_s + 30.0)
-        if await front.drain(limits.drain_s):
-            cause = "shutdown" if self.state is State.DRAINING else "reload"
-            front.cut(cause, f"the request ran longer than drain_s ({limits.drain_s:g} s)")
+        if self.state is State.DRAINING:
+            await front.farewell(limits.drain_s)
+        elif await front.drain(limits.drain_s):
+            front.cut("reload", f"the request ran longer than drain_s ({limits.drain_s:g} s)")
         self._post(_Message(Event.DRAINED, epoch))
 
     def _stop_child(self) -> None:

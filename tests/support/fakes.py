@@ -57,7 +57,7 @@ def loaded_of(name: str = "tiny", *, digest: str = "1", context: int | str = "au
     definition = Definition.model_validate(
         {"model": "/m/tiny.gguf", "placement": {"context": context}}, strict=False
     ).model_copy(update={"limits": Limits(**limits)})
-    return Loaded(name, definition, Host(), {}, frozenset(), (), digest)
+    return Loaded(name, Path(f"/etc/llamad/{name}.toml"), definition, Host(), {}, frozenset(), (), digest)
 
 
 class FakePlanner:
@@ -123,8 +123,11 @@ class FakeFront:
     def refuse(self, message: str) -> None:
         self.calls.append("refuse")
 
-    def stop_accepting(self) -> None:
-        self.calls.append("stop_accepting")
+    def explain(self, cause: str, message: str) -> None:
+        self.calls.append(f"explain {cause}")
+
+    async def farewell(self, deadline_s: float) -> None:
+        self.calls.append("farewell")
 
     async def drain(self, deadline_s: float) -> int:
         self.calls.append("drain")

@@ -73,16 +73,21 @@ def test_a_life(tmp_path: Path) -> None:
     rig = Rig(tmp_path)
     assert play(rig, _stop_when_ready) is ExitCode.OK
     assert rig.reporter.states == ["waiting", "loading", "warming", "ready", "draining", "stopping", "stopped"]
-    assert rig.front.calls == ["hold", "open", "stop_accepting", "drain", "close_upstreams"]
+    assert rig.front.calls == ["hold", "open", "farewell", "close_upstreams"]
     assert rig.engine.warm_ups == 1
 
 
-def test_requests_past_the_drain_are_cut_with_a_cause(tmp_path: Path) -> None:
+def test_requests_past_the_drain_of_a_reload_are_cut_with_a_cause(tmp_path: Path) -> None:
     rig = Rig(tmp_path)
     rig.front.in_flight = 2
-    play(rig, _stop_when_ready)
-    assert "cut shutdown" in rig.front.calls
-    assert rig.front.calls.index("cut shutdown") < rig.front.calls.index("close_upstreams")
+
+    async def scene(rig: Rig) -> None:
+        await rig.until_ready()
+        await rig.supervisor.reload(loaded_of(digest="2", context=1024, **rig.limits))
+        rig.supervisor.stop()
+
+    play(rig, scene)
+    assert rig.front.calls[2:6] == ["hold", "drain", "cut reload", "close_upstreams"]
 
 
 def test_a_child_that_ignores_term_is_killed(tmp_path: Path) -> None:
@@ -100,7 +105,7 @@ def test_a_killed_child_is_replaced_and_requests_are_held_meanwhile(tmp_path: Pa
         rig.supervisor.stop()
 
     assert play(rig, scene) is ExitCode.OK
-    assert rig.front.calls[:4] == ["hold", "open", "hold", "open"]
+    assert rig.front.calls[:5] == ["hold", "open", "explain killed", "hold", "open"]
     assert rig.causes() == ["somebody sent llama-server SIGKILL"]
 
 

@@ -1,0 +1,94 @@
+"""The checks of a definition with the real world behind them: for `llamad check`, for starts and for reloads."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from llamad.config.access import access_problem
+from llamad.config.check import World, check_definition
+from llamad.config.load import Loaded, load_all, load_definition
+from llamad.errors import BadModelError, ConfigErrors, LlamadError, ModelMissingError
+from llamad.gguf.facts import ModelFacts
+from llamad.gguf.read import read_facts
+
+CREDENTIAL_STORES = ("/etc/credstore", "/run/credstore", "/usr/lib/credstore", "/etc/credstore.encrypted")
+
+
+class FactsReader:
+    """Reads headers, each once for as long as the file stays as it is."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, tuple[tuple[int, ...], ModelFacts]] = {}
+
+    def __call__(self, path: str) -> ModelFacts:
+        """The facts of the model at `path`. Raises BadModelError, ModelMissingError, AccessError."""
+        identity = _identity(path)
+        kept = self._kept.get(path)
+        if kept and identity and kept[0] == identity:
+            return kept[1]
+        facts = read_facts(path)
+        self._kept = {path: (identity, facts)}
+        return facts
+
+
+def _identity(path: str) -> tuple[int, ...]:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return ()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def check_name(name: str, root: Path) -> list[LlamadError]:
+    """Every problem of one definition of a folder. Raises what `load_definition` does."""
+    loaded = load_definition(name, root)
+    return check_definition(
+        loaded,
+        World(read_model=FactsReader()),
+        neighbours=load_all(root),
+        credential_present=credential_stored(name),
+    )
+
+
+def credential_stored(name: str) -> bool:
+    """Whether systemd would find an API key for this model; a store that cannot be read may hold one."""
+    directory = os.environ.get("CREDENTIALS_DIRECTORY")
+    if directory:
+        return os.path.exists(os.path.join(directory, f"llamad.api-key.{name}"))
+    stores = [store for store in CREDENTIAL_STORES if os.path.isdir(store)]
+    unreadable = any(not os.access(store, os.X_OK) for store in stores)
+    return unreadable or any(os.path.exists(f"{store}/llamad.api-key.{name}") for store in stores)
+
+
+def located_facts(loaded: Loaded, read: FactsReader) -> ModelFacts:
+    """The facts of a definition's model; what is wrong with the file is located at the `model` line."""
+    path = loaded.definition.model
+    try:
+        return read(path)
+    except (BadModelError, ModelMissingError) as error:
+        if loaded.files:
+            error.what = f"model: {path}: {error.what}"
+            error.where = loaded.where("model")
+        raise
+
+
+def require_usable(
+    loaded: Loaded, read: FactsReader, root: Path, *, credential_present: bool, sandboxed: bool
+) -> None:
+    """Raise the first reason not to serve this definition, with the exit code of its class.
+
+    An unreadable, missing or bad model file is 77, 66 or 65 and comes first; all else is 78, all problems at once.
+    """
+    refused = access_problem(loaded.definition.model, sandboxed=sandboxed)
+    if refused is not None:
+        refused.what = f"model: {loaded.definition.model} {refused.what}"
+        refused.where = loaded.where("model")
+        raise refused
+    located_facts(loaded, read)
+    world = World(read_model=read, sandboxed=sandboxed)
+    problems = check_definition(
+        loaded, world, neighbours=load_all(root), credential_present=credential_present
+    )
+    if problems:
+        raise problems[0] if len(problems) == 1 else ConfigErrors(problems)

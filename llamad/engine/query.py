@@ -20,6 +20,8 @@ from llamad.errors import AccessError, BusyError, ConfigError, LlamadError
 
 OUTPUT_LIMIT_BYTES = 4 << 20
 _CHUNK_BYTES = 1 << 16
+_PIPE_BYTES = 1 << 16
+"""What a pipe holds that nobody made larger."""
 _SETPRIV = "/usr/bin/setpriv"
 
 
@@ -184,33 +186,30 @@ class _Reading:
             if not ready:
                 return False
             for fd in ready:
-                if fd != pidfd and not self._drain(fd):
+                if fd != pidfd and self._take(fd) == 0:
                     selector.unregister(fd)
             if pidfd in ready:
-                for fd in self._pipes:
-                    self._drain(fd)
+                self._drain()
                 return True
         return True
 
-    def _drain(self, fd: int) -> bool:
-        """Take what the pipe holds now; False at its end."""
-        while not self._stopped:
-            try:
-                chunk = os.read(fd, _CHUNK_BYTES)
-            except BlockingIOError:
-                return True
-            self._take(fd, chunk)
-            if not chunk:
-                return False
-        return True
+    def _drain(self) -> None:
+        """Take what the pipes still hold, and no more: another process may go on writing into them."""
+        for fd in self._pipes:
+            left_bytes = _PIPE_BYTES
+            while left_bytes > 0 and (taken := self._take(fd)):
+                left_bytes -= taken
 
-    def _take(self, fd: int, chunk: bytes) -> None:
+    def _take(self, fd: int) -> int:
+        """Read one chunk; how many bytes it had, 0 at the end of the pipe or where it holds nothing now."""
+        try:
+            chunk = os.read(fd, _CHUNK_BYTES)
+        except BlockingIOError:
+            return 0
         buffer = self._pipes[fd]
         buffer += chunk[: OUTPUT_LIMIT_BYTES - len(buffer)]
-        if self._wanted is None:
-            return
-        splitter = self._splitters[fd]
-        for line in splitter.feed(chunk) if chunk else splitter.flush():
-            if self._wanted(line):
-                self._stopped = True
-                return
+        if self._wanted is not None and not self._stopped:
+            splitter = self._splitters[fd]
+            lines = splitter.feed(chunk) if chunk else splitter.flush()
+            self._stopped = any(self._wanted(line) for line in lines)
+        return len(chunk)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -64,7 +63,7 @@ class AmdGpus:
 
     def _driver(self) -> str:
         """The driver's own version; in the mainline kernel it has none but the kernel's."""
-        return _read(self._root / "module" / "amdgpu" / "version") or f"amdgpu {platform.release()}"
+        return _read(self._root / "module" / "amdgpu" / "version") or f"amdgpu {os.uname().release}"
 
 
 def _pci(folder: Path) -> str:

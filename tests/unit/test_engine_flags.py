@@ -95,7 +95,7 @@ def test_the_whole_list_for_one_device() -> None:
 def test_every_flag_is_one_that_the_recorded_help_lists() -> None:
     full = definition(
         placement={
-            "load_mode": "mmap+mlock", "cpu_moe": True, "n_cpu_moe": 3, "threads": 8, "threads_batch": 9,
+            "load_mode": "mmap+mlock", "cpu_moe": True, "threads": 8, "threads_batch": 9,
             "numa": "isolate",
         },
         server={"ui": True, "jinja": False, "chat_template": "chatml", "embeddings": True, "metrics": True},

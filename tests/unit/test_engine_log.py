@@ -66,6 +66,14 @@ def test_partial_offload_and_two_devices() -> None:
     assert (two["Vulkan0", "kv"], two["Vulkan1", "kv"]) == (6.0, 2.0)
 
 
+def test_two_caches_of_a_sliding_window_and_recurrent_state() -> None:
+    window = mib(observe("sliding_window.jsonl"))
+    assert window["Vulkan0", "kv"] == 8.25
+    recurrent = mib(observe("recurrent.jsonl"))
+    assert recurrent["Vulkan0", "rs"] == 0.89 and ("Vulkan0", "kv") not in recurrent
+    assert recurrent["CPU_Mapped", "model"] == 0.32  # a mapping for each tensor that the device refused
+
+
 def test_an_rpc_servers_address_is_no_part_of_the_device() -> None:
     observed = observe("rpc_fit.jsonl")
     assert round(observed.bytes_of("RPC0", "model", "kv") / MIB, 2) == 12.65

@@ -72,6 +72,22 @@ def test_output_is_bounded_and_still_drained(tmp_path: Path) -> None:
     assert result.stderr == "end\n" and result.returncode == 0
 
 
+def test_the_deadline_holds_against_one_who_never_stops_writing(tmp_path: Path) -> None:
+    started = time.monotonic()
+    result = run_query([script(tmp_path, "#!/bin/sh\nexec yes\n")], ENV, 0.5)
+    assert result.timed_out and time.monotonic() - started < 30
+    left_behind = script(tmp_path, "#!/bin/sh\nyes &\nexit 5\n")
+    ended = run_query([left_behind], ENV, 60)
+    assert ended.returncode == 5 and time.monotonic() - started < 30
+
+
+def test_a_last_line_without_an_end_is_a_line(tmp_path: Path) -> None:
+    result = run_until(
+        [script(tmp_path, "#!/bin/sh\nprintf 'one\\ntwo'\n")], ENV, 60, lambda line: line == b"two"
+    )
+    assert result.stopped and result.returncode in (0, -signal.SIGKILL)
+
+
 def test_the_wanted_line_ends_the_run(tmp_path: Path) -> None:
     server = script(tmp_path, "#!/bin/sh\necho one >&2\necho $$\necho two >&2\nexec sleep 1000\n")
     result = run_until([server], ENV, 60, lambda line: line == b"two")

@@ -30,6 +30,7 @@ _ESCAPE = re.compile(rb"%([0-9A-Fa-f]{2})")
 _MEMO_BYTES = 256
 _NOTHING: frozenset[bytes] = frozenset()
 
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 HOP_BY_HOP = frozenset(
     (
         b"connection",

@@ -1,0 +1,159 @@
+"""Answers made here, in the shapes that OpenAI's and llama-server's clients know. Pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any
+
+from llamad.front.head import RequestHead, build_response
+from llamad.front.settings import FrontSettings, ModelDescription
+
+_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+    503: "unavailable_error",
+}
+_HEALTH_PATHS = frozenset((b"/health", b"/v1/health", b"/ready"))
+_MODELS_PATHS = frozenset((b"/v1/models", b"/models"))
+_MODEL_PREFIX = b"/v1/models/"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A whole answer: status, JSON body (None for none), and further header lines, each with its CRLF."""
+
+    status: int
+    body: bytes | None
+    lines: tuple[bytes, ...] = field(default=())
+
+    def render(self, head: RequestHead | None, request_id: bytes, *, keep_alive: bool) -> bytes:
+        """The bytes for a client. `head` None: the request had no readable head."""
+        own = [*self.lines]
+        if self.body is None:
+            own.append(b"Content-Length: 0\r\n")
+        else:
+            own.append(
+                b"Content-Type: application/json; charset=utf-8\r\nContent-Length: %d\r\n" % len(self.body)
+            )
+        own += framing_lines(head, request_id, keep_alive=keep_alive)
+        text = build_response(self.status, reason(self.status), (), own)
+        if self.body is None or (head is not None and head.method == b"HEAD"):
+            return text
+        return text + self.body
+
+
+def reason(status: int) -> bytes:
+    """The reason phrase of a status."""
+    return HTTPStatus(status).phrase.encode()
+
+
+def framing_lines(head: RequestHead | None, request_id: bytes, *, keep_alive: bool) -> list[bytes]:
+    """The header lines that every answer carries: id, CORS, and what becomes of the connection."""
+    lines = [b"X-Request-Id: ", request_id, b"\r\n"]
+    if head is not None:
+        origin = head.first(b"origin")
+        if origin is not None:
+            lines += (b"Access-Control-Allow-Origin: ", origin, b"\r\nVary: Origin\r\n")
+    if not keep_alive:
+        lines.append(b"Connection: close\r\n")
+    elif head is not None and head.minor == 0:
+        lines.append(b"Connection: keep-alive\r\n")
+    return lines
+
+
+def error_body(status: int, code: str, message: str, request_id: bytes) -> bytes:
+    """OpenAI's error object."""
+    kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
+    error = {"message": message, "type": kind, "code": code, "request_id": request_id.decode()}
+    return json.dumps({"error": error}).encode()
+
+
+def error(
+    status: int, code: str, message: str, request_id: bytes, *, retry_after_s: float | None = None
+) -> Answer:
+    """An error as a whole answer."""
+    lines: tuple[bytes, ...] = ()
+    if retry_after_s is not None:
+        lines = (b"Retry-After: %d\r\n" % max(1, round(retry_after_s)),)
+    if status == 401:
+        lines += (b"WWW-Authenticate: Bearer\r\n",)
+    return Answer(status, error_body(status, code, message, request_id), lines)
+
+
+def error_event(code: str, message: str, request_id: bytes) -> bytes:
+    """The last event of a stream that cannot go on."""
+    error = {"message": message, "type": "server_error", "code": code, "request_id": request_id.decode()}
+    return b"data: " + json.dumps({"error": error}).encode() + b"\n\n"
+
+
+def local_path(head: RequestHead) -> bytes | None:
+    """The path where llamad itself answers, or None where the request is llama-server's."""
+    path = head.path
+    if path in _HEALTH_PATHS or path in _MODELS_PATHS or path.startswith(_MODEL_PREFIX):
+        return path
+    return b"*" if head.target == b"*" else None
+
+
+def is_public(path: bytes | None, head: RequestHead) -> bool:
+    """Whether no key is asked: health, and what a browser asks before it may send a key."""
+    return path in _HEALTH_PATHS or head.method == b"OPTIONS"
+
+
+def answer_locally(
+    path: bytes,
+    head: RequestHead,
+    request_id: bytes,
+    *,
+    is_open: bool,
+    settings: FrontSettings,
+    describe: Callable[[], ModelDescription],
+) -> Answer:
+    """The answer for a `local_path`."""
+    if head.method == b"OPTIONS":
+        return Answer(204, None, _OPTIONS_LINES)
+    if head.method not in (b"GET", b"HEAD"):
+        wrong = error(405, "method_not_allowed", f"{path.decode()} is for GET and HEAD", request_id)
+        return Answer(wrong.status, wrong.body, (b"Allow: GET, HEAD, OPTIONS\r\n",))
+    if path in _HEALTH_PATHS:
+        return _OK if is_open else _LOADING
+    model = describe()
+    entries = [model_entry(name, settings, model) for name in (settings.name, *settings.aliases)]
+    if path in _MODELS_PATHS:
+        return Answer(200, json.dumps({"object": "list", "data": entries}).encode())
+    wanted = path[len(_MODEL_PREFIX) :].decode("utf-8", "replace")
+    for entry in entries:
+        if entry["id"] == wanted:
+            return Answer(200, json.dumps(entry).encode())
+    message = f'no model "{wanted}" here; there is: {", ".join(entry["id"] for entry in entries)}'
+    return error(404, "model_not_found", message, request_id)
+
+
+def model_entry(name: str, settings: FrontSettings, model: ModelDescription) -> dict[str, Any]:
+    """One entry of `/v1/models`."""
+    return {
+        "id": name,
+        "object": "model",
+        "created": model.created_s,
+        "owned_by": "llamad",
+        "aliases": list(settings.aliases) if name == settings.name else [],
+        "meta": {
+            "n_ctx": model.context_tokens,
+            "n_ctx_train": model.trained_context_tokens,
+            "size": model.size_bytes,
+            "state": model.state,
+        },
+    }
+
+
+_OK = Answer(200, b'{"status":"ok"}')
+_LOADING = Answer(503, b'{"error":{"message":"Loading model","type":"unavailable_error","code":503}}')
+_OPTIONS_LINES = (
+    b"Allow: GET, HEAD, POST, OPTIONS\r\n",
+    b"Access-Control-Allow-Methods: GET, HEAD, POST, OPTIONS\r\n",
+    b"Access-Control-Allow-Headers: *, Authorization, X-Api-Key, Content-Type\r\n",
+)

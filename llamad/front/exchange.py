@@ -1,0 +1,385 @@
+"""One request on its way: body in, gate, llama-server, answer out; replayed once when llama-server dies."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Protocol
+
+from llamad.front.body import LAST_CHUNK, chunk
+from llamad.front.head import Framing, RequestHead, ResponseHead, build_request
+from llamad.front.holding import Refusal, Target
+from llamad.front.kept import KeptBody
+from llamad.front.reply import Outlet, Reply
+from llamad.front.settings import Outcome, RequestRecord
+from llamad.front.shared import Shared
+from llamad.front.upstream import UpstreamConnection
+
+_LOST = "llama-server died"
+
+
+class ClientSide(Outlet, Protocol):
+    """The client's connection, as an exchange sees it."""
+
+    writing_paused: bool
+
+    def pause_body(self, paused: bool) -> None:
+        """Stop or go on reading the request's body."""
+        ...
+
+    def exchange_over(self, keep_alive: bool) -> None:
+        """The answer is written."""
+        ...
+
+    def abort(self) -> None:
+        """Break the connection: the client must see that the answer is not whole."""
+        ...
+
+
+class Exchange:
+    """See the module. It is the waiter at the gate, and the receiver of an upstream connection."""
+
+    __slots__ = (
+        "_admitted_to",
+        "_at_gate",
+        "_begun_s",
+        "_body",
+        "_client",
+        "_connecting",
+        "_connection",
+        "_done",
+        "_first_byte_s",
+        "_gate_since_s",
+        "_hold_s",
+        "_mourns_since_s",
+        "_request",
+        "_request_bytes",
+        "_request_complete",
+        "_request_id",
+        "_retried_stale",
+        "_sent_chunked",
+        "_shared",
+        "_stream_since_s",
+        "after",
+        "deaths",
+        "reply",
+        "request_sent",
+        "ticket",
+    )
+
+    def __init__(
+        self, shared: Shared, client: ClientSide, request: RequestHead, request_id: bytes, begun_s: float
+    ) -> None:
+        self.after = 0
+        self.ticket = 0
+        self.deaths = 0
+        self.request_sent = False
+        self.reply = Reply(client, request, request_id)
+        self._shared = shared
+        self._client = client
+        self._request = request
+        self._request_id = request_id
+        self._begun_s = begun_s
+        self._done = False
+        self._request_bytes = 0
+        self._request_complete = False
+        self._body = KeptBody(shared.memory)
+        self._at_gate = False
+        self._gate_since_s = 0.0
+        self._hold_s = 0.0
+        self._admitted_to: Target | None = None
+        self._connecting: asyncio.Task[None] | None = None
+        self._connection: UpstreamConnection | None = None
+        self._retried_stale = False
+        self._sent_chunked = False
+        self._stream_since_s = 0.0
+        self._mourns_since_s: float | None = None
+        self._first_byte_s: float | None = None
+        shared.exchanges.add(self)
+
+    # --- from the client -------------------------------------------------------------------------------------
+
+    def body(self, piece: bytes, *, complete: bool) -> None:
+        """More of the request's body; `complete` with the last of it (which may be empty)."""
+        self._request_complete = complete
+        if piece:
+            self._request_bytes += len(piece)
+        if self._connection is not None:
+            if piece:
+                self._body.add_sent(piece)
+            self._send_on(piece)
+            return
+        if piece:
+            self._body.add(piece)
+        full = self._body.size_bytes >= self._shared.settings.eager_bytes or self._shared.memory.is_full
+        if (complete or full) and self._admitted_to is None and not self._at_gate:
+            self._enter()
+        if not complete and self._connection is None and not self._done:
+            self._client.pause_body(full)
+
+    def client_gone(self) -> None:
+        """The client has closed its connection, or broken the protocol: llama-server must stop working for it."""
+        if not self._done:
+            self._drop_upstream()
+            self._finish(Outcome.CLIENT_GONE, tell_client=False)
+
+    def refuse_body(self, status: int, code: str, message: str) -> None:
+        """The rest of the request's body cannot be accepted."""
+        if not self._done:
+            self._drop_upstream()
+            self._fail(status, code, message, Outcome.REFUSED)
+
+    def client_full(self, full: bool) -> None:
+        """Whether the client's buffer is full: llama-server's answer then waits."""
+        if self._connection is not None:
+            self._connection.pause(full)
+
+    # --- from the gate ---------------------------------------------------------------------------------------
+
+    def admitted(self, target: Target) -> None:
+        self._left_queue()
+        self._admitted_to = target
+        pool = self._shared.pool(target)
+        connection = pool.take()
+        if connection is not None:
+            self.connected(connection)
+        else:
+            self._connecting = pool.connect(self)
+
+    def refused(self, refusal: Refusal) -> None:
+        self._left_queue()
+        self._fail(refusal.status, refusal.code, refusal.message, Outcome.HELD_OUT, refusal.retry_after_s)
+
+    # --- from the upstream connection ------------------------------------------------------------------------
+
+    def connected(self, connection: UpstreamConnection) -> None:
+        self._connecting = None
+        self._connection = connection
+        self._sent_chunked = False
+        length: int | None = None
+        if self._request.framing is Framing.LENGTH:
+            length = self._request.length
+        elif self._request.framing is Framing.CHUNKED:
+            self._sent_chunked = not self._request_complete
+            length = None if self._sent_chunked else self._body.size_bytes
+        parts = [build_request(self._request, self._request_id, length, chunked=self._sent_chunked)]
+        parts += map(chunk, self._body.pieces) if self._sent_chunked else self._body.pieces
+        self.request_sent = self._request_complete
+        if self._body.pieces and self._shared.memory.is_full:
+            self._body.give_up()
+        if self._client.writing_paused:
+            connection.pause(True)
+        if not self._request_complete:
+            self._client.pause_body(False)  # before sending, which may pause it again
+        connection.send(self, self._request.method, parts[0] if len(parts) == 1 else b"".join(parts))
+
+    def unreachable(self, error: OSError, *, gone: bool) -> None:
+        self._connecting = None
+        target = self._admitted_to
+        assert target is not None
+        if not gone:
+            self._leave_gate()
+            self._fail(
+                503, "upstream_unreachable", f"cannot reach llama-server: {error.strerror}", Outcome.LOST
+            )
+            return
+        self._shared.gate.lost(target.generation)
+        self._shared.upstream_died(target.generation)
+        if self._retried_stale:  # it was on a connection of this generation when that died
+            self._died(target.generation)
+        else:
+            self._leave_gate()
+            self.after = target.generation
+            self._enter()
+
+    def answer_begins(self, head: ResponseHead) -> None:
+        if not self.reply.begin(head):
+            self._drop_upstream()
+            message = f"the request was sent again after {_LOST}, which now answers {head.status}"
+            self._fail(502, "replay_failed", message, Outcome.LOST)
+        elif self.reply.waits_to_open:
+            self._stream_since_s = self._shared.clock.monotonic()
+
+    def answer_piece(self, piece: bytes) -> None:
+        reply = self.reply
+        if not reply.committed:
+            reply.feed(piece)
+            if reply.committed:
+                self._first_byte_s = self._shared.clock.monotonic() - self._begun_s
+                self._body.give_up()
+                self._shared.observer.progress()
+            return
+        reply.feed(piece)
+        if not reply.is_stream or b"data:" in piece:
+            self._shared.observer.progress()
+
+    def answer_pauses(self) -> None:
+        self.reply.flush()
+
+    def answer_ends(self) -> None:
+        self._connection = None
+        self.reply.finish()
+        self._finish(Outcome.ANSWERED)
+
+    def answer_broken(self, what: str) -> None:
+        self._connection = None
+        self._leave_gate()
+        self._fail(502, "bad_answer", f"llama-server sent {what}", Outcome.LOST)
+
+    def upstream_lost(self, *, stale: bool) -> None:
+        self._connection = None
+        target = self._admitted_to
+        assert target is not None
+        if stale and not self._retried_stale and self._body.is_whole:
+            self._retried_stale = True
+            self._connecting = self._shared.pool(target).connect(self)
+            return
+        self._shared.upstream_died(target.generation)
+        self._died(target.generation)
+
+    def upstream_full(self, full: bool) -> None:
+        if not self._request_complete:
+            self._client.pause_body(full)
+
+    # --- from the front --------------------------------------------------------------------------------------
+
+    @property
+    def generation(self) -> int:
+        """The generation that the request is with; 0 while it is not upstream."""
+        return self._admitted_to.generation if self._admitted_to is not None else 0
+
+    def tick(self, now_s: float) -> None:
+        """About once a second."""
+        settings = self._shared.settings
+        if self._mourns_since_s is not None:
+            if now_s - self._mourns_since_s >= settings.cause_wait_s:
+                self._end_stream("upstream_lost", f"{_LOST} while it answered")
+        elif self.reply.waits_to_open and now_s - self._stream_since_s >= settings.stream_open_s:
+            self.reply.open_stream()
+
+    def explained(self, generation: int, code: str, message: str) -> None:
+        """Why a generation died is known."""
+        if self._mourns_since_s is not None and self.after == generation:
+            self._end_stream(code, message)
+
+    def cut(self, code: str, message: str) -> None:
+        """End now, or, where nothing of an answer has gone out, wait at the gate for another llama-server."""
+        if self._mourns_since_s is not None:
+            self._end_stream(code, message)
+            return
+        if self._done or self._admitted_to is None:
+            return
+        generation = self._admitted_to.generation
+        self._drop_upstream()
+        if self._body.is_whole and not self.reply.committed:
+            self.after = generation
+            self._enter()
+        else:
+            self._fail(503, code, message, Outcome.CUT, self._shared.settings.retry_after_s)
+
+    # --- inside ----------------------------------------------------------------------------------------------
+
+    def _send_on(self, piece: bytes) -> None:
+        connection = self._connection
+        assert connection is not None
+        self.request_sent = self._request_complete
+        if self._sent_chunked:
+            data = chunk(piece) if piece else b""
+            piece = data + LAST_CHUNK if self._request_complete else data
+        if piece:
+            connection.send_more(piece)
+
+    def _enter(self) -> None:
+        self._retried_stale = False
+        self._at_gate = True
+        self._gate_since_s = self._shared.clock.monotonic()
+        self._shared.gate.enter(self)
+
+    def _left_queue(self) -> None:
+        self._at_gate = False
+        self._hold_s += self._shared.clock.monotonic() - self._gate_since_s
+
+    def _leave_gate(self) -> None:
+        if self._admitted_to is not None:
+            self._admitted_to = None
+            self._shared.gate.leave()
+
+    def _drop_upstream(self) -> None:
+        """Leave the gate, the connection or the making of one, whichever it is."""
+        if self._at_gate:
+            self._left_queue()
+            self._shared.gate.withdraw(self)
+        if self._connecting is not None:
+            self._connecting.cancel()
+            self._connecting = None
+        if self._connection is not None:
+            self._connection.drop()
+            self._connection = None
+        self._leave_gate()
+
+    def _died(self, generation: int) -> None:
+        """llama-server died with this request on it."""
+        self.deaths += 1
+        self.after = generation
+        self._leave_gate()
+        if self.reply.committed:
+            self._mourn(generation)
+        elif self.deaths >= 2:
+            message = "llama-server died twice under this request, so it is not tried again"
+            self._fail(502, "poison", message, Outcome.POISON)
+        elif not self._body.is_whole:
+            message = f"{_LOST}, and the request is too large to be kept for another try"
+            self._fail(503, "upstream_lost", message, Outcome.LOST, self._shared.settings.retry_after_s)
+        else:
+            self._enter()
+
+    def _mourn(self, generation: int) -> None:
+        """A committed answer was cut: end it now, or wait a little for the cause where it can be told."""
+        cause = self._shared.cause(generation)
+        if not self.reply.is_stream:
+            self._end_stream("upstream_lost", _LOST)
+        elif cause is not None:
+            self._end_stream(*cause)
+        elif self._shared.settings.cause_wait_s <= 0:
+            self._end_stream("upstream_lost", f"{_LOST} while it answered")
+        else:
+            self._mourns_since_s = self._shared.clock.monotonic()
+
+    def _end_stream(self, code: str, message: str) -> None:
+        self._mourns_since_s = None
+        self._fail(503, code, message, Outcome.LOST)
+
+    def _fail(
+        self, status: int, code: str, message: str, outcome: Outcome, retry_after_s: float | None = None
+    ) -> None:
+        if self.reply.fail(status, code, message, retry_after_s):
+            self._finish(outcome)
+        else:
+            self._client.abort()
+            self._finish(outcome, tell_client=False)
+
+    def _finish(self, outcome: Outcome, *, tell_client: bool = True) -> None:
+        if self._done:
+            return
+        self._done = True
+        self._leave_gate()
+        self._body.give_up()
+        shared = self._shared
+        now_s = shared.clock.monotonic()
+        shared.finished(self)
+        shared.observer.request_finished(
+            RequestRecord(
+                self._request.method.decode(),
+                self._request.raw_path.decode(),
+                self.reply.status,
+                outcome,
+                self._request_id.decode(),
+                now_s - self._begun_s,
+                self._hold_s,
+                self._first_byte_s,
+                self._request_bytes,
+                self.reply.body_bytes,
+                self.deaths,
+            )
+        )
+        if tell_client:
+            self._client.exchange_over(self.reply.keep_alive)

@@ -1,0 +1,72 @@
+"""API keys: loaded from text, checked in constant time, never shown. Pure."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Iterable
+
+from llamad.errors import ConfigError, Where
+from llamad.front.head import Field
+
+_HEADERS = frozenset((b"x-api-key", b"api-key"))
+
+
+class KeySet:
+    """The keys that open an address. An empty set asks for none."""
+
+    __slots__ = ("_keys",)
+
+    def __init__(self, keys: Iterable[str] = ()) -> None:
+        self._keys = tuple(key.encode() for key in keys)
+
+    @classmethod
+    def from_text(cls, text: str, path: str = "") -> KeySet:
+        """The keys in `text`: a line a key; blank lines and lines that begin with # are left out.
+
+        Raises ConfigError, which names the line and never the key, for a key that no HTTP field can carry.
+        """
+        keys: list[str] = []
+        for number, line in enumerate(text.splitlines(), start=1):
+            key = line.strip()
+            if not key or key.startswith("#"):
+                continue
+            if not key.isascii() or not key.isprintable() or " " in key:
+                raise ConfigError(
+                    "not an API key",
+                    where=Where(path or "keys", number, 1),
+                    why="a blank, a control or a non-ASCII character in it",
+                    fix="write one key on each line",
+                )
+            keys.append(key)
+        return cls(keys)
+
+    def __bool__(self) -> bool:
+        return bool(self._keys)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def __repr__(self) -> str:
+        return f"KeySet({len(self._keys)} keys)"
+
+    def allows(self, fields: Iterable[Field]) -> bool:
+        """Whether a request with these header fields may pass: by `Authorization: Bearer KEY`, `X-Api-Key: KEY`
+        or `Api-Key: KEY`. The time taken does not depend on the keys, only on how many there are.
+        """
+        if not self._keys:
+            return True
+        allowed = False
+        for key, _, value in fields:
+            if key == b"authorization":
+                scheme, _, given = value.partition(b" ")
+                if scheme.lower() == b"bearer":
+                    allowed |= self._holds(given.strip(b" "))
+            elif key in _HEADERS:
+                allowed |= self._holds(value)
+        return allowed
+
+    def _holds(self, given: bytes) -> bool:
+        found = False
+        for key in self._keys:
+            found |= hmac.compare_digest(key, given)
+        return found

@@ -1,0 +1,86 @@
+"""Accepting from sockets that somebody else owns (systemd keeps them over restarts): read from, never shut down."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import socket
+from collections.abc import Callable, Coroutine
+
+from llamad.clock import Clock
+
+_log = logging.getLogger(__name__)
+_AT_ONCE = 64
+_RETRY_S = 0.5
+_NO_ROOM = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
+_KEEPALIVE = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 15), (socket.TCP_KEEPCNT, 4))
+
+
+class Listener:
+    """Accepts on one listening socket. Connections that wait in the kernel's queue when it stops stay there, for
+    whoever reads the socket next."""
+
+    def __init__(self, sock: socket.socket, make: Callable[[bool], asyncio.Protocol], clock: Clock) -> None:
+        self._sock = sock
+        self._is_unix = sock.family == socket.AF_UNIX
+        self._make = make
+        self._clock = clock
+        self._starting: set[asyncio.Task[None]] = set()
+        self._listening = False
+
+    def start(self) -> None:
+        """Begin to accept."""
+        self._sock.setblocking(False)
+        self._listening = True
+        asyncio.get_running_loop().add_reader(self._sock.fileno(), self._accept)
+
+    async def stop(self) -> None:
+        """Accept no more; returns when every accepted connection has its protocol."""
+        self._listening = False
+        asyncio.get_running_loop().remove_reader(self._sock.fileno())
+        if self._starting:
+            await asyncio.wait(self._starting)
+
+    def _accept(self) -> None:
+        for _ in range(_AT_ONCE):
+            try:
+                connection, _ = self._sock.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                self._failed(error)
+                return
+            self._spawn(self._adopt(connection))
+
+    def _failed(self, error: OSError) -> None:
+        """No room for another connection passes; any other error of accept is for an admin to see."""
+        asyncio.get_running_loop().remove_reader(self._sock.fileno())
+        if error.errno in _NO_ROOM:
+            _log.warning("cannot accept: %s; trying again in %s s", error.strerror, _RETRY_S)
+        else:
+            _log.error("cannot accept: %s; trying again in %s s", error.strerror, _RETRY_S)
+        self._spawn(self._retry())
+
+    async def _retry(self) -> None:
+        await self._clock.sleep(_RETRY_S)
+        if self._listening:
+            asyncio.get_running_loop().add_reader(self._sock.fileno(), self._accept)
+
+    async def _adopt(self, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        try:
+            if not self._is_unix:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                for option, value in _KEEPALIVE:
+                    connection.setsockopt(socket.IPPROTO_TCP, option, value)
+            loop = asyncio.get_running_loop()
+            await loop.connect_accepted_socket(lambda: self._make(not self._is_unix), connection)
+        except OSError as error:
+            connection.close()
+            _log.info("a connection broke while it was accepted: %s", error.strerror)
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._starting.add(task)
+        task.add_done_callback(self._starting.discard)

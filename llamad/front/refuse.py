@@ -1,0 +1,49 @@
+"""Which requests are refused before anything else is done with them, and the record of answers made here. Pure."""
+
+from __future__ import annotations
+
+from llamad.front.access import is_admin_only
+from llamad.front.answers import Answer, error, is_public
+from llamad.front.head import RequestHead
+from llamad.front.settings import FrontObserver, Outcome, RequestRecord
+from llamad.front.shared import Shared
+
+
+def refusal(
+    shared: Shared, head: RequestHead, path: bytes | None, request_id: bytes, *, from_network: bool
+) -> Answer | None:
+    """The refusal of a request that must be neither relayed nor answered, or None. `path` is its local path."""
+    settings = shared.settings
+    if from_network and settings.check_host:
+        why = shared.hosts.problem(head)
+        if why is not None:
+            return error(403, "host_not_allowed", why, request_id)
+    if shared.keys and not is_public(path, head) and not shared.keys.allows(head.fields):
+        return error(401, "invalid_api_key", "a valid API key is needed", request_id)
+    if head.length > settings.body_bytes:
+        message = f"the body is longer than {settings.body_bytes} bytes ([limits] body_bytes)"
+        return error(413, "body_too_large", message, request_id)
+    if path is None and is_admin_only(head):
+        return error(403, "admin_only", f"{head.raw_path.decode()} is for the admin only", request_id)
+    return None
+
+
+def record_local(
+    observer: FrontObserver, head: RequestHead | None, answer: Answer, request_id: bytes, outcome: Outcome
+) -> None:
+    """Tell the observer of an answer that was made here, in no time. `head` None: it could not be read."""
+    observer.request_finished(
+        RequestRecord(
+            method=head.method.decode() if head else "",
+            path=head.raw_path.decode() if head else "",
+            status=answer.status,
+            outcome=outcome,
+            request_id=request_id.decode(),
+            duration_s=0.0,
+            hold_s=0.0,
+            first_byte_s=None,
+            request_bytes=0,
+            response_bytes=len(answer.body or b""),
+            deaths=0,
+        )
+    )

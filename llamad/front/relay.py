@@ -1,0 +1,211 @@
+"""The front of one model: its addresses, its gate, and the relay between clients and llama-server.
+
+This is the room's public face; all the rest of `llamad.front` works for it. It never speaks of why a model is
+held or has failed: the owner says so, with `open`, `hold`, `refuse` and `explain_loss`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable, Sequence
+
+from llamad.clock import Clock
+from llamad.front.client import ClientConnection
+from llamad.front.exchange import Exchange
+from llamad.front.holding import Refusal, Target
+from llamad.front.keys import KeySet
+from llamad.front.listen import Listener
+from llamad.front.settings import FrontObserver, FrontSettings, ModelDescription
+from llamad.front.shared import Shared
+
+_SWEEP_S = 1.0
+_EXPECTED_S = 0.5
+_FAREWELL_S = 1.0
+
+
+class Front:
+    """One model behind one set of listening sockets. Every method is for the loop that `start` ran on.
+
+    A reload: `hold`, `drain`, `cut` for what is left, `close_upstreams`, and `open` for the new llama-server.
+    The end: `stop_accepting`, `drain`, `refuse` for what waits, `cut`, `close`.
+    """
+
+    def __init__(
+        self,
+        settings: FrontSettings,
+        keys: KeySet,
+        observer: FrontObserver,
+        clock: Clock,
+        describe: Callable[[], ModelDescription],
+    ) -> None:
+        self._shared = Shared(settings, keys, observer, clock, describe)
+        self._clock = clock
+        self._listeners: list[Listener] = []
+        self._sweeper: asyncio.Task[None] | None = None
+
+    async def start(self, sockets: Sequence[socket.socket]) -> None:
+        """Accept on these bound and listening sockets (TCP or unix). They stay the caller's."""
+        for sock in sockets:
+            listener = Listener(sock, self._make_client, self._clock)
+            listener.start()
+            self._listeners.append(listener)
+        if self._sweeper is None:
+            self._sweeper = asyncio.get_running_loop().create_task(self._sweep_for_ever())
+
+    # --- the gate --------------------------------------------------------------------------------------------
+
+    def open(self, upstream_path: str) -> int:
+        """Relay to the llama-server that listens on this unix socket; the number of this new generation.
+        Requests that are with the one before stay there."""
+        gate = self._shared.gate
+        self._shared.pool(Target(gate.generation + 1, upstream_path))
+        return gate.open(upstream_path)
+
+    def hold(self, reason: str) -> None:
+        """Let requests wait. `reason` is for those that wait too long: "the model is loading"."""
+        self._shared.gate.hold(reason)
+
+    def refuse(self, status: int, code: str, message: str, retry_after_s: float | None = None) -> None:
+        """Answer every request, those that wait and those to come, with this error until `open` or `hold`."""
+        self._shared.gate.refuse(Refusal(status, code, message, retry_after_s))
+
+    def explain_loss(self, generation: int, code: str, message: str) -> None:
+        """Why the llama-server of this generation died. Its cut streams end with it: say it within
+        `cause_wait_s` of the death."""
+        self._shared.explain(generation, code, message)
+
+    # --- figures ---------------------------------------------------------------------------------------------
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that are with llama-server."""
+        return self._shared.gate.in_flight
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait at the gate."""
+        return self._shared.gate.waiting
+
+    @property
+    def connections(self) -> int:
+        """Clients' connections."""
+        return len(self._shared.clients)
+
+    def idle_s(self) -> float:
+        """Seconds since the last relayed request ended; 0 while there is one. Health checks do not count."""
+        if self._shared.exchanges:
+            return 0.0
+        return self._clock.monotonic() - self._shared.last_finished_s
+
+    # --- the end of a llama-server ---------------------------------------------------------------------------
+
+    async def drain(self, deadline_s: float, generation: int | None = None) -> int:
+        """Wait until no request is with llama-server (or with this generation of it), at most `deadline_s`;
+        how many still are. `hold` before, or new ones keep coming."""
+        await self._shared.pulse.until(lambda: not self._upstream(generation), deadline_s)
+        return len(self._upstream(generation))
+
+    def cut(self, cause: str, message: str, generation: int | None = None) -> int:
+        """End every request that is with llama-server; how many. A stream that has begun gets an error event
+        with `cause` and its request id; one of which nothing has gone out waits at the gate for the next
+        llama-server; other answers end with 503 or, where part of the body is out, a broken connection."""
+        cut = self._upstream(generation)
+        for exchange in cut:
+            exchange.cut(cause, message)
+        return len(cut)
+
+    async def close_upstreams(self, generation: int | None = None) -> None:
+        """Close every connection to llama-server, which does not stop while a request is on one. Requests
+        still there are cut with cause `stopped`: `cut` before to name a better one."""
+        self.cut("stopped", "llama-server is being stopped", generation)
+        pools = [pool for pool in self._shared.pools if generation in (None, pool.generation)]
+        for pool in pools:
+            pool.drop_all()
+        await self._shared.pulse.until(lambda: all(pool.is_empty for pool in pools), _FAREWELL_S)
+
+    # --- settings, and the end of the front ------------------------------------------------------------------
+
+    def apply(self, settings: FrontSettings, keys: KeySet) -> None:
+        """Use these from the next request on. Nothing in flight is touched."""
+        self._shared.apply(settings, keys)
+
+    async def stop_accepting(self) -> None:
+        """Take no new connection: they stay in the sockets' queues for whoever serves them next. Answers carry
+        `Connection: close` from now on."""
+        self._shared.closing = True
+        listeners, self._listeners = self._listeners, []
+        for listener in listeners:
+            await listener.stop()
+
+    async def close(self, linger_s: float) -> None:
+        """Answer what has been accepted, at most for `linger_s`, then close every connection, idle ones last.
+        The listening sockets are neither shut down nor closed."""
+        await self.stop_accepting()
+        shared = self._shared
+        until_s = self._clock.monotonic() + linger_s
+        await self._await_expected(min(_EXPECTED_S, linger_s))
+        await shared.pulse.until(self._nothing_in_work, until_s - self._clock.monotonic())
+        self._close_idle()
+        await shared.pulse.until(self._nothing_in_work, until_s - self._clock.monotonic())
+        self._end_the_rest()
+        self._close_idle()
+        await shared.pulse.until(lambda: not shared.clients, _FAREWELL_S)
+        for client in list(shared.clients):
+            client.break_off()
+        await self.close_upstreams()
+        await shared.pulse.until(lambda: not shared.clients, _FAREWELL_S)
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            self._sweeper = None
+        shared.hangups.close()
+
+    async def _await_expected(self, patience_s: float) -> None:
+        """A client that has just come, or just got an answer, is likely to send a request now: let it have the
+        answer, which tells it to go, rather than a connection that closes under its request."""
+        now_s = self._clock.monotonic()
+        clients = self._shared.clients
+        expected = {one: one.served for one in clients if now_s - one.quiet_since_s < _EXPECTED_S}
+
+        def have_come() -> bool:
+            return all(one.served > served or one not in clients for one, served in expected.items())
+
+        await self._shared.pulse.until(have_come, patience_s)
+
+    def _close_idle(self) -> None:
+        for client in list(self._shared.clients):
+            client.close_idle()
+
+    def _end_the_rest(self) -> None:
+        """Whoever is not served by now gets an error, not a closed connection."""
+        stopping = Refusal(503, "stopping", "llamad is stopping", self._shared.settings.retry_after_s)
+        self._shared.gate.refuse(stopping)
+        self.cut(stopping.code, stopping.message)
+
+    def _nothing_in_work(self) -> bool:
+        return not any(client.is_busy for client in self._shared.clients)
+
+    def _upstream(self, generation: int | None) -> list[Exchange]:
+        return [
+            exchange
+            for exchange in self._shared.exchanges
+            if exchange.generation and generation in (None, exchange.generation)
+        ]
+
+    def _make_client(self, from_network: bool) -> ClientConnection:
+        return ClientConnection(self._shared, from_network=from_network)
+
+    async def _sweep_for_ever(self) -> None:
+        """Time-outs, once a second while there is a connection; no wake-up while there is none."""
+        shared = self._shared
+        while True:
+            await shared.work.wait()
+            await self._clock.sleep(_SWEEP_S)
+            now_s = self._clock.monotonic()
+            shared.gate.expire()
+            for client in list(shared.clients):
+                client.tick(now_s)
+            for pool in shared.pools:
+                pool.sweep()
+            if not shared.clients and all(pool.is_empty for pool in shared.pools):
+                shared.work.clear()

@@ -19,15 +19,17 @@ from llamad.config.load import Loaded
 from llamad.engine.api import Mode
 from llamad.engine.build import Capabilities
 from llamad.engine.capabilities import read_capabilities
-from llamad.engine.devices import find_devices
+from llamad.engine.devices import DeviceFinder
 from llamad.engine.dry_run import AskError, BreakdownCache, ask_breakdown
 from llamad.engine.environment import child_environment
 from llamad.engine.flags import can_ask, dry_run_args, server_args
 from llamad.engine.names import plan_names, visible_uuids
-from llamad.errors import BusyError, LlamadError
+from llamad.errors import BusyError, DeviceError, LlamadError
 from llamad.gguf.facts import ModelFacts
-from llamad.hardware.device import Device
+from llamad.hardware.amdgpu import AmdGpus
+from llamad.hardware.device import Device, Probe
 from llamad.hardware.host import host_memory
+from llamad.hardware.nvml import Nvml
 from llamad.planning.confirm import Asked, Refit, confirmed
 from llamad.planning.plan import BuildGates, Plan
 from llamad.planning.solve import plan as solve
@@ -80,7 +82,11 @@ class PlanMaker:
         facts = located_facts(self._loaded, self._read)
         caps = self._capabilities(needed=not what_if)
         devices = list(what_if) or list(returning) or (self.devices(caps) if caps else [])
-        plan = self._solve(facts, devices, caps, ask=not (computed or what_if))
+        try:
+            plan = self._solve(facts, devices, caps, ask=not (computed or what_if))
+        except DeviceError as error:
+            error.why = "; ".join(filter(None, (error.why, *self._hints)))
+            raise
         args = self._args(plan, caps) if caps else []
         return Made(plan, facts, caps, tuple(args))
 
@@ -88,10 +94,17 @@ class PlanMaker:
         """The devices as they are now, in llama-server's order and by its names."""
         known = caps or self._capabilities(needed=True)
         assert known is not None
-        return find_devices(
-            known, self.env, cache_dir=self._cache, deadline_s=self._loaded.host.query_s,
-            trust_none=self._loaded.definition.placement.allow_cpu,
-        )  # fmt: skip
+        finder = DeviceFinder(
+            known,
+            self.env,
+            nvml=self._nvml,
+            amdgpu=AmdGpus(),
+            cache_file=self._cache / "devices.json",
+            deadline_s=self._loaded.host.query_s,
+        )
+        found = finder.find(trust_none=self._loaded.definition.placement.allow_cpu)
+        self._hints = finder.hints
+        return found
 
     def environment(self, plan: Plan) -> dict[str, str]:
         """The child's environment for this plan."""
@@ -164,6 +177,7 @@ class BackgroundPlanner:
         self._paths = paths
         self._reporter = reporter
         self._read = read
+        self._nvml = Nvml()  # kept open: opening a GPU that nobody uses can take seconds
 
     async def plan(self, loaded: Loaded, previous: Launch | None) -> Launch:
         what = f"planning {loaded.definition.model}"
@@ -178,7 +192,9 @@ class BackgroundPlanner:
         await _off_the_loop(self._check, loaded, running, what=f"planning {loaded.definition.model}")
 
     def _maker(self, loaded: Loaded) -> PlanMaker:
-        return PlanMaker(loaded, engine=self._paths.engine, cache=self._paths.cache, read=self._read)
+        return PlanMaker(
+            loaded, engine=self._paths.engine, cache=self._paths.cache, read=self._read, nvml=self._nvml
+        )
 
     def _is_back(self, loaded: Loaded, previous: Launch) -> bool:
         """Whether the memory of the child that just ended can be had again, so that its plan still holds."""

@@ -63,10 +63,18 @@ class PlanMaker:
     """Plans one definition. Blocking. `engine` is the folder for sockets, `cache` the model's cache folder."""
 
     def __init__(
-        self, loaded: Loaded, *, engine: Path, cache: Path, read: FactsReader | None = None
+        self,
+        loaded: Loaded,
+        *,
+        engine: Path,
+        cache: Path,
+        read: FactsReader | None = None,
+        nvml: Probe | None = None,
     ) -> None:
         self._loaded = loaded
         self._read = read or FactsReader()
+        self._nvml = nvml or Nvml()
+        self._hints: tuple[str, ...] = ()
         self._engine = engine
         self._cache = cache
         self.env = child_environment(loaded.definition.environment, cache)

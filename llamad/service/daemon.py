@@ -71,6 +71,8 @@ class Service:
             watchdog = asyncio.create_task(self._feed_watchdog())
             code = await self.supervisor.run()
             watchdog.cancel()
+            if code is ExitCode.OK:
+                self.reporter.event("stopped", "Stopped: llama-server is gone")
         finally:
             await self.front.close()
             status.remove()
@@ -116,8 +118,12 @@ class Service:
         loop.add_signal_handler(signal.SIGHUP, self._hang_up)
         self._reload_task: asyncio.Task[None] | None = None
         self._reload_again = False
+        self._stopping = False
 
     def _stop(self) -> None:
+        if self._stopping:
+            return
+        self._stopping = True
         self.reporter.stopping()
         self.reporter.event("stopping", "Stopping: requests in flight are finished first")
         self.supervisor.stop()

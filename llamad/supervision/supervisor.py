@@ -277,6 +277,7 @@ class Supervisor:
     async def _warm_up(self, epoch: int) -> None:
         assert self.launch is not None and self._intake is not None
         limits = self.launch.definition.limits
+        self._seams.reporter.extend(limits.warmup_s + 30.0)
         try:
             await self._seams.engine.warm_up(self.launch, limits.warmup_s)
             self._intake.check_allocations()

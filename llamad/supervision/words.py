@@ -17,11 +17,13 @@ def ready_text(plan: Plan) -> str:
     context = f"ready: ctx {plan.context_tokens} of {plan.context_train_tokens}"
     used = [device for device in plan.devices if device.layers]
     if not used:
-        host = plan.host.buffers_bytes / GIB
-        return f"{context}, on the CPU, {host:.1f} of {plan.host_available_bytes / GIB:.1f} GiB, {slots}"
+        host = f"{_gib(plan.host.buffers_bytes)} of {_gib(plan.host_available_bytes)} GiB"
+        return f"{context}, on the CPU, {host}, {slots}"
     layers = f"{plan.layers}/{plan.layers_total} layers on {device_names(plan)}"
-    bytes_text = " + ".join(
-        f"{(d.parts.total_bytes - d.parts.margin_bytes) / GIB:.1f} of {d.free_bytes / GIB:.1f} GiB"
-        for d in used
-    )
-    return f"{context}, {layers}, {bytes_text}, {slots}"
+    taken = [(d.parts.total_bytes - d.parts.margin_bytes, d.free_bytes) for d in used]
+    sizes = " + ".join(f"{_gib(mine)} of {_gib(free)} GiB" for mine, free in taken)
+    return f"{context}, {layers}, {sizes}, {slots}"
+
+
+def _gib(size_bytes: int) -> str:
+    return f"{size_bytes / GIB:.1f}" if size_bytes >= GIB else f"{size_bytes / GIB:.2f}"

@@ -31,9 +31,10 @@ class Words:
 class KeyProblem(ValueError):
     """A rule between keys of one table is broken; `key` is the one to point at."""
 
-    def __init__(self, key: str, text: str) -> None:
+    def __init__(self, key: str, text: str, fix: str = "change one of the two") -> None:
         super().__init__(text)
         self.key = key
+        self.fix = fix
 
 
 def _size(text: str) -> str:
@@ -123,7 +124,7 @@ class Placement(Table):
         if self.cpu_moe and self.n_cpu_moe != "auto":
             raise KeyProblem("n_cpu_moe", "cpu_moe is written too, which moves the experts of all layers")
         if self.tensor_split and not any(self.tensor_split):
-            raise KeyProblem("tensor_split", "all shares are 0")
+            raise KeyProblem("tensor_split", "all shares are 0", "give one device a share above 0")
         return self
 
 

@@ -18,7 +18,15 @@ from pydantic import ValidationError
 from llamad.config.definition import Definition, Host, HostSettings, Table
 from llamad.config.files import dropin_files, read_file
 from llamad.config.merge import Merged, value_paths
-from llamad.config.names import DEFAULT_ROOT, HOST_FILE, check_name, definition_names, name_of_file, offer
+from llamad.config.names import (
+    DEFAULT_ROOT,
+    HOST_FILE,
+    check_name,
+    definition_names,
+    misnamed_files,
+    name_of_file,
+    offer,
+)
 from llamad.config.places import Path as KeyPath
 from llamad.config.problems import Problem, problems_of
 from llamad.config.rules import broken_rules
@@ -29,12 +37,15 @@ __all__ = [
     "DEFAULT_ROOT",
     "Loaded",
     "LoadedHost",
+    "check_name",
     "definition_names",
     "in_order",
     "load_all",
     "load_definition",
     "load_host",
     "load_path",
+    "misnamed_files",
+    "validate",
 ]
 
 DEFAULT_TABLES = ("placement", "limits", "server", "environment", "idle")
@@ -118,6 +129,17 @@ def load_host(root: Path = DEFAULT_ROOT) -> LoadedHost:
     return LoadedHost(settings, origins, tuple(contents))
 
 
+def validate(content: bytes, file: Path) -> Definition:
+    """The definition that one file alone would make. Raises as load_definition; reads nothing."""
+    merged = Merged()
+    text = parse_toml(content, str(file))
+    merged.add(text, text.tables)
+    problems, definition = _validate_definition(merged, file)
+    if definition is None or problems:
+        raise _all(problems, [file])
+    return definition
+
+
 def load_all(root: Path = DEFAULT_ROOT) -> list[Loaded]:
     """Every definition of a folder that can be loaded; the others are left out, their own check reports them."""
     found: list[Loaded] = []
@@ -142,9 +164,7 @@ def _load(name: str, file: Path, root: Path) -> Loaded | None:
             host_merged.add(text, text.tables)
         merged.add(text, _defaults(text) if is_host else text.tables)
     problems, settings = _validate(HostSettings, host_merged, host_file)
-    found, definition = _validate(Definition, merged, file)
-    if definition is not None:
-        found += [_located(problem, merged, file) for problem in broken_rules(definition)]
+    found, definition = _validate_definition(merged, file)
     if definition is None or settings is None or found:
         raise _all([*problems, *found], contents)
     origins = {path: merged.origins.get(path) for path in value_paths(definition)}
@@ -193,6 +213,13 @@ def _validate(model: type[_Table], merged: Merged, file: Path) -> tuple[list[Lla
     except ValidationError as error:
         problems = problems_of(error, merged.tables, model)
         return [_located(problem, merged, file) for problem in problems], None
+
+
+def _validate_definition(merged: Merged, file: Path) -> tuple[list[LlamadError], Definition | None]:
+    problems, definition = _validate(Definition, merged, file)
+    if definition is not None:
+        problems += [_located(problem, merged, file) for problem in broken_rules(definition)]
+    return problems, definition
 
 
 def _located(problem: Problem, merged: Merged, file: Path) -> ConfigError:

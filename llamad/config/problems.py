@@ -18,6 +18,8 @@ from llamad.config.text import dotted, shown
 
 _THOUSANDS = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kKmM])(?:i?[bB])?\s*")
 _BOOLEANS = {"true": "true", "yes": "true", "on": "true", "false": "false", "no": "false", "off": "false"}
+_MISSING = "is missing"
+_BELONGS_ABOVE = "belongs above the first [section]"
 _OTHER_NAMES = {
     "ctx": "context",
     "ctx_size": "context",
@@ -80,7 +82,17 @@ def problems_of(error: ValidationError, data: Any, model: type[BaseModel]) -> li
         problem = _problem(item, data, model)
         if problem.path not in found or item["type"] == "value_error":
             found[problem.path] = problem
-    return list(found.values())
+    return [problem for problem in found.values() if not _is_said_better(problem, found.values())]
+
+
+def _is_said_better(problem: Problem, others: Iterable[Problem]) -> bool:
+    """Whether another problem has the cause: an element of this list, or the misspelt form of this missing key."""
+    depth, key = len(problem.path), str(problem.path[-1])
+    return any(
+        (len(other.path) > depth and other.path[:depth] == problem.path)
+        or (problem.what == _MISSING and other.fix in (f"did you mean {key}?", f"{key} {_BELONGS_ABOVE}"))
+        for other in others
+    )
 
 
 def _problem(item: Any, data: Any, model: type[BaseModel]) -> Problem:
@@ -114,12 +126,12 @@ def _at(data: Any, path: Path) -> Any:
 
 def _missing(path: Path) -> Problem:
     example = ' = "/path/to/file.gguf"' if path == ("model",) else ""
-    return Problem(path, "is missing", f"write: {path[-1]}{example}")
+    return Problem(path, _MISSING, f"write: {path[-1]}{example}")
 
 
 def _broken_rule(path: Path, error: Exception) -> Problem:
     if isinstance(error, KeyProblem):
-        return Problem((*path, error.key), str(error), "change one of the two")
+        return Problem((*path, error.key), str(error), error.fix)
     what, _, fix = str(error).partition("; ")
     if not fix and what.endswith(")"):
         what, _, fix = what.removesuffix(")").partition(" (")
@@ -169,7 +181,7 @@ def _did_you_mean(key: str, home: Path, table: Path, is_section: bool) -> str:
 
 
 def _belongs(key: str, home: Path) -> str:
-    return f"it belongs into [{dotted(home)}]" if home else f"{key} belongs above the first [section]"
+    return f"it belongs into [{dotted(home)}]" if home else f"{key} {_BELONGS_ABOVE}"
 
 
 def _all_keys(table: Path, model: type[BaseModel], is_section: bool) -> str:

@@ -8,11 +8,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from llamad.config.access import Access, SystemAccess, access_problem
 from llamad.config.listen import Listen, next_port, parse_listen
-from llamad.config.load import load_all
+from llamad.config.load import load_all, validate
 from llamad.config.names import DEFAULT_ROOT, check_name
-from llamad.errors import AccessError, ConfigError, LlamadError, ModelMissingError, UsageError, Where
+from llamad.errors import AccessError, ConfigError, LlamadError, Where
 
 _TEXT = """\
 # {name}: served by `systemctl enable --now llamad@{name}`. See llamad.toml(5); `llamad show {name}` has every value.
@@ -28,36 +27,6 @@ context = "auto"        # as much as fits, up to what the model was trained for;
 {allow_cpu}
 """
 _MODE = 0o644
-
-
-def add_definition(
-    name: str,
-    model: Path,
-    root: Path = DEFAULT_ROOT,
-    *,
-    listen: str | None = None,
-    allow_cpu: bool = False,
-    access: Access | None = None,
-) -> Path:
-    """Write NAME.toml for a model file; its path. What could not be served is refused before anything is written.
-
-    Raises as write_definition, and ModelMissingError or AccessError for a model that is not there or that the
-    service cannot read. A folder other than /etc/llamad is served by hand, so there the unit's sandbox is no bar.
-    """
-    access = access or SystemAccess()
-    check_name(name, root)
-    problem = access_problem(str(model), sandboxed=root == DEFAULT_ROOT, access=access)
-    if problem:
-        raise problem
-    if access.mode(str(model)) is None:
-        raise ModelMissingError(
-            "the model file does not exist", where=Where(str(model)), fix="correct the path"
-        )
-    try:
-        address = str(parse_listen(listen)) if listen else free_listen(root)
-    except ValueError as error:
-        raise UsageError(f"--listen: {error}") from error
-    return write_definition(name, definition_text(name, str(model), address, allow_cpu=allow_cpu), root)
 
 
 def definition_text(
@@ -82,10 +51,11 @@ def free_listen(root: Path = DEFAULT_ROOT) -> str:
 def write_definition(name: str, text: str, root: Path = DEFAULT_ROOT) -> Path:
     """Write NAME.toml, whole or not at all, and never over one that is there; its path.
 
-    Raises ConfigError (bad name, exists already, no such folder) and AccessError.
+    Raises ConfigError (bad name, bad text, exists already, no such folder) and AccessError.
     """
     check_name(name, root)
     file = root / f"{name}.toml"
+    validate(text.encode(), file)
     temporary = root / f".{name}.toml.{os.urandom(4).hex()}"
     try:
         try:

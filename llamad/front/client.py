@@ -357,8 +357,10 @@ class ClientConnection(asyncio.Protocol):
         self._buffer = bytearray()
         self._deadline_s = _NEVER
         self._stall = (transport.get_write_buffer_size(), self._shared.clock.monotonic())
-        if not transport.is_closing():
+        try:
             transport.write_eof()
+        except OSError:  # the client has broken the connection; asyncio has not told us yet
+            transport.abort()
         self._pause(self._pauses, False)
 
     def _check_stall(self, now_s: float) -> None:

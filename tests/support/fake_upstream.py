@@ -149,7 +149,7 @@ class FakeUpstream:
         watching = asyncio.ensure_future(reader.gone.wait())
         try:
             await asyncio.wait((answering, watching), return_when=asyncio.FIRST_COMPLETED)
-            if not answering.done():  # the other side went away, as llama-server notices it
+            if not answering.done() or isinstance(answering.exception(), ConnectionError):  # the other side went away, as llama-server notices it
                 call.cancelled = True
                 raise asyncio.IncompleteReadError(b"", None)
             answering.result()

@@ -1,0 +1,157 @@
+"""The end of a front: what was accepted is answered, what was not stays for the next one."""
+
+from __future__ import annotations
+
+import asyncio
+
+from llamad.front.keys import KeySet
+from llamad.front.relay import Front
+from tests.support.fake_upstream import Call
+from tests.support.front import MODEL, running
+from tests.support.http import scenario, yield_to_loop
+
+
+@scenario
+async def test_answers_say_close_and_idle_connections_go_last() -> None:
+    proceed = asyncio.Event()
+
+    async def handler(call: Call) -> None:
+        if call.body == b"slow":
+            await proceed.wait()
+        await call.reply()
+
+    async with running(handler=handler) as bench:
+        slow, idle = await bench.client(), await bench.client()
+        slow.request(body=b"slow")
+        await bench.upstream.call(0)
+        await idle.ask()
+        await bench.pass_s(5)
+        closing = asyncio.ensure_future(bench.front.close(60))
+        await yield_to_loop()
+        assert bench.front.connections == 2
+        answer = await idle.ask()  # still served, and told to go
+        assert (answer.status, answer.headers["connection"]) == (200, "close")
+        assert await idle.closed()
+        assert not closing.done()
+        proceed.set()
+        answer = await slow.answer()
+        assert (answer.status, answer.headers["connection"]) == (200, "close")
+        slow.writer.close()
+        idle.writer.close()
+        await bench.finish(wait_for(closing))
+
+
+async def wait_for(task: asyncio.Future[None]) -> None:
+    await task
+
+
+@scenario
+async def test_an_idle_connection_is_closed_cleanly() -> None:
+    async with running() as bench, await bench.client() as client:
+        await client.ask()
+        await bench.pass_s(5)
+        closing = asyncio.ensure_future(bench.front.close(60))
+        assert await client.closed()
+        client.writer.close()
+        await closing
+
+
+@scenario
+async def test_a_head_that_has_begun_to_arrive_is_answered() -> None:
+    async with running() as bench, await bench.client() as client:
+        client.send(b"POST /x HTTP/1.1\r\nHost: localhost\r\nContent-")
+        await bench.ask("GET", "/health", None)
+        await bench.pass_s(5)
+        closing = asyncio.ensure_future(bench.front.close(60))
+        await yield_to_loop()
+        client.send(b"Length: 2\r\n\r\n{}")
+        answer = await client.answer()
+        assert (answer.status, answer.headers["connection"]) == (200, "close")
+        client.writer.close()
+        await closing
+
+
+@scenario
+async def test_a_stream_runs_to_its_end() -> None:
+    async def handler(call: Call) -> None:
+        await call.begin_stream()
+        for number in range(50):
+            await call.event(str(number))
+            await asyncio.sleep(0)
+        await call.end()
+
+    async with running(handler=handler) as bench, await bench.client() as client:
+        client.request()
+        answer = await client.head()
+        closing = asyncio.ensure_future(bench.front.close(60))
+        await client.body(answer)
+        assert answer.events == [str(number) for number in range(50)]
+        assert await client.closed()
+        client.writer.close()
+        await bench.finish(wait_for(closing))
+
+
+@scenario
+async def test_past_the_linger_the_rest_gets_an_error() -> None:
+    async def handler(call: Call) -> None:
+        if call.body == b"stream":
+            await call.begin_stream()
+            await call.event("1")
+        await asyncio.Event().wait()
+
+    async with running(handler=handler, max_concurrent_requests=2) as bench:
+        stream, plain, waiting = [await bench.client() for _ in range(3)]
+        stream.request(body=b"stream")
+        plain.request(body=b"plain")
+        await bench.upstream.call(1)
+        waiting.request()
+        await bench.until(lambda: bench.front.waiting == 1)
+        answer = await stream.head()
+        closing = asyncio.ensure_future(bench.front.close(5))
+        await bench.pass_s(6)
+        await stream.body(answer)
+        assert '"stopping"' in answer.events[-1]
+        for client in (plain, waiting):
+            refused = await client.answer()
+            assert (refused.status, refused.code) == (503, "stopping")
+        for client in (stream, plain, waiting):
+            client.writer.close()
+        await bench.finish(wait_for(closing))
+
+
+@scenario
+async def test_requests_across_a_restart_of_the_front_are_neither_refused_nor_reset() -> None:
+    """The listening socket outlives the front; clients open a connection for each request, or keep theirs."""
+    async with running() as bench:
+        done = 0
+
+        async def fresh() -> None:
+            nonlocal done
+            for _ in range(60):
+                answer = await bench.ask()
+                assert answer.status == 200
+                done += 1
+
+        async def keeping() -> None:
+            nonlocal done
+            client = await bench.client()
+            for _ in range(60):
+                answer = await client.ask()
+                assert answer.status == 200
+                done += 1
+                if answer.headers.get("connection") == "close":
+                    client.writer.close()
+                    client = await bench.client()
+            client.writer.close()
+
+        loads = [asyncio.ensure_future(one()) for one in (fresh, fresh, fresh, keeping, keeping, keeping)]
+        for _ in range(3):
+            want = done + 60
+            await bench.until(lambda want=want: done >= want)
+            await bench.finish(bench.front.close(60))
+            front = Front(bench.settings, KeySet(), bench.observer, bench.clock, lambda: MODEL)
+            front.open(str(bench.upstream.path))
+            bench.front = front
+            await front.start(bench.sockets)
+        await asyncio.gather(*loads)
+        assert done == 360

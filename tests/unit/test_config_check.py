@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,9 @@ from llamad.config.load import load_all, load_definition
 from llamad.errors import AccessError, ConfigError, ExitCode, LlamadError, Where
 from llamad.gguf.read import read_facts
 from tests.support.models import build_tiny
+
+# pytest's folders are closed to other users, and under /tmp: here nobody is asked about but by the tests of that
+HERE = World(read_facts, sandboxed=False, user="no-such-user")
 
 
 def write(root: Path, name: str, text: str) -> None:
@@ -28,7 +32,7 @@ def check(
     root: Path, name: str = "tiny", *, credential: bool = False, world: World | None = None
 ) -> list[str]:
     """What `llamad check NAME` prints, line by line; loading and checking as one."""
-    world = world or World(read_facts, sandboxed=False)
+    world = world or HERE
     try:
         loaded = load_definition(name, root)
         problems = check_definition(loaded, world, neighbours=load_all(root), credential_present=credential)
@@ -128,7 +132,7 @@ def test_errors_of_any_kind_become_lines(tmp_path: Path) -> None:
         )
 
     write(tmp_path, "tiny", f'model = "{model_in(tmp_path)}"\n')
-    world = World(unreadable, sandboxed=False)  # type: ignore[arg-type]
+    world = replace(HERE, read_model=unreadable)  # type: ignore[arg-type]
     (line,) = check(tmp_path, world=world)
     assert line.endswith("tiny.gguf: cannot open the model: permission denied; make it readable")
 

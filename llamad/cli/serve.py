@@ -6,10 +6,12 @@ import argparse
 import os
 
 from llamad.cli.unprivileged import drop_root
+from llamad.config.names import check_name
 from llamad.service.daemon import serve
 
 
 def run(args: argparse.Namespace) -> int:
     """Serve until told to stop; returns the service's exit code."""
-    drop_root()
-    return int(serve(args.name, args.config, dict(os.environ)))
+    check_name(args.name, args.config)
+    drop_root(args.name)
+    return serve(args.name, args.config, dict(os.environ))

@@ -23,8 +23,15 @@ _SANDBOX_PREFIXES = (
 )  # fmt: skip
 
 
-def drop_root() -> None:
-    """As root, become the service's user for good (outside systemd). Raises AccessError without that user."""
+# What systemd makes for the unit, with the modes of the unit's *Directory= settings.
+_FOLDERS = (("/run/llamad/model", 0o711), ("/var/lib/llamad/state", 0o700), ("/var/cache/llamad", 0o700))
+
+
+def drop_root(name: str = "") -> None:
+    """As root, become the service's user for good. Raises AccessError without that user.
+
+    With a model's name its folders are made first, as systemd makes them for the unit.
+    """
     if os.geteuid() != 0:
         return
     try:
@@ -35,10 +42,24 @@ def drop_root() -> None:
             why=f"there is no user {USER}",
             fix="run it as an ordinary user, or install the package",
         ) from None
+    for parent, mode in _FOLDERS if name else ():
+        _make_folder(os.path.join(parent, name), mode, user)
     os.setgroups(os.getgrouplist(USER, user.pw_gid))
     os.setgid(user.pw_gid)
     os.setuid(user.pw_uid)
     os.environ["HOME"] = user.pw_dir
+
+
+def _make_folder(folder: str, mode: int, user: pwd.struct_passwd) -> None:
+    try:
+        os.mkdir(folder, mode)
+    except FileExistsError:
+        return
+    except OSError as error:
+        fix = "install the package, or run systemd-tmpfiles --create"
+        raise AccessError(f"cannot make {folder}", why=error.strerror or "", fix=fix) from error
+    os.chmod(folder, mode)
+    os.chown(folder, user.pw_uid, user.pw_gid)
 
 
 def rerun_in_sandbox(argv: list[str], unit: str, cache: Path | None) -> int | None:

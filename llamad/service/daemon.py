@@ -14,7 +14,7 @@ from typing import Any
 from llamad.clock import SystemClock
 from llamad.config.listen import parse_listen
 from llamad.config.load import Loaded, load_definition
-from llamad.errors import BusyError, ExitCode, InternalError, LlamadError
+from llamad.errors import BusyError, ExitCode, LlamadError
 from llamad.ledger import NameLock
 from llamad.service.checks import FactsReader, require_usable
 from llamad.service.engine import ServerEngine
@@ -32,6 +32,8 @@ from llamad.supervision.supervisor import Supervisor, event_of
 
 CONFIG_READ_S = 10.0
 UNDER_SYSTEMD = "INVOCATION_ID"
+BUG_EXIT = 1
+"""Not one of the final codes: after a bug in llamad itself systemd starts it afresh."""
 
 
 @dataclass
@@ -187,25 +189,25 @@ class Service:
         error = context.get("exception")
         trace = "".join(traceback.format_exception(error)) if error else ""
         self.journal.record(f"Internal error: {context['message']}\n{trace}", "crit", "llamad")
-        if isinstance(error, InternalError | AssertionError) or error is not None:
+        if error is not None:
             loop.stop()
 
 
-def serve(name: str, config_root: Path, environ: dict[str, str]) -> ExitCode:
+def serve(name: str, config_root: Path, environ: dict[str, str]) -> int:
     """Run the daemon; every expected failure becomes a record, a status line and an exit code."""
     os.umask(0o077)
     journal, notifier = make_journal(environ), make_notifier(environ)
     paths = Paths.of(name, environ)
     try:
         paths.make(under_systemd=UNDER_SYSTEMD in environ)
-        return asyncio.run(Service(name, config_root, environ, journal, notifier, paths).run())
+        return int(asyncio.run(Service(name, config_root, environ, journal, notifier, paths).run()))
     except LlamadError as error:
         report_refusal(name, error, journal, notifier)
-        return error.exit_code
+        return int(error.exit_code)
     except RuntimeError as error:
         if "Event loop stopped before Future completed" not in str(error):
             raise
-        return ExitCode.CRASH_LOOP
+        return BUG_EXIT
 
 
 def report_refusal(name: str, error: LlamadError, journal: Journal, notifier: Notifier) -> None:

@@ -71,7 +71,8 @@ class StreamJournal:
 
     def record(self, message: str, priority: str, identifier: str, **fields: str) -> None:
         mark = "" if priority in ("notice", "info", "debug") else f"{priority}: "
-        fix = f"; {fields['LLAMAD_FIX']}" if fields.get("LLAMAD_FIX") else ""
+        words = fields.get("LLAMAD_FIX", "-")
+        fix = f"; {words}" if words != "-" and words not in message else ""
         try:
             self._stream.write(f"{identifier}: {mark}{message}{fix}\n")
             self._stream.flush()

@@ -26,9 +26,12 @@ class Paths:
         """The unit's directories; outside systemd the same places if they can be written, else the user's."""
         credentials = Path(environ["CREDENTIALS_DIRECTORY"]) if "CREDENTIALS_DIRECTORY" in environ else None
         run = Path("/run/llamad")
-        if "RUNTIME_DIRECTORY" not in environ and not os.access(run / "model", os.W_OK):
+        if "RUNTIME_DIRECTORY" not in environ and not _can_make(run / "model" / name):
             run = Path(environ.get("XDG_RUNTIME_DIR") or f"/tmp/llamad-{os.getuid()}") / "llamad"
         home = Path(environ.get("HOME", "/nonexistent"))
+        ledger = Path("/run/llamad/ledger")
+        if not os.access(ledger, os.W_OK):
+            ledger = run / "ledger"
         state = _directory(
             environ, "STATE_DIRECTORY", Path("/var/lib/llamad/state"), home / ".local/state/llamad", name
         )
@@ -36,7 +39,7 @@ class Paths:
             environ, "CACHE_DIRECTORY", Path("/var/cache/llamad"), home / ".cache/llamad", name
         )
         runtime = Path(environ.get("RUNTIME_DIRECTORY", str(run / "model" / name)))
-        return cls(runtime, state, cache, run / "ledger", run / "api", credentials)
+        return cls(runtime, state, cache, ledger, run / "api", credentials)
 
     @property
     def engine(self) -> Path:
@@ -67,4 +70,8 @@ class Paths:
 def _directory(environ: dict[str, str], key: str, system: Path, user: Path, name: str) -> Path:
     if key in environ:
         return Path(environ[key])
-    return (system if os.access(system, os.W_OK) else user) / name
+    return (system if _can_make(system / name) else user) / name
+
+
+def _can_make(folder: Path) -> bool:
+    return os.access(folder if folder.exists() else folder.parent, os.W_OK)

@@ -81,6 +81,9 @@ class DaemonReporter:
         """The service is on its way out."""
         self._notifier.send(STOPPING=1, STATUS="stopping")
 
+    def stable(self) -> None:
+        self._notifier.send(RESTART_RESET=1)
+
     def extend(self, duration_s: float) -> None:
         self._notifier.send(EXTEND_TIMEOUT_USEC=int(duration_s * 1e6))
 

@@ -49,6 +49,16 @@ _SIGNATURES: tuple[tuple[re.Pattern[str], Cause], ...] = tuple(
     (re.compile(pattern), cause)
     for pattern, cause in (
         (
+            r"^setpriv: |^sh: \d+: ",
+            Cause(
+                "not-executed",
+                "llama-server could not be executed",
+                "read the line: setpriv (util-linux) must work in the unit's sandbox, the server must be there",
+                final=True,
+                exit_code=ExitCode.CONFIG,
+            ),
+        ),
+        (
             r"error: invalid argument: (\S+)|error while handling argument|quantized V cache requires",
             Cause("bad-flag", "llama-server refused an option", "correct `extra_args` or the key named in the line",
                   final=True, exit_code=ExitCode.CONFIG),

@@ -120,6 +120,10 @@ class Reporter(Protocol):
         """The model is ready (again)."""
         ...
 
+    def stable(self) -> None:
+        """The model has been ready for long: earlier failures are forgotten."""
+        ...
+
     def extend(self, duration_s: float) -> None:
         """Progress was made: systemd must wait that long again."""
         ...

@@ -209,6 +209,7 @@ class Supervisor:
                 self._job(self._back_off(self._epoch, message.cause))
             case Effect.FORGIVE:
                 self._backoff.forgive()
+                self._seams.reporter.stable()
             case Effect.GIVE_UP:
                 self._give_up(message)
             case Effect.EXIT:
@@ -312,7 +313,7 @@ class Supervisor:
 
     async def _drain(self, epoch: int) -> None:
         front, limits = self._seams.front, self.loaded.definition.limits
-        self._seams.reporter.extend(limits.drain_s + 30.0)
+        self._seams.reporter.extend(limits.drain_s + 2 * limits.stop_s + 30.0)
         if self.state is State.DRAINING:
             await front.farewell(limits.drain_s)
         elif await front.drain(limits.drain_s):

@@ -161,6 +161,9 @@ class FakeReporter:
     def serving(self, launch: Launch) -> None:
         self.event("ready", "")
 
+    def stable(self) -> None:
+        self.event("stable", "")
+
     def extend(self, duration_s: float) -> None:
         self.extended += 1
 

@@ -76,9 +76,15 @@ SomeBytes = Annotated[int, Field(ge=0, le=2**40)]
 
 
 class Table(BaseModel):
-    """A TOML table: unknown keys refused, no coercion, frozen."""
+    """A TOML table: unknown keys refused, no coercion, frozen.
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+    Validators are built when first used, and the defaults below without any: a table that is only a part of
+    another needs none of its own, and every command pays for what is built at import.
+    """
+
+    model_config = ConfigDict(
+        strict=True, extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True
+    )
 
 
 class Placement(Table):
@@ -188,11 +194,11 @@ class Definition(Table):
     insecure: bool = False
     api_keys_file: str | None = None
     allowed_hosts: tuple[Annotated[str, Field(min_length=1)], ...] = ()
-    placement: Placement = Placement()
-    limits: Limits = Limits()
-    server: Server = Server()
+    placement: Placement = Placement.model_construct()
+    limits: Limits = Limits.model_construct()
+    server: Server = Server.model_construct()
     environment: dict[str, str] = {}
-    idle: Idle = Idle()
+    idle: Idle = Idle.model_construct()
 
 
 class Host(Table):
@@ -208,9 +214,9 @@ class Host(Table):
 class HostSettings(Table):
     """`/etc/llamad/llamad.toml`: host settings, and defaults for the tables of every definition."""
 
-    host: Host = Host()
-    placement: Placement = Placement()
-    limits: Limits = Limits()
-    server: Server = Server()
+    host: Host = Host.model_construct()
+    placement: Placement = Placement.model_construct()
+    limits: Limits = Limits.model_construct()
+    server: Server = Server.model_construct()
     environment: dict[str, str] = {}
-    idle: Idle = Idle()
+    idle: Idle = Idle.model_construct()

@@ -10,7 +10,7 @@ from llamad.front.head import RequestHead
 
 _ORIGIN = re.compile(rb"https?://(\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z._-]+)(?::[0-9]{1,5})?", re.IGNORECASE)
 _READING = frozenset((b"GET", b"HEAD", b"OPTIONS"))
-_ADMIN_FIRST_PARTS = frozenset((b"slots", b"props", b"lora-adapters"))
+_ADMIN_PATH = re.compile(rb"/+(?:slots|props|lora-adapters)(?:/|\Z)")
 
 
 class HostCheck:
@@ -28,7 +28,7 @@ class HostCheck:
             if not self._accepts(_without_port(head.host)):
                 return f"the Host {head.host.decode('ascii', 'replace')!r} is not in allowed_hosts"
             self._known_good = head.host
-        origin = head.first(b"origin")
+        origin = head.origin
         if origin is None:
             return None
         match = _ORIGIN.fullmatch(origin)
@@ -48,10 +48,7 @@ class HostCheck:
 
 def is_admin_only(head: RequestHead) -> bool:
     """Whether the request would change llama-server for everybody: its slots, properties or adapters."""
-    if head.method in _READING:
-        return False
-    parts = [part for part in head.path.split(b"/") if part]
-    return bool(parts) and parts[0] in _ADMIN_FIRST_PARTS
+    return head.method not in _READING and _ADMIN_PATH.match(head.path) is not None
 
 
 def _without_port(host: bytes) -> bytes:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 
-from llamad.front.head import RequestHead, build_response
+from llamad.front.head import RequestHead
 from llamad.front.settings import FrontSettings, ModelDescription
 
 _TYPES = {
@@ -20,6 +20,7 @@ _TYPES = {
 }
 _HEALTH_PATHS = frozenset((b"/health", b"/v1/health", b"/ready"))
 _MODELS_PATHS = frozenset((b"/v1/models", b"/models"))
+_LOCAL_PATHS = _HEALTH_PATHS | _MODELS_PATHS
 _MODEL_PREFIX = b"/v1/models/"
 
 
@@ -33,32 +34,25 @@ class Answer:
 
     def render(self, head: RequestHead | None, request_id: bytes, *, keep_alive: bool) -> bytes:
         """The bytes for a client. `head` None: the request had no readable head."""
-        own = [*self.lines]
+        own = [b"HTTP/1.1 %d %b\r\n" % (self.status, HTTPStatus(self.status).phrase.encode()), *self.lines]
         if self.body is None:
             own.append(b"Content-Length: 0\r\n")
         else:
             own.append(
                 b"Content-Type: application/json; charset=utf-8\r\nContent-Length: %d\r\n" % len(self.body)
             )
-        own += framing_lines(head, request_id, keep_alive=keep_alive)
-        text = build_response(self.status, reason(self.status), (), own)
-        if self.body is None or (head is not None and head.method == b"HEAD"):
-            return text
-        return text + self.body
+        own += _common_lines(head, request_id, keep_alive=keep_alive)
+        own.append(b"\r\n")
+        if self.body is not None and (head is None or head.method != b"HEAD"):
+            own.append(self.body)
+        return b"".join(own)
 
 
-def reason(status: int) -> bytes:
-    """The reason phrase of a status."""
-    return HTTPStatus(status).phrase.encode()
-
-
-def framing_lines(head: RequestHead | None, request_id: bytes, *, keep_alive: bool) -> list[bytes]:
+def _common_lines(head: RequestHead | None, request_id: bytes, *, keep_alive: bool) -> list[bytes]:
     """The header lines that every answer carries: id, CORS, and what becomes of the connection."""
     lines = [b"X-Request-Id: ", request_id, b"\r\n"]
-    if head is not None:
-        origin = head.first(b"origin")
-        if origin is not None:
-            lines += (b"Access-Control-Allow-Origin: ", origin, b"\r\nVary: Origin\r\n")
+    if head is not None and head.origin is not None:
+        lines += (b"Access-Control-Allow-Origin: ", head.origin, b"\r\nVary: Origin\r\n")
     if not keep_alive:
         lines.append(b"Connection: close\r\n")
     elif head is not None and head.minor == 0:
@@ -94,7 +88,7 @@ def error_event(code: str, message: str, request_id: bytes) -> bytes:
 def local_path(head: RequestHead) -> bytes | None:
     """The path where llamad itself answers, or None where the request is llama-server's."""
     path = head.path
-    if path in _HEALTH_PATHS or path in _MODELS_PATHS or path.startswith(_MODEL_PREFIX):
+    if path in _LOCAL_PATHS or path.startswith(_MODEL_PREFIX):
         return path
     return b"*" if head.target == b"*" else None
 

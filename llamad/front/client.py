@@ -12,7 +12,8 @@ from typing import cast
 from llamad.front.answers import Answer, answer_locally, error, local_path
 from llamad.front.body import BodyReader, LengthBody, reader
 from llamad.front.exchange import Exchange
-from llamad.front.head import CONTINUE, HeadError, RequestHead, find_end, parse_request
+from llamad.front.head import CONTINUE, HeadError, RequestHead, find_end
+from llamad.front.memo import read_request
 from llamad.front.refuse import record_local, refusal
 from llamad.front.settings import Outcome
 from llamad.front.shared import Shared
@@ -182,7 +183,7 @@ class ClientConnection(asyncio.Protocol):
             if end < 0:
                 self._await_more(data)
                 return
-            head = parse_request(bytes(source[:end]), settings.head_fields)
+            head = read_request(bytes(source[:end]), settings.head_fields)
         except HeadError as problem:
             self._refuse_head(problem)
             return

@@ -38,62 +38,34 @@ class ClientSide(Outlet, Protocol):
 class Exchange:
     """See the module. It is the waiter at the gate, and the receiver of an upstream connection."""
 
-    __slots__ = (
-        "_admitted_to",
-        "_at_gate",
-        "_begun_s",
-        "_body",
-        "_client",
-        "_connecting",
-        "_connection",
-        "_done",
-        "_first_byte_s",
-        "_gate_since_s",
-        "_hold_s",
-        "_mourns_since_s",
-        "_request",
-        "_request_bytes",
-        "_request_complete",
-        "_request_id",
-        "_retried_stale",
-        "_sent_chunked",
-        "_shared",
-        "_stream_since_s",
-        "after",
-        "deaths",
-        "reply",
-        "request_sent",
-        "ticket",
-    )
+    after = 0  # the last generation that died under it
+    ticket = 0
+    deaths = 0
+    request_sent = False
+    _done = False
+    _request_bytes = 0
+    _request_complete = False
+    _at_gate = False
+    _hold_s = 0.0
+    _admitted_to: Target | None = None
+    _connecting: asyncio.Task[None] | None = None
+    _connection: UpstreamConnection | None = None
+    _retried_stale = False
+    _sent_chunked = False
+    _stream_since_s = 0.0
+    _mourns_since_s: float | None = None
+    _first_byte_s: float | None = None
 
     def __init__(
         self, shared: Shared, client: ClientSide, request: RequestHead, request_id: bytes, begun_s: float
     ) -> None:
-        self.after = 0
-        self.ticket = 0
-        self.deaths = 0
-        self.request_sent = False
         self.reply = Reply(client, request, request_id)
         self._shared = shared
         self._client = client
         self._request = request
         self._request_id = request_id
         self._begun_s = begun_s
-        self._done = False
-        self._request_bytes = 0
-        self._request_complete = False
         self._body = KeptBody(shared.memory)
-        self._at_gate = False
-        self._gate_since_s = 0.0
-        self._hold_s = 0.0
-        self._admitted_to: Target | None = None
-        self._connecting: asyncio.Task[None] | None = None
-        self._connection: UpstreamConnection | None = None
-        self._retried_stale = False
-        self._sent_chunked = False
-        self._stream_since_s = 0.0
-        self._mourns_since_s: float | None = None
-        self._first_byte_s: float | None = None
         shared.exchanges.add(self)
 
     # --- from the client -------------------------------------------------------------------------------------
@@ -135,8 +107,9 @@ class Exchange:
 
     # --- from the gate ---------------------------------------------------------------------------------------
 
-    def admitted(self, target: Target) -> None:
-        self._left_queue()
+    def admitted(self, target: Target, held_s: float) -> None:
+        self._at_gate = False
+        self._hold_s += held_s
         self._admitted_to = target
         pool = self._shared.pool(target)
         connection = pool.take()
@@ -145,8 +118,9 @@ class Exchange:
         else:
             self._connecting = pool.connect(self)
 
-    def refused(self, refusal: Refusal) -> None:
-        self._left_queue()
+    def refused(self, refusal: Refusal, held_s: float) -> None:
+        self._at_gate = False
+        self._hold_s += held_s
         self._fail(refusal.status, refusal.code, refusal.message, Outcome.HELD_OUT, refusal.retry_after_s)
 
     # --- from the upstream connection ------------------------------------------------------------------------
@@ -291,12 +265,7 @@ class Exchange:
     def _enter(self) -> None:
         self._retried_stale = False
         self._at_gate = True
-        self._gate_since_s = self._shared.clock.monotonic()
         self._shared.gate.enter(self)
-
-    def _left_queue(self) -> None:
-        self._at_gate = False
-        self._hold_s += self._shared.clock.monotonic() - self._gate_since_s
 
     def _leave_gate(self) -> None:
         if self._admitted_to is not None:
@@ -306,8 +275,8 @@ class Exchange:
     def _drop_upstream(self) -> None:
         """Leave the gate, the connection or the making of one, whichever it is."""
         if self._at_gate:
-            self._left_queue()
-            self._shared.gate.withdraw(self)
+            self._at_gate = False
+            self._hold_s += self._shared.gate.withdraw(self)
         if self._connecting is not None:
             self._connecting.cancel()
             self._connecting = None
@@ -365,7 +334,7 @@ class Exchange:
         self._body.give_up()
         shared = self._shared
         now_s = shared.clock.monotonic()
-        shared.finished(self)
+        shared.finished(self, now_s)
         shared.observer.request_finished(
             RequestRecord(
                 self._request.method.decode(),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import lru_cache
 from typing import NamedTuple
@@ -46,6 +46,7 @@ HOP_BY_HOP = frozenset(
 )
 _FRAMING = frozenset((b"connection", b"content-length", b"transfer-encoding", b"host", b"expect"))
 _SECRETS = frozenset((b"authorization", b"x-api-key", b"api-key"))
+_NOTED = _FRAMING | {b"origin", b"x-request-id", b"content-type"}
 _NOT_UPSTREAM = HOP_BY_HOP | _FRAMING | _SECRETS | {b"x-request-id"}
 _NOT_DOWNSTREAM = HOP_BY_HOP | {b"content-length", b"x-request-id"}
 
@@ -77,60 +78,58 @@ class Framing(IntEnum):
 
 @dataclass(slots=True)
 class RequestHead:
-    """A checked request head. `target` is in origin form, or `*`."""
+    """A checked request head. Shared between requests whose heads are the same: never changed.
+
+    target: in origin form, or `*`.  path: its path with the escapes decoded, as llama-server will see it
+    length: -1 where the head names none.  expects: an `Expect: 100-continue` was there
+    credentials: the fields that may carry a key.  fields: all of them, the Content-Length not always
+    forwarded: the beginning of the head that goes upstream
+    """
 
     method: bytes
     target: bytes
+    path: bytes
     minor: int
-    fields: list[Field]
     host: bytes
     framing: Framing
     length: int
     keep_alive: bool
-    expects_continue: bool
-    dropped: frozenset[bytes]
+    expects: bool
+    origin: bytes | None
+    request_id: bytes | None
+    credentials: tuple[Field, ...]
+    forwarded: bytes
+    fields: tuple[Field, ...] = field(compare=False)
 
-    def first(self, key: bytes) -> bytes | None:
-        """The value of the first field called `key` (lower case), or None."""
-        for field in self.fields:
-            if field[0] == key:
-                return field[2]
-        return None
+    @property
+    def expects_continue(self) -> bool:
+        """Whether the client waits for `100 Continue` before it sends its body."""
+        return self.expects and self.minor == 1 and self.framing is not Framing.NONE
 
     @property
     def raw_path(self) -> bytes:
         """The path as it was sent: printable ASCII, without the query."""
         return self.target.partition(b"?")[0]
 
-    @property
-    def path(self) -> bytes:
-        """The path with its escapes decoded, as llama-server will see it."""
-        raw = self.target.partition(b"?")[0]
-        return _ESCAPE.sub(_unescape, raw) if b"%" in raw else raw
-
 
 @dataclass(slots=True)
 class ResponseHead:
-    """A checked response head. `length` is -1 where the head names none."""
+    """A checked response head. Shared between answers whose heads are the same: never changed.
+
+    length: -1 where the head names none.  fields: all of them, the Content-Length not always
+    forwarded: the beginning of the head that goes to the client
+    """
 
     status: int
-    reason: bytes
-    minor: int
-    fields: list[Field]
     framing: Framing
     length: int
     keep_alive: bool
-    dropped: frozenset[bytes]
-
-    def first(self, key: bytes) -> bytes | None:
-        """The value of the first field called `key` (lower case), or None."""
-        for field in self.fields:
-            if field[0] == key:
-                return field[2]
-        return None
+    content_type: bytes
+    forwarded: bytes
+    fields: tuple[Field, ...] = field(compare=False)
 
 
-_Special = dict[bytes, list[bytes]]  # the values of the fields of `_FRAMING`, by key
+_Noted = dict[bytes, list[bytes]]  # the values of the fields of `_NOTED`, by key
 
 
 def find_end(data: bytes | bytearray, start: int, limit_bytes: int) -> int:
@@ -154,24 +153,30 @@ def parse_request(head: bytes, max_fields: int = 256) -> RequestHead:
     lines = head[:-4].split(b"\r\n")
     parse_first = _request_line if len(lines[0]) <= _MEMO_BYTES else _parse_request_line
     method, target, minor = parse_first(lines[0])
-    fields, special = _parse_fields(lines, max_fields)
-    host = _host(special.get(b"host"), minor)
-    framing, length = _request_framing(special, minor)
-    keep_alive, dropped = _connection(special.get(b"connection"), minor)
-    expect = special.get(b"expect")
+    fields, noted = _parse_fields(lines, max_fields)
+    host = _host(noted.get(b"host"), minor)
     if target[0] != 0x2F or b"%" in target or b"#" in target:
         target = _target(method, target, host)
+    framing, length = _request_framing(noted, minor)
+    keep_alive, dropped = _connection(noted.get(b"connection"), minor)
+    forwarded = [method, b" ", target, b" HTTP/1.1\r\nHost: ", host or b"localhost", b"\r\n"]
+    _add_fields(forwarded, fields, _NOT_UPSTREAM, dropped)
+    origins, ids = noted.get(b"origin"), noted.get(b"x-request-id")
     return RequestHead(
         method,
         target,
+        _path(target),
         minor,
-        fields,
         host,
         framing,
         length,
         keep_alive,
-        _expects_continue(expect, minor, framing) if expect else False,
-        dropped,
+        _expects(noted.get(b"expect")),
+        b", ".join(origins) if origins else None,
+        ids[0] if ids and len(ids) == 1 else None,
+        tuple(one for one in fields if one.key in _SECRETS),
+        b"".join(forwarded),
+        tuple(fields),
     )
 
 
@@ -181,14 +186,17 @@ def parse_response(head: bytes, method: bytes, max_fields: int = 256) -> Respons
     try:
         parse_first = _status_line if len(lines[0]) <= _MEMO_BYTES else _parse_status_line
         status, reason, minor = parse_first(lines[0])
-        fields, special = _parse_fields(lines, max_fields)
-        framing, length = _response_framing(special, minor, status, method)
-        keep_alive, dropped = _connection(special.get(b"connection"), minor)
+        fields, noted = _parse_fields(lines, max_fields)
+        framing, length = _response_framing(noted, minor, status, method)
+        keep_alive, dropped = _connection(noted.get(b"connection"), minor)
     except HeadError as error:
         raise HeadError(502, error.what) from None
-    if framing is Framing.UNTIL_CLOSE:
-        keep_alive = False
-    return ResponseHead(status, reason, minor, fields, framing, length, keep_alive, dropped)
+    forwarded = [b"HTTP/1.1 %d " % status, reason, b"\r\n"]
+    _add_fields(forwarded, fields, _NOT_DOWNSTREAM, dropped)
+    kinds = noted.get(b"content-type")
+    return ResponseHead(
+        status, framing, length, keep_alive, kinds[0] if kinds else b"", b"".join(forwarded), tuple(fields)
+    )
 
 
 def build_request(
@@ -198,29 +206,11 @@ def build_request(
 
     `length` None and `chunked` false means a request without a body.
     """
-    parts = [head.method, b" ", head.target, b" HTTP/1.1\r\nHost: ", head.host or b"localhost", b"\r\n"]
-    _add_fields(parts, head.fields, _NOT_UPSTREAM, head.dropped)
     if chunked:
-        parts.append(b"Transfer-Encoding: chunked\r\n")
-    elif length is not None:
-        parts += (b"Content-Length: %d\r\n" % length,)
-    parts += (b"X-Request-Id: ", request_id, b"\r\n\r\n")
-    return b"".join(parts)
-
-
-def build_response(
-    status: int,
-    reason: bytes,
-    fields: Iterable[Field],
-    own: Iterable[bytes],
-    dropped: frozenset[bytes] = frozenset(),
-) -> bytes:
-    """A response head for a client; `own` are finished lines (each with its CRLF) that carry the framing."""
-    parts = [b"HTTP/1.1 %d " % status, reason, b"\r\n"]
-    _add_fields(parts, fields, _NOT_DOWNSTREAM, dropped)
-    parts += own
-    parts.append(b"\r\n")
-    return b"".join(parts)
+        return b"%bTransfer-Encoding: chunked\r\nX-Request-Id: %b\r\n\r\n" % (head.forwarded, request_id)
+    if length is None:
+        return b"%bX-Request-Id: %b\r\n\r\n" % (head.forwarded, request_id)
+    return b"%bContent-Length: %d\r\nX-Request-Id: %b\r\n\r\n" % (head.forwarded, length, request_id)
 
 
 def is_token(text: bytes) -> bool:
@@ -244,19 +234,19 @@ def _add_fields(
             parts += (name, b": ", value, b"\r\n")
 
 
-def _parse_fields(lines: list[bytes], max_fields: int) -> tuple[list[Field], _Special]:
-    """The fields of `lines` behind the first line, and what they say about the framing."""
+def _parse_fields(lines: list[bytes], max_fields: int) -> tuple[list[Field], _Noted]:
+    """The fields of `lines` behind the first line, and the values of those that mean something here."""
     if len(lines) - 1 > max_fields:
         raise HeadError(431, f"more than {max_fields} header fields")
     fields: list[Field] = []
-    special: _Special = {}
+    noted: _Noted = {}
     add = fields.append
     for line in lines[1:]:
         field = _field(line) if len(line) <= _MEMO_BYTES else _parse_field(line)
         add(field)
-        if field[0] in _FRAMING:
-            special.setdefault(field[0], []).append(field[2])
-    return fields, special
+        if field[0] in _NOTED:
+            noted.setdefault(field[0], []).append(field[2])
+    return fields, noted
 
 
 def _parse_field(line: bytes) -> Field:
@@ -347,29 +337,29 @@ def _length(values: list[bytes]) -> int:
     return int(values[0])
 
 
-def _check_encoding(special: _Special, minor: int) -> None:
+def _check_encoding(noted: _Noted, minor: int) -> None:
     """Raise unless the one Transfer-Encoding is exactly `chunked`, on HTTP/1.1, without a Content-Length."""
     if minor == 0:
         raise HeadError(400, "Transfer-Encoding on HTTP/1.0")
-    if b"content-length" in special:
+    if b"content-length" in noted:
         raise HeadError(400, "both Content-Length and Transfer-Encoding")
-    if special[b"transfer-encoding"] != [b"chunked"]:
+    if noted[b"transfer-encoding"] != [b"chunked"]:
         raise HeadError(400, "a Transfer-Encoding other than chunked")
 
 
-def _request_framing(special: _Special, minor: int) -> tuple[Framing, int]:
-    if b"transfer-encoding" in special:
-        _check_encoding(special, minor)
+def _request_framing(noted: _Noted, minor: int) -> tuple[Framing, int]:
+    if b"transfer-encoding" in noted:
+        _check_encoding(noted, minor)
         return Framing.CHUNKED, -1
-    lengths = special.get(b"content-length")
+    lengths = noted.get(b"content-length")
     return (Framing.LENGTH, _length(lengths)) if lengths else (Framing.NONE, -1)
 
 
-def _response_framing(special: _Special, minor: int, status: int, method: bytes) -> tuple[Framing, int]:
-    chunked = b"transfer-encoding" in special
+def _response_framing(noted: _Noted, minor: int, status: int, method: bytes) -> tuple[Framing, int]:
+    chunked = b"transfer-encoding" in noted
     if chunked:
-        _check_encoding(special, minor)
-    lengths = special.get(b"content-length")
+        _check_encoding(noted, minor)
+    lengths = noted.get(b"content-length")
     length = _length(lengths) if lengths else -1
     if status < 200 or status in (204, 304) or method == b"HEAD":
         return Framing.NONE, length
@@ -393,7 +383,14 @@ def _connection(values: list[bytes] | None, minor: int) -> tuple[bool, frozenset
     return keep_alive, frozenset(tokens) if tokens - {b"keep-alive", b"close"} else _NOTHING
 
 
-def _expects_continue(values: list[bytes], minor: int, framing: Framing) -> bool:
+def _expects(values: list[bytes] | None) -> bool:
+    if values is None:
+        return False
     if [value.lower() for value in values] != [b"100-continue"]:
         raise HeadError(417, "the only expectation met here is 100-continue")
-    return minor == 1 and framing is not Framing.NONE
+    return True
+
+
+def _path(target: bytes) -> bytes:
+    raw = target.partition(b"?")[0]
+    return _ESCAPE.sub(_unescape, raw) if b"%" in raw else raw

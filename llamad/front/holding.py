@@ -38,12 +38,13 @@ class Waiter(Protocol):
     ticket: int
     """Its rank, given by the gate; 0 before it first enters."""
 
-    def admitted(self, target: Target) -> None:
-        """The request may go upstream. Each admission must be followed by one `leave`."""
+    def admitted(self, target: Target, held_s: float) -> None:
+        """The request may go upstream, after it waited for `held_s`. Each admission must be followed by one
+        `leave`."""
         ...
 
-    def refused(self, refusal: Refusal) -> None:
-        """The request is not served. It is no longer at the gate."""
+    def refused(self, refusal: Refusal, held_s: float) -> None:
+        """The request is not served, after it waited for `held_s`. It is no longer at the gate."""
         ...
 
 
@@ -118,8 +119,9 @@ class Gate:
         self._target = None
         self._refusal = refusal
         places, self._queue = self._queue, []
+        now_s = self._clock.monotonic()
         for place in places:
-            place.waiter.refused(refusal)
+            place.waiter.refused(refusal, now_s - place.since_s)
 
     def lost(self, generation: int) -> None:
         """The llama-server of `generation` cannot be reached: hold, unless a later one is open already."""
@@ -135,18 +137,23 @@ class Gate:
             self._last_ticket += 1
             waiter.ticket = self._last_ticket
         if self._refusal is not None:
-            waiter.refused(self._refusal)
-        elif self._may_pass(waiter):
-            self._admit(waiter)
+            waiter.refused(self._refusal, 0.0)
+        elif self._target is not None and waiter.after < self._target.generation and self._has_room():
+            self.in_flight += 1
+            waiter.admitted(self._target, 0.0)
         elif len(self._queue) >= self.limits.queue_requests and not waiter.after:
-            waiter.refused(self._full())
+            waiter.refused(self._full(), 0.0)
         else:
             insort(self._queue, _Place(waiter, self._clock.monotonic()), key=_rank)
             self._tell_waiting()
 
-    def withdraw(self, waiter: Waiter) -> None:
-        """`waiter` no longer waits (its client is gone). Harmless where it does not wait."""
-        self._queue = [place for place in self._queue if place.waiter is not waiter]
+    def withdraw(self, waiter: Waiter) -> float:
+        """`waiter` no longer waits (its client is gone); for how long it did. 0 where it does not wait."""
+        for index, place in enumerate(self._queue):
+            if place.waiter is waiter:
+                del self._queue[index]
+                return self._clock.monotonic() - place.since_s
+        return 0.0
 
     def leave(self) -> None:
         """An admitted request is over, or no longer upstream (it may enter again and keeps its rank)."""
@@ -166,21 +173,13 @@ class Gate:
         for place in overdue:
             self.withdraw(place.waiter)
         for place in overdue:
-            place.waiter.refused(self._waited_too_long())
+            place.waiter.refused(self._waited_too_long(), now_s - place.since_s)
         if self._target is not None:
             self._pump(settled_before_s=now_s - self.limits.settle_s)
-
-    def _may_pass(self, waiter: Waiter) -> bool:
-        return self._target is not None and self._has_room() and waiter.after < self._target.generation
 
     def _has_room(self) -> bool:
         bound = self.limits.max_concurrent_requests
         return bound is None or self.in_flight < bound
-
-    def _admit(self, waiter: Waiter) -> None:
-        assert self._target is not None
-        self.in_flight += 1
-        waiter.admitted(self._target)
 
     def _pump(self, settled_before_s: float = float("-inf")) -> None:
         """Admit those who may pass, oldest first. Admission may call back into the gate: look anew each time."""
@@ -189,7 +188,8 @@ class Gate:
             for index, place in enumerate(self._queue):
                 if place.waiter.after < generation or place.since_s <= settled_before_s:
                     del self._queue[index]
-                    self._admit(place.waiter)
+                    self.in_flight += 1
+                    place.waiter.admitted(self._target, self._clock.monotonic() - place.since_s)
                     break
             else:
                 return

@@ -18,7 +18,7 @@ def refusal(
         why = shared.hosts.problem(head)
         if why is not None:
             return error(403, "host_not_allowed", why, request_id)
-    if shared.keys and not is_public(path, head) and not shared.keys.allows(head.fields):
+    if shared.keys and not is_public(path, head) and not shared.keys.allows(head.credentials):
         return error(401, "invalid_api_key", "a valid API key is needed", request_id)
     if head.length > settings.body_bytes:
         message = f"the body is longer than {settings.body_bytes} bytes ([limits] body_bytes)"

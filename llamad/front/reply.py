@@ -11,7 +11,7 @@ from typing import Protocol
 
 from llamad.front.answers import error, error_event
 from llamad.front.body import LAST_CHUNK
-from llamad.front.head import CONTINUE, Framing, RequestHead, ResponseHead, build_response
+from llamad.front.head import CONTINUE, Framing, RequestHead, ResponseHead
 from llamad.front.sse import EventStream
 
 _EVENT_STREAM = b"text/event-stream"
@@ -33,34 +33,20 @@ class Outlet(Protocol):
 class Reply:
     """The answer to one request, over all attempts to get it."""
 
-    __slots__ = (
-        "_chunked",
-        "_events",
-        "_head",
-        "_out",
-        "_outlet",
-        "_request",
-        "_request_id",
-        "body_bytes",
-        "committed",
-        "keep_alive",
-        "opened",
-        "status",
-    )
+    opened = False  # the head is with the client
+    committed = False
+    keep_alive = True
+    status = 0
+    body_bytes = 0
+    _head: ResponseHead | None = None
+    _events: EventStream | None = None
+    _chunked = False
 
     def __init__(self, outlet: Outlet, request: RequestHead, request_id: bytes) -> None:
-        self.opened = False  # the head is with the client
-        self.committed = False
-        self.keep_alive = True
-        self.status = 0
-        self.body_bytes = 0
         self._outlet = outlet
         self._request = request
         self._request_id = request_id
         self._out: list[bytes] = []
-        self._head: ResponseHead | None = None
-        self._events: EventStream | None = None
-        self._chunked = False
 
     @property
     def is_stream(self) -> bool:
@@ -74,8 +60,7 @@ class Reply:
 
     def begin(self, head: ResponseHead) -> bool:
         """llama-server's head has come. False where it cannot go on with what the client has got already."""
-        kind = head.first(b"content-type")
-        is_stream = head.status == 200 and kind is not None and kind.startswith(_EVENT_STREAM)
+        is_stream = head.status == 200 and head.content_type.startswith(_EVENT_STREAM)
         if self.opened and not is_stream:
             return False
         self._head = head
@@ -167,7 +152,7 @@ class Reply:
         assert head is not None
         request = self._request
         keep_alive = request.keep_alive and self._outlet.may_keep_alive()
-        lines: list[bytes] = []
+        lines = [head.forwarded]
         if head.length >= 0 and head.framing in (Framing.LENGTH, Framing.NONE):
             lines.append(b"Content-Length: %d\r\n" % head.length)
         elif head.framing is Framing.CHUNKED and request.minor == 1:
@@ -178,12 +163,14 @@ class Reply:
         self.keep_alive = keep_alive
         self.status = head.status
         self.opened = True
-        lines += (b"X-Request-Id: ", self._request_id, b"\r\n")
+        lines += (b"X-Request-Id: ", self._request_id)
         if not keep_alive:
-            lines.append(b"Connection: close\r\n")
+            lines.append(b"\r\nConnection: close\r\n\r\n")
         elif request.minor == 0:
-            lines.append(b"Connection: keep-alive\r\n")
-        self._out.append(build_response(head.status, head.reason, head.fields, lines, head.dropped))
+            lines.append(b"\r\nConnection: keep-alive\r\n\r\n")
+        else:
+            lines.append(b"\r\n\r\n")
+        self._out += lines
 
     def _add(self, piece: bytes) -> None:
         self.body_bytes += len(piece)

@@ -98,7 +98,7 @@ class Shared:
 
     def request_id(self, head: RequestHead) -> bytes:
         """The client's X-Request-Id where it is sane, else a new one."""
-        given = head.first(b"x-request-id")
+        given = head.request_id
         if given is not None and _SANE_ID.fullmatch(given):
             return given
         return self.new_id()
@@ -150,11 +150,10 @@ class Shared:
             return self._cause[1], self._cause[2]
         return None
 
-    def finished(self, exchange: Exchange) -> None:
+    def finished(self, exchange: Exchange, now_s: float) -> None:
         """An exchange is over."""
         self.exchanges.discard(exchange)
-        if not self.exchanges:
-            self.last_finished_s = self.clock.monotonic()
+        self.last_finished_s = now_s
         self.pulse.fire()
 
 

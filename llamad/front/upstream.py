@@ -12,7 +12,8 @@ from typing import Protocol, cast
 
 from llamad.clock import Clock
 from llamad.front.body import BodyReader, reader
-from llamad.front.head import HeadError, ResponseHead, find_end, parse_response
+from llamad.front.head import HeadError, ResponseHead, find_end
+from llamad.front.memo import read_response
 
 _HEAD_BYTES = 64 * 1024
 _IDLE_CONNECTIONS = 64
@@ -189,7 +190,7 @@ class UpstreamConnection(asyncio.Protocol):
             if end < 0:
                 self._buffer = bytearray(data)
                 return None
-            head = parse_response(data[:end], self._method)
+            head = read_response(data[:end], self._method)
             data = data[end:]
             seen = 0
             if head.status >= 200:

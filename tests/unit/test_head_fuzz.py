@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from llamad.front.body import LAST_CHUNK, chunk, reader
 from llamad.front.head import Framing, HeadError, build_request, find_end, parse_request, parse_response
+from llamad.front.memo import read_request, read_response
 
 SETTINGS = settings(max_examples=400, deadline=None, derandomize=True)  # the same cases in every run
 LIMIT_BYTES = 1 << 16
@@ -229,6 +231,30 @@ def test_the_rebuilt_request_is_one_message_with_the_same_body(data: bytes) -> N
     assert len(rest) < len(data)
 
 
+def outcome(parse: Callable[[], object]) -> object:
+    try:
+        return parse()
+    except HeadError as error:
+        return error.status
+
+
+@SETTINGS
+@given(st.one_of(messages(), mutants(), mutants()), st.sampled_from([3, 256]))
+@example(b"\r\nContent-Length: 5\r\nGET / HTTP/1.1\r\nHost: h\r\n\r\n", 256)
+@example(b"GET / HTTP/1.1\r\nContent-Length: 5\r\n x\r\nHost: h\r\n\r\n", 256)
+@example(b"GET / HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\n", 256)
+@example(b"GET / HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n", 256)
+@example(b"GET / HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n", 256)
+@example(b"GET / HTTP/1.1\r\nHost: h\r\nA: 1\r\nContent-Length: 5\r\n\r\n", 3)
+@example(b"GET / HTTP/1.1\r\nHost: h\r\nA: 1\r\nB: 1\r\nContent-Length: 5\r\n\r\n", 3)
+def test_a_remembered_request_is_the_parsed_one(data: bytes, max_fields: int) -> None:
+    end = data.find(b"\r\n\r\n") + 4
+    if end >= 4:
+        want = outcome(lambda: parse_request(data[:end], max_fields))
+        for _ in range(2):
+            assert outcome(lambda: read_request(data[:end], max_fields)) == want
+
+
 @SETTINGS
 @given(st.binary(max_size=200), st.integers(0, 40))
 def test_garbage_never_breaks_the_parser(data: bytes, cut: int) -> None:
@@ -244,6 +270,22 @@ RESPONSES = st.builds(
     EOLS,
     BODIES,
 )
+
+
+@SETTINGS
+@given(RESPONSES, st.sampled_from([b"GET", b"HEAD", b"POST"]))
+@example(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", b"GET")
+@example(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", b"HEAD")
+@example(b"HTTP/1.1 304 OK\r\nContent-Length: 5\r\n\r\n", b"GET")
+@example(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n", b"GET")
+@example(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n", b"HEAD")
+@example(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\n", b"GET")
+def test_a_remembered_response_is_the_parsed_one(data: bytes, method: bytes) -> None:
+    end = data.find(b"\r\n\r\n") + 4
+    if end >= 4:
+        want = outcome(lambda: parse_response(data[:end], method))
+        for _ in range(2):
+            assert outcome(lambda: read_response(data[:end], method)) == want
 
 
 @SETTINGS

@@ -24,13 +24,16 @@ class StillClock:
 class Request:
     after: int = 0
     ticket: int = 0
+    held_s: float = -1.0
     targets: list[Target] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
 
-    def admitted(self, target: Target) -> None:
+    def admitted(self, target: Target, held_s: float) -> None:
         self.targets.append(target)
+        self.held_s = held_s
 
-    def refused(self, refusal: Refusal) -> None:
+    def refused(self, refusal: Refusal, held_s: float) -> None:
+        self.held_s = held_s
         self.refusals.append(refusal)
 
 
@@ -96,10 +99,11 @@ def test_past_wait_s_the_waiting_are_refused_with_the_reason() -> None:
     it.expire()
     [refusal] = old.refusals
     assert (refusal.status, refusal.code) == (503, "wait_timeout")
-    assert "the model loads" in refusal.message
+    assert "the model loads" in refusal.message and old.held_s == 10
     assert young.refusals == [] and it.waiting == 1
     it.open("/a")
     assert young.targets and not old.targets
+    assert young.held_s == 4
 
 
 def test_hold_lets_those_in_flight_be_and_keeps_the_rest() -> None:
@@ -189,10 +193,11 @@ def test_lost_holds_only_the_generation_that_is_open() -> None:
 
 
 def test_withdrawn_requests_are_forgotten() -> None:
-    it, _, _ = gate()
+    it, clock, _ = gate()
     gone, stays = enter(it, 2)
-    it.withdraw(gone)
-    it.withdraw(gone)
+    clock.now_s += 3
+    assert it.withdraw(gone) == 3
+    assert it.withdraw(gone) == 0
     it.open("/a")
     assert not gone.targets and stays.targets
 
@@ -210,8 +215,8 @@ def test_admission_that_ends_at_once_inside_the_callback_admits_each_once() -> N
     it, _, _ = gate(at_once=1, queue=50)
 
     class Instant(Request):
-        def admitted(self, target: Target) -> None:
-            super().admitted(target)
+        def admitted(self, target: Target, held_s: float) -> None:
+            super().admitted(target, held_s)
             it.leave()
 
     requests = [Instant() for _ in range(50)]

@@ -59,6 +59,8 @@ class Bed:
     def __init__(self, tiny: Path) -> None:
         self.tiny = tiny
         self.ports: dict[str, int] = {}
+        shown = run("journalctl", "-n", "0", "--show-cursor", "--no-pager").stdout
+        self._cursor = shown.rpartition("-- cursor: ")[2].strip()
 
     def define(self, name: str, *, model: Path | str | None = None, extra: str = "", vulkan: bool = True,
                head: str = "") -> str:  # fmt: skip
@@ -83,9 +85,9 @@ class Bed:
         return int(found[0]) if found else 0
 
     def journal(self, *match: str, **kwargs: Any) -> list[dict[str, Any]]:
-        """Records of this boot as objects, oldest first."""
+        """Records since this test began as objects, oldest first."""
         run("journalctl", "--sync")
-        out = run("journalctl", "-o", "json", "--no-pager", "-b", *match).stdout
+        out = run("journalctl", "-o", "json", "--no-pager", f"--after-cursor={self._cursor}", *match).stdout
         return [json.loads(line) for line in out.splitlines()]
 
     def events(self, name: str, event: str | None = None) -> list[dict[str, Any]]:

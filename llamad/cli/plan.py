@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -17,6 +20,7 @@ from llamad.service.planner import Made, PlanMaker
 from llamad.units import parse_size
 
 CACHE_ROOT = Path("/var/cache/llamad")
+KEPT = ("capabilities.json", "breakdowns.json", "devices.json")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -34,9 +38,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def make(loaded: Loaded, what_if: list[Device], *, computed: bool) -> Made:
-    """The plan, leaving nothing behind but what the model's own cache folder keeps."""
+    """The plan, leaving nothing behind but what the model's own cache folder keeps; root leaves nothing at all."""
+    cache = CACHE_ROOT / loaded.name
     with tempfile.TemporaryDirectory(prefix="llamad-plan-") as scratch:
-        cache = CACHE_ROOT / loaded.name
+        if os.geteuid() == 0 or not os.access(cache, os.W_OK):
+            for kept in KEPT:
+                with contextlib.suppress(OSError):
+                    shutil.copyfile(cache / kept, Path(scratch) / kept)
+            cache = Path(scratch)
         return PlanMaker(loaded, engine=Path(scratch), cache=cache).make(what_if, computed=computed)
 
 

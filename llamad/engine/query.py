@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import pwd
 import selectors
 import signal
 import subprocess
@@ -23,6 +24,7 @@ _CHUNK_BYTES = 1 << 16
 _PIPE_BYTES = 1 << 16
 """What a pipe holds that nobody made larger."""
 _SETPRIV = "/usr/bin/setpriv"
+_USERS = ("_llamad", "nobody")
 
 
 @dataclass(frozen=True)
@@ -71,10 +73,31 @@ def run_until(
 
 
 def dies_with_us(argv: Sequence[str]) -> list[str]:
-    """`argv` run so that the kernel kills it when the thread that started it ends, however that comes."""
+    """`argv` run so that the kernel kills it when the thread that started it ends, however that comes.
+
+    As root it is run as another user: no engine binary ever runs as root. Raises AccessError where that cannot be.
+    """
     if os.access(_SETPRIV, os.X_OK):
-        return [_SETPRIV, "--pdeathsig", "KILL", "--", *argv]
+        return [_SETPRIV, *_another_user(), "--pdeathsig", "KILL", "--", *argv]
+    if os.geteuid() == 0:
+        raise AccessError(
+            "llama-server is not run as root", why=f"there is no {_SETPRIV}", fix="install util-linux"
+        )
     return list(argv)
+
+
+def _another_user() -> list[str]:
+    if os.geteuid() != 0:
+        return []
+    for name in _USERS:
+        try:
+            user = pwd.getpwnam(name)
+        except KeyError:
+            continue
+        return [f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups"]
+    raise AccessError(
+        "llama-server is not run as root", why=f"there is none of the users {', '.join(_USERS)}"
+    )
 
 
 def find_server(server: str, search_path: str) -> str:

@@ -216,13 +216,13 @@ class ClientConnection(asyncio.Protocol):
                 path,
                 head,
                 request_id,
-                is_open=shared.gate.is_open,
+                is_open=shared.lane.gate.is_open,
                 settings=shared.settings,
                 describe=shared.describe,
             )
             self._answer_here(head, answer, request_id, Outcome.LOCAL, rest)
             return
-        self._exchange = exchange = Exchange(shared, self, head, request_id, now_s)
+        self._exchange = exchange = Exchange(shared, shared.lane, self, head, request_id, now_s)
         if body is None:
             self._state = _State.ANSWER
             self._deadline_s = _NEVER

@@ -9,10 +9,11 @@ from llamad.front.body import LAST_CHUNK, chunk
 from llamad.front.head import Framing, RequestHead, ResponseHead, build_request
 from llamad.front.holding import Refusal, Target
 from llamad.front.kept import KeptBody
+from llamad.front.lane import Lane
 from llamad.front.reply import Outlet, Reply
 from llamad.front.settings import Outcome, RequestRecord
 from llamad.front.shared import Shared
-from llamad.front.upstream import UpstreamConnection
+from llamad.front.upstream import Pool, UpstreamConnection
 
 _LOST = "llama-server died"
 
@@ -47,7 +48,7 @@ class Exchange:
     _request_complete = False
     _at_gate = False
     _hold_s = 0.0
-    _admitted_to: Target | None = None
+    _pool: Pool | None = None  # the connections of the generation that it was admitted to
     _connecting: asyncio.Task[None] | None = None
     _connection: UpstreamConnection | None = None
     _retried_stale = False
@@ -57,16 +58,23 @@ class Exchange:
     _first_byte_s: float | None = None
 
     def __init__(
-        self, shared: Shared, client: ClientSide, request: RequestHead, request_id: bytes, begun_s: float
+        self,
+        shared: Shared,
+        lane: Lane,
+        client: ClientSide,
+        request: RequestHead,
+        request_id: bytes,
+        begun_s: float,
     ) -> None:
         self.reply = Reply(client, request, request_id)
         self._shared = shared
+        self._lane = lane
         self._client = client
         self._request = request
         self._request_id = request_id
         self._begun_s = begun_s
         self._body = KeptBody(shared.memory)
-        shared.exchanges.add(self)
+        lane.exchanges.add(self)
 
     # --- from the client -------------------------------------------------------------------------------------
 
@@ -82,8 +90,8 @@ class Exchange:
             return
         if piece:
             self._body.add(piece)
-        full = self._body.size_bytes >= self._shared.settings.eager_bytes or self._shared.memory.is_full
-        if (complete or full) and self._admitted_to is None and not self._at_gate:
+        full = self._body.size_bytes >= self._lane.settings.eager_bytes or self._shared.memory.is_full
+        if (complete or full) and self._pool is None and not self._at_gate:
             self._enter()
         if not complete and self._connection is None and not self._done:
             self._client.pause_body(full)
@@ -110,8 +118,7 @@ class Exchange:
     def admitted(self, target: Target, held_s: float) -> None:
         self._at_gate = False
         self._hold_s += held_s
-        self._admitted_to = target
-        pool = self._shared.pool(target)
+        self._pool = pool = self._lane.pool(target)
         connection = pool.take()
         if connection is not None:
             self.connected(connection)
@@ -148,21 +155,21 @@ class Exchange:
 
     def unreachable(self, error: OSError, *, gone: bool) -> None:
         self._connecting = None
-        target = self._admitted_to
-        assert target is not None
+        pool = self._pool
+        assert pool is not None
         if not gone:
             self._leave_gate()
             self._fail(
                 503, "upstream_unreachable", f"cannot reach llama-server: {error.strerror}", Outcome.LOST
             )
             return
-        self._shared.gate.lost(target.generation)
-        self._shared.upstream_died(target.generation)
+        self._lane.gate.lost(pool.generation)
+        self._lane.died(pool.generation)
         if self._retried_stale:  # it was on a connection of this generation when that died
-            self._died(target.generation)
+            self._died(pool.generation)
         else:
             self._leave_gate()
-            self.after = target.generation
+            self.after = pool.generation
             self._enter()
 
     def answer_begins(self, head: ResponseHead) -> None:
@@ -180,11 +187,11 @@ class Exchange:
             if reply.committed:
                 self._first_byte_s = self._shared.clock.monotonic() - self._begun_s
                 self._body.give_up()
-                self._shared.observer.progress()
+                self._lane.observer.progress()
             return
         reply.feed(piece)
         if not reply.is_stream or b"data:" in piece:
-            self._shared.observer.progress()
+            self._lane.observer.progress()
 
     def answer_pauses(self) -> None:
         self.reply.flush()
@@ -201,14 +208,14 @@ class Exchange:
 
     def upstream_lost(self, *, stale: bool) -> None:
         self._connection = None
-        target = self._admitted_to
-        assert target is not None
+        pool = self._pool
+        assert pool is not None
         if stale and not self._retried_stale and self._body.is_whole:
             self._retried_stale = True
-            self._connecting = self._shared.pool(target).connect(self)
+            self._connecting = pool.connect(self)
             return
-        self._shared.upstream_died(target.generation)
-        self._died(target.generation)
+        self._lane.died(pool.generation)
+        self._died(pool.generation)
 
     def upstream_full(self, full: bool) -> None:
         if not self._request_complete:
@@ -219,11 +226,11 @@ class Exchange:
     @property
     def generation(self) -> int:
         """The generation that the request is with; 0 while it is not upstream."""
-        return self._admitted_to.generation if self._admitted_to is not None else 0
+        return self._pool.generation if self._pool is not None else 0
 
     def tick(self, now_s: float) -> None:
         """About once a second."""
-        settings = self._shared.settings
+        settings = self._lane.settings
         if self._mourns_since_s is not None:
             if now_s - self._mourns_since_s >= settings.cause_wait_s:
                 self._end_stream("upstream_lost", f"{_LOST} while it answered")
@@ -240,15 +247,15 @@ class Exchange:
         if self._mourns_since_s is not None:
             self._end_stream(code, message)
             return
-        if self._done or self._admitted_to is None:
+        if self._done or self._pool is None:
             return
-        generation = self._admitted_to.generation
+        generation = self._pool.generation
         self._drop_upstream()
         if self._body.is_whole and not self.reply.committed:
             self.after = generation
             self._enter()
         else:
-            self._fail(503, code, message, Outcome.CUT, self._shared.settings.retry_after_s)
+            self._fail(503, code, message, Outcome.CUT, self._lane.settings.retry_after_s)
 
     # --- inside ----------------------------------------------------------------------------------------------
 
@@ -265,18 +272,18 @@ class Exchange:
     def _enter(self) -> None:
         self._retried_stale = False
         self._at_gate = True
-        self._shared.gate.enter(self)
+        self._lane.gate.enter(self)
 
     def _leave_gate(self) -> None:
-        if self._admitted_to is not None:
-            self._admitted_to = None
-            self._shared.gate.leave()
+        if self._pool is not None:
+            self._pool = None
+            self._lane.gate.leave()
 
     def _drop_upstream(self) -> None:
         """Leave the gate, the connection or the making of one, whichever it is."""
         if self._at_gate:
             self._at_gate = False
-            self._hold_s += self._shared.gate.withdraw(self)
+            self._hold_s += self._lane.gate.withdraw(self)
         if self._connecting is not None:
             self._connecting.cancel()
             self._connecting = None
@@ -297,18 +304,18 @@ class Exchange:
             self._fail(502, "poison", message, Outcome.POISON)
         elif not self._body.is_whole:
             message = f"{_LOST}, and the request is too large to be kept for another try"
-            self._fail(503, "upstream_lost", message, Outcome.LOST, self._shared.settings.retry_after_s)
+            self._fail(503, "upstream_lost", message, Outcome.LOST, self._lane.settings.retry_after_s)
         else:
             self._enter()
 
     def _mourn(self, generation: int) -> None:
         """A committed answer was cut: end it now, or wait a little for the cause where it can be told."""
-        cause = self._shared.cause(generation)
+        cause = self._lane.cause(generation)
         if not self.reply.is_stream:
             self._end_stream("upstream_lost", _LOST)
         elif cause is not None:
             self._end_stream(*cause)
-        elif self._shared.settings.cause_wait_s <= 0:
+        elif self._lane.settings.cause_wait_s <= 0:
             self._end_stream("upstream_lost", f"{_LOST} while it answered")
         else:
             self._mourns_since_s = self._shared.clock.monotonic()
@@ -332,10 +339,9 @@ class Exchange:
         self._done = True
         self._leave_gate()
         self._body.give_up()
-        shared = self._shared
-        now_s = shared.clock.monotonic()
-        shared.finished(self, now_s)
-        shared.observer.request_finished(
+        now_s = self._shared.clock.monotonic()
+        self._lane.finished(self, now_s)
+        self._lane.observer.request_finished(
             RequestRecord(
                 self._request.method.decode(),
                 self._request.raw_path.decode(),

@@ -1,4 +1,4 @@
-"""Which requests are refused before anything else is done with them, and the record of answers made here. Pure."""
+"""Which requests are refused before anything else is done with them, and the record of answers made here."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def record_local(
             hold_s=0.0,
             first_byte_s=None,
             request_bytes=0,
-            response_bytes=len(answer.body or b""),
+            response_bytes=0 if head is not None and head.method == b"HEAD" else len(answer.body or b""),
             deaths=0,
         )
     )

@@ -12,8 +12,7 @@ from collections.abc import Callable, Sequence
 
 from llamad.clock import Clock
 from llamad.front.client import ClientConnection
-from llamad.front.exchange import Exchange
-from llamad.front.holding import Refusal, Target
+from llamad.front.holding import Refusal
 from llamad.front.keys import KeySet
 from llamad.front.listen import Listener
 from llamad.front.settings import FrontObserver, FrontSettings, ModelDescription
@@ -40,6 +39,7 @@ class Front:
         describe: Callable[[], ModelDescription],
     ) -> None:
         self._shared = Shared(settings, keys, observer, clock, describe)
+        self._lane = self._shared.lane
         self._clock = clock
         self._listeners: list[Listener] = []
         self._sweeper: asyncio.Task[None] | None = None
@@ -58,34 +58,32 @@ class Front:
     def open(self, upstream_path: str) -> int:
         """Relay to the llama-server that listens on this unix socket; the number of this new generation.
         Requests that are with the one before stay there."""
-        gate = self._shared.gate
-        self._shared.pool(Target(gate.generation + 1, upstream_path))
-        return gate.open(upstream_path)
+        return self._lane.open(upstream_path)
 
     def hold(self, reason: str) -> None:
         """Let requests wait. `reason` is for those that wait too long: "the model is loading"."""
-        self._shared.gate.hold(reason)
+        self._lane.gate.hold(reason)
 
     def refuse(self, status: int, code: str, message: str, retry_after_s: float | None = None) -> None:
         """Answer every request, those that wait and those to come, with this error until `open` or `hold`."""
-        self._shared.gate.refuse(Refusal(status, code, message, retry_after_s))
+        self._lane.gate.refuse(Refusal(status, code, message, retry_after_s))
 
     def explain_loss(self, generation: int, code: str, message: str) -> None:
         """Why the llama-server of this generation died. Its cut streams end with it: say it within
         `cause_wait_s` of the death."""
-        self._shared.explain(generation, code, message)
+        self._lane.explain(generation, code, message)
 
     # --- figures ---------------------------------------------------------------------------------------------
 
     @property
     def in_flight(self) -> int:
         """Requests that are with llama-server."""
-        return self._shared.gate.in_flight
+        return self._lane.gate.in_flight
 
     @property
     def waiting(self) -> int:
         """Requests that wait at the gate."""
-        return self._shared.gate.waiting
+        return self._lane.gate.waiting
 
     @property
     def connections(self) -> int:
@@ -94,23 +92,21 @@ class Front:
 
     def idle_s(self) -> float:
         """Seconds since the last relayed request ended; 0 while there is one. Health checks do not count."""
-        if self._shared.exchanges:
-            return 0.0
-        return self._clock.monotonic() - self._shared.last_finished_s
+        return self._lane.idle_s()
 
     # --- the end of a llama-server ---------------------------------------------------------------------------
 
     async def drain(self, deadline_s: float, generation: int | None = None) -> int:
         """Wait until no request is with llama-server (or with this generation of it), at most `deadline_s`;
         how many still are. `hold` before, or new ones keep coming."""
-        await self._shared.pulse.until(lambda: not self._upstream(generation), deadline_s)
-        return len(self._upstream(generation))
+        await self._shared.pulse.until(lambda: not self._lane.upstream(generation), deadline_s)
+        return len(self._lane.upstream(generation))
 
     def cut(self, cause: str, message: str, generation: int | None = None) -> int:
         """End every request that is with llama-server; how many. A stream that has begun gets an error event
         with `cause` and its request id; one of which nothing has gone out waits at the gate for the next
         llama-server; other answers end with 503 or, where part of the body is out, a broken connection."""
-        cut = self._upstream(generation)
+        cut = self._lane.upstream(generation)
         for exchange in cut:
             exchange.cut(cause, message)
         return len(cut)
@@ -119,7 +115,7 @@ class Front:
         """Close every connection to llama-server, which does not stop while a request is on one. Requests
         still there are cut with cause `stopped`: `cut` before to name a better one."""
         self.cut("stopped", "llama-server is being stopped", generation)
-        pools = [pool for pool in self._shared.pools if generation in (None, pool.generation)]
+        pools = [pool for pool in self._lane.pools if generation in (None, pool.generation)]
         for pool in pools:
             pool.drop_all()
         await self._shared.pulse.until(lambda: all(pool.is_empty for pool in pools), _FAREWELL_S)
@@ -179,18 +175,11 @@ class Front:
     def _end_the_rest(self) -> None:
         """Whoever is not served by now gets an error, not a closed connection."""
         stopping = Refusal(503, "stopping", "llamad is stopping", self._shared.settings.retry_after_s)
-        self._shared.gate.refuse(stopping)
+        self._lane.gate.refuse(stopping)
         self.cut(stopping.code, stopping.message)
 
     def _nothing_in_work(self) -> bool:
         return not any(client.is_busy for client in self._shared.clients)
-
-    def _upstream(self, generation: int | None) -> list[Exchange]:
-        return [
-            exchange
-            for exchange in self._shared.exchanges
-            if exchange.generation and generation in (None, exchange.generation)
-        ]
 
     def _make_client(self, from_network: bool) -> ClientConnection:
         return ClientConnection(self._shared, from_network=from_network)
@@ -202,10 +191,17 @@ class Front:
             await shared.work.wait()
             await self._clock.sleep(_SWEEP_S)
             now_s = self._clock.monotonic()
-            shared.gate.expire()
+            shared.lane.sweep()
             for client in list(shared.clients):
-                client.tick(now_s)
-            for pool in shared.pools:
-                pool.sweep()
-            if not shared.clients and all(pool.is_empty for pool in shared.pools):
+                self._tick(client, now_s)
+            if not shared.clients and shared.lane.is_quiet:
                 shared.work.clear()
+
+    def _tick(self, client: ClientConnection, now_s: float) -> None:
+        """A bug met by one connection ends that connection, not the time-outs of all the others."""
+        try:
+            client.tick(now_s)
+        except Exception as error:
+            context = {"message": "a time-out failed; its connection is broken off", "exception": error}
+            asyncio.get_running_loop().call_exception_handler(context)
+            client.break_off()

@@ -70,6 +70,7 @@ class Supervisor:
         self._last_cause: Cause | None = None
         self._exit: ExitCode | None = None
         self._failure: ExitCode = ExitCode.OK
+        self._failure_text = ""
         self.restarts = 0
 
     # -- what others may call ---------------------------------------------------------------------------
@@ -108,7 +109,9 @@ class Supervisor:
             return ready_text(self.launch.plan)
         if self.state in (State.LOADING, State.WARMING) and self.launch:
             return f"{self.state}: ctx {self.launch.plan.context_tokens} on {device_names(self.launch.plan)}"
-        if self.state in (State.BACKOFF, State.FAILED, State.STUCK) and self._last_cause:
+        if self.state is State.FAILED:
+            return f"failed: {self._failure_text}"
+        if self.state in (State.BACKOFF, State.STUCK) and self._last_cause:
             return f"{self.state}: {self._last_cause.text}"
         return str(self.state)
 
@@ -355,6 +358,7 @@ class Supervisor:
         error, cause = message.error, message.cause
         self._failure = error.exit_code if error else cause.exit_code if cause else ExitCode.CRASH_LOOP
         text = str(error) if error else cause.text if cause else "llama-server ended"
+        self._failure_text = text
         fix = (error.fix if error else cause.fix if cause else "") or "see the lines before"
         lines = tail(self._intake.recent()) if self._intake and not error else ""
         event = event_of(self._failure)

@@ -104,7 +104,7 @@ class Bench:
         await yield_to_loop()
         shared = self.front._shared
         assert (shared.memory.held_bytes, self.front.in_flight, self.front.waiting) == (0, 0, 0)
-        assert not shared.exchanges and not shared.clients and all(pool.is_empty for pool in shared.pools)
+        assert not shared.clients and shared.lane.is_quiet
 
 
 class QuickClock(FakeClock):

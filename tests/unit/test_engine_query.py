@@ -100,6 +100,7 @@ def test_killed_with_the_one_who_asked(tmp_path: Path) -> None:
     server = script(tmp_path, "#!/bin/sh\necho $$ >$1\nexec sleep 1000\n")
     fifo = tmp_path / "pid"
     os.mkfifo(fifo)
+    fifo.chmod(0o666)
     code = (
         f"from llamad.engine.query import run_query\nrun_query([{server!r}, {str(fifo)!r}], {ENV!r}, 1000)\n"
     )

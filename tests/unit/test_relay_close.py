@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
+import resource
+import socket
+
+import pytest
 
 from llamad.front.keys import KeySet
 from llamad.front.relay import Front
@@ -155,3 +161,43 @@ async def test_requests_across_a_restart_of_the_front_are_neither_refused_nor_re
             await front.start(bench.sockets)
         await asyncio.gather(*loads)
         assert done == 360
+
+
+@scenario
+async def test_no_file_descriptor_left_for_a_connection_passes(caplog: pytest.LogCaptureFixture) -> None:
+    async with running("unix") as bench:
+        await bench.ask()
+        client = socket.socket(socket.AF_UNIX)
+        client.setblocking(False)
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        spare = os.open("/dev/null", os.O_RDONLY)  # every number below this one is taken
+        resource.setrlimit(resource.RLIMIT_NOFILE, (spare + 1, hard))
+        try:
+            client.connect(str(bench.address))
+            with caplog.at_level(logging.WARNING):
+                await yield_to_loop()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            os.close(spare)
+        assert "cannot accept: Too many open files" in caplog.text
+        client.send(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        answer = await asyncio.get_running_loop().sock_recv(client, 1000)
+        assert answer.startswith(b"HTTP/1.1 200 OK")
+        client.close()
+
+
+@scenario
+async def test_a_connection_whose_time_out_fails_is_broken_off_alone() -> None:
+    problems: list[object] = []
+    async with running() as bench, await bench.client() as broken, await bench.client() as other:
+        asyncio.get_running_loop().set_exception_handler(
+            lambda _, context: problems.append(context["exception"])
+        )
+        await broken.ask()
+        [connection] = [one for one in bench.front._shared.clients if one.served]
+        connection._deadline_s = "never"  # type: ignore[assignment]
+        await other.ask()
+        await bench.pass_s(2)
+        assert await broken.closed()
+        assert (await other.ask()).status == 200
+        assert [type(problem) for problem in problems] == [TypeError]

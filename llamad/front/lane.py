@@ -1,0 +1,112 @@
+"""The way to one model: its gate, the connections to its llama-servers, and the requests that are on it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from llamad.clock import Clock
+from llamad.front.holding import Gate, GateLimits, Target
+from llamad.front.pulse import Pulse
+from llamad.front.settings import FrontObserver, FrontSettings
+from llamad.front.upstream import Pool
+
+if TYPE_CHECKING:
+    from llamad.front.exchange import Exchange
+
+
+class Lane:
+    """See the module. An address has one lane for each model behind it; `Front` has one."""
+
+    def __init__(self, settings: FrontSettings, observer: FrontObserver, clock: Clock, pulse: Pulse) -> None:
+        self.settings = settings
+        self.observer = observer
+        self.gate = Gate(_gate_limits(settings), clock, observer.request_waiting)
+        self.exchanges: set[Exchange] = set()
+        self.pools: list[Pool] = []
+        self._clock = clock
+        self._pulse = pulse
+        self._last_finished_s = clock.monotonic()
+        self._told_lost = 0
+        self._cause: tuple[int, str, str] | None = None
+
+    def apply(self, settings: FrontSettings) -> None:
+        """Use other settings from the next request on, for connections from the next generation on."""
+        self.settings = settings
+        self.gate.set_limits(_gate_limits(settings))
+
+    def open(self, upstream_path: str) -> int:
+        """Let requests through to the llama-server at `upstream_path`; the number of this generation. Idle
+        connections to the ones before are closed, the others with the end of their answers."""
+        for pool in self.pools:
+            pool.retire()
+        self.pools = [pool for pool in self.pools if not pool.is_empty]
+        self.pools.append(
+            Pool(
+                self.gate.generation + 1,
+                upstream_path,
+                self._clock,
+                self.settings.upstream_requests_max,
+                self.settings.upstream_idle_s,
+                self._pulse.fire,
+            )
+        )
+        return self.gate.open(upstream_path)
+
+    def pool(self, target: Target) -> Pool:
+        """The connections for a request that is just being admitted: always those of the last generation."""
+        pool = self.pools[-1]
+        assert pool.generation == target.generation
+        return pool
+
+    def idle_s(self) -> float:
+        """Seconds since the last request ended; 0 while there is one."""
+        return 0.0 if self.exchanges else self._clock.monotonic() - self._last_finished_s
+
+    def upstream(self, generation: int | None) -> list[Exchange]:
+        """The requests that are with llama-server, or with this generation of it."""
+        return [one for one in self.exchanges if one.generation and generation in (None, one.generation)]
+
+    def sweep(self) -> None:
+        """About once a second: time-outs of the gate and of idle connections."""
+        self.gate.expire()
+        for pool in self.pools:
+            pool.sweep()
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether there is no request, nor a connection to any llama-server."""
+        return not self.exchanges and all(pool.is_empty for pool in self.pools)
+
+    def died(self, generation: int) -> None:
+        """Tell the observer that a connection died or cannot be made, once a generation."""
+        if generation > self._told_lost:
+            self._told_lost = generation
+            self.observer.upstream_lost(generation)
+
+    def explain(self, generation: int, code: str, message: str) -> None:
+        """Remember why a generation died, and tell the streams that wait for it."""
+        self._cause = (generation, code, message)
+        for exchange in list(self.exchanges):
+            exchange.explained(generation, code, message)
+
+    def cause(self, generation: int) -> tuple[str, str] | None:
+        """Why a generation died: code and message, or None where nobody has said."""
+        if self._cause is not None and self._cause[0] == generation:
+            return self._cause[1], self._cause[2]
+        return None
+
+    def finished(self, exchange: Exchange, now_s: float) -> None:
+        """An exchange is over."""
+        self.exchanges.discard(exchange)
+        self._last_finished_s = now_s
+        self._pulse.fire()
+
+
+def _gate_limits(settings: FrontSettings) -> GateLimits:
+    return GateLimits(
+        settings.max_concurrent_requests,
+        settings.queue_requests,
+        settings.wait_s,
+        settings.retry_after_s,
+        settings.settle_s,
+    )

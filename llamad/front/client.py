@@ -329,7 +329,7 @@ class ClientConnection(asyncio.Protocol):
         if self._buffer:
             asyncio.get_running_loop().call_soon(self._next)
         elif self._eof:
-            self._writable().close()
+            self._close_gently()
         elif self._shared.closing:
             self._shared.pulse.fire()
 
@@ -341,23 +341,21 @@ class ClientConnection(asyncio.Protocol):
         self._buffer = bytearray()
         self._pause(_FOR_PIPELINE, False)
         self._read_head(data)
-        if (
-            self._eof and self._state is _State.HEAD and self._scanned
-        ):  # the rest of this head will never come
-            self._writable().close()
+        if self._eof and self._state is _State.HEAD and self._scanned:
+            self._close_gently()  # the rest of this head will never come
 
     # --- the end ---------------------------------------------------------------------------------------------
 
     def _close_gently(self) -> None:
         """Close so that the client can read all that was written: not while its bytes lie here unread."""
         transport = self._writable()
-        if self._eof or not transport.can_write_eof():
-            transport.close()
-            return
         self._state = _State.LINGER
         self._buffer = bytearray()
         self._deadline_s = _NEVER
         self._stall = (transport.get_write_buffer_size(), self._shared.clock.monotonic())
+        if self._eof or not transport.can_write_eof():
+            transport.close()
+            return
         try:
             transport.write_eof()
         except OSError:  # the client has broken the connection; asyncio has not told us yet

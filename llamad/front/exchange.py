@@ -88,6 +88,8 @@ class Exchange:
                 self._body.add_sent(piece)
             self._send_on(piece)
             return
+        if self._mourns_since_s is not None:  # the answer has begun: no one will want this
+            return
         if piece:
             self._body.add(piece)
         full = self._body.size_bytes >= self._lane.settings.eager_bytes or self._shared.memory.is_full

@@ -16,13 +16,13 @@ from llamad.config.listen import parse_listen
 from llamad.config.load import Loaded, load_definition
 from llamad.errors import BusyError, ExitCode, LlamadError
 from llamad.ledger import NameLock
+from llamad.service.background import BackgroundPlanner
 from llamad.service.checks import FactsReader, require_usable
 from llamad.service.engine import ServerEngine
 from llamad.service.front import RelayFront, read_keys
 from llamad.service.journal import Journal, make_journal
 from llamad.service.notify import Notifier, make_notifier, watchdog_interval_s
 from llamad.service.paths import Paths
-from llamad.service.planner import BackgroundPlanner
 from llamad.service.reporter import DaemonReporter
 from llamad.service.sockets import Listening, listen_on, stored_sockets
 from llamad.service.status import StatusFile

@@ -1,22 +1,16 @@
 """From a definition to a launch: header, build, devices, plan, llama-server's own confirmation, flags.
 
-`PlanMaker` blocks (files on network file systems, drivers, short runs of llama-server); `BackgroundPlanner`
-is the daemon's way to use it, off the loop and with a deadline.
+It blocks (files on network file systems, drivers, short runs of llama-server) and loads no event loop, so
+that `llamad plan` is quick; `background` is the daemon's way to use it.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import os
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from llamad.config.load import Loaded
-from llamad.engine.api import Mode
 from llamad.engine.build import Capabilities
 from llamad.engine.capabilities import read_capabilities
 from llamad.engine.devices import DeviceFinder
@@ -34,18 +28,10 @@ from llamad.planning.confirm import Asked, Refit, confirmed
 from llamad.planning.plan import BuildGates, Plan
 from llamad.planning.solve import plan as solve
 from llamad.service.checks import FactsReader, located_facts
-from llamad.service.paths import Paths
-from llamad.service.reporter import DaemonReporter
-from llamad.supervision.launch import Launch, needs_no_new_child
-
-T = TypeVar("T")
 
 SOCKET_NAME = "llama.sock"
 ASK_SOCKET_NAME = "ask.sock"
 ROUNDS = 3
-PLAN_S = 120.0
-BYTES_BACK_S = 10.0
-BYTES_BACK_POLL_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -176,103 +162,3 @@ class PlanMaker:
         names = (self._loaded.name,)
         socket_path = str(self._engine / SOCKET_NAME)
         return server_args(plan, self._loaded.definition, caps, socket_path=socket_path, alias_names=names)
-
-
-class BackgroundPlanner:
-    """The supervisor's planner: `PlanMaker` off the loop, each time with a deadline."""
-
-    def __init__(self, paths: Paths, reporter: DaemonReporter, read: FactsReader) -> None:
-        self._paths = paths
-        self._reporter = reporter
-        self._read = read
-        self._nvml = Nvml()  # kept open: opening a GPU that nobody uses can take seconds
-
-    async def plan(self, loaded: Loaded, previous: Launch | None) -> Launch:
-        what = f"planning {loaded.definition.model}"
-        again = previous is not None and needs_no_new_child(previous.loaded, loaded)
-        if again and previous and await _off_the_loop(self._is_back, loaded, previous, what=what):
-            return replace(previous, loaded=loaded)
-        launch, plan = await _off_the_loop(self._make, loaded, previous, what=what)
-        self._reporter.planned(plan)
-        return launch
-
-    async def check(self, loaded: Loaded, running: Launch) -> None:
-        await _off_the_loop(self._check, loaded, running, what=f"planning {loaded.definition.model}")
-
-    def _maker(self, loaded: Loaded) -> PlanMaker:
-        return PlanMaker(
-            loaded, engine=self._paths.engine, cache=self._paths.cache, read=self._read, nvml=self._nvml
-        )
-
-    def _is_back(self, loaded: Loaded, previous: Launch) -> bool:
-        """Whether the memory of the child that just ended can be had again, so that its plan still holds."""
-        _remove_stale(previous.socket_path)
-        wanted = {d.name: d.parts.total_bytes - d.parts.margin_bytes for d in previous.plan.devices}
-        return self._wait_for(self._maker(loaded), wanted)
-
-    def _make(self, loaded: Loaded, previous: Launch | None) -> tuple[Launch, Plan]:
-        maker = self._maker(loaded)
-        if previous is not None and not needs_no_new_child(previous.loaded, loaded):
-            _remove_stale(previous.socket_path)
-            self._wait_for(
-                maker, {d.name: d.free_bytes - d.parts.margin_bytes for d in previous.plan.devices}
-            )
-        made = maker.make()
-        assert made.caps is not None
-        socket_path = str(self._paths.engine / SOCKET_NAME)
-        _remove_stale(socket_path)
-        launch = Launch(
-            loaded=loaded,
-            plan=made.plan,
-            argv=(made.caps.path, *made.args),
-            env=maker.environment(made.plan),
-            socket_path=socket_path,
-            vocabulary_tokens=made.facts.n_vocab,
-            mode=_mode(loaded),
-            engine=made.caps.version,
-            file_bytes=made.facts.file_bytes,
-        )
-        return launch, made.plan
-
-    def _check(self, loaded: Loaded, running: Launch) -> None:
-        """As if the running child were gone: its devices as they were free when it was planned."""
-        devices = [
-            Device(d.name, d.total_device_bytes, d.free_bytes, uuid=d.uuid, source="returning")
-            for d in running.plan.devices
-        ]
-        self._maker(loaded).make(computed=True, returning=devices)
-
-    def _wait_for(self, maker: PlanMaker, wanted: dict[str, int]) -> bool:
-        """Whether the driver shows these free bytes within the deadline: a killed server's come back late."""
-        if not wanted:
-            return True
-        deadline_s = time.monotonic() + BYTES_BACK_S
-        while True:
-            free = {device.name: device.free_bytes for device in maker.devices()}
-            if all(free.get(name, 0) >= size for name, size in wanted.items()):
-                return True
-            if time.monotonic() > deadline_s:
-                return False
-            time.sleep(BYTES_BACK_POLL_S)  # in a worker thread; no driver tells when memory returns
-
-
-async def _off_the_loop(work: Callable[..., T], *args: object, what: str) -> T:
-    """Run blocking work in a thread. A thread that hangs (a dead file server) is left behind, not waited for."""
-    try:
-        return await asyncio.wait_for(asyncio.to_thread(work, *args), PLAN_S)
-    except TimeoutError:
-        raise BusyError(
-            f"{what} takes longer than {PLAN_S:g} s", why="the file system or the driver does not answer",
-            fix="check the mount of the model file and the GPU driver",
-        ) from None  # fmt: skip
-
-
-def _remove_stale(socket_path: str) -> None:
-    """llama-server leaves its socket behind and does not start over one."""
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(socket_path)
-
-
-def _mode(loaded: Loaded) -> Mode:
-    server = loaded.definition.server
-    return "embedding" if server.embeddings else "rerank" if server.reranking else "completion"

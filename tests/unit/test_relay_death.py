@@ -181,6 +181,24 @@ async def test_half_an_event_is_never_followed_by_the_error() -> None:
         assert [json.loads(event).keys() for event in answer.events] == [{"n"}, {"error"}]
 
 
+@scenario
+async def test_a_stream_that_ends_in_death_while_the_request_still_comes() -> None:
+    async with running("unix", eager_bytes=10, cause_wait_s=1.0) as bench, await bench.client() as client:
+        bench.upstream.read_bodies = False
+        bench.upstream.handler = stream_of_two_and_stall
+        client.request(body=b"x" * 20, Content_Length="100")
+        answer = await client.head()
+        call = await settled(bench)
+        call.die()
+        await bench.until(lambda: bench.observer.lost == [1])
+        client.send(b"x" * 80)
+        await yield_to_loop()
+        assert (bench.front.waiting, bench.front.in_flight) == (0, 0)
+        await bench.pass_s(2)
+        await client.body(answer)
+        assert last_error(answer.events)["code"] == "upstream_lost"
+
+
 @pytest.mark.parametrize("kind", ["tcp", "unix"])
 @pytest.mark.parametrize("known_length", [True, False])
 @scenario

@@ -261,3 +261,19 @@ async def test_a_client_that_stops_reading_is_dropped_and_frees_llama_server() -
         await bench.pass_s(32)
         await bench.upstream.signal.until(lambda: call.cancelled)
         assert bench.observer.records[-1].outcome is Outcome.CLIENT_GONE
+
+
+@scenario
+async def test_a_client_that_has_shut_its_side_and_stops_reading_is_dropped() -> None:
+    async def handler(call: Call) -> None:
+        await call.reply(b"x" * 600_000)
+
+    async with running("unix", handler=handler) as bench, await bench.client() as client:
+        client.writer.transport.pause_reading()
+        client.request()
+        client.writer.write_eof()
+        await bench.upstream.call(0)
+        await bench.pass_s(30)
+        assert bench.front.connections == 1
+        await bench.pass_s(62)
+        assert bench.front.connections == 0

@@ -7,7 +7,7 @@ import os
 
 from llamad.cli.unprivileged import drop_root
 from llamad.config.names import check_name
-from llamad.service.daemon import serve
+from llamad.service.start import serve
 
 
 def run(args: argparse.Namespace) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -118,6 +119,8 @@ class Start:
 def serve(name: str, config_root: Path, environ: dict[str, str]) -> int:
     """Run the daemon; every expected failure becomes a record, a status line and an exit code."""
     os.umask(0o077)
+    # Until the loop answers it: a reload asked for too early must not end the service.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     journal, notifier = make_journal(environ), make_notifier(environ)
     start: Start | None = None
     try:

@@ -34,6 +34,8 @@ class Death:
     """The last log lines, oldest first."""
     oom_kills: int = 0
     """How many the kernel's out-of-memory killer took in our cgroup since the child was started."""
+    served: bool = False
+    """Whether it had been ready: then its lines may quote clients, who must not be able to have it given up."""
     killed_because: str = ""
     """Why we killed it ourselves: `stop`, `stalled`, `placement`, ...; empty if we did not."""
 
@@ -160,7 +162,7 @@ def classify(death: Death) -> Cause:
                      "lower `cache_ram` in [server], or give the unit more memory")  # fmt: skip
     for line in death.lines:
         for pattern, cause in _SIGNATURES:
-            if pattern.search(line):
+            if pattern.search(line) and not (cause.final and death.served):
                 return cause
     return _by_exit(death.returncode)
 

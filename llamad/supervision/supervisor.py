@@ -26,6 +26,7 @@ from llamad.supervision.machine import Effect, Event, State, step
 from llamad.supervision.words import device_names, event_of, ready_text
 
 SETTLE_S = 2.0
+_HAS_CHILD = (State.LOADING, State.WARMING, State.READY)
 
 
 @dataclass(frozen=True)
@@ -85,12 +86,13 @@ class Supervisor:
         """Put a new definition into force; return when it serves, or the old one serves again.
 
         Raises LlamadError where the new definition was refused or could not be started; the old one is in
-        force then. A definition that changes nothing for the child is applied without touching it.
+        force then. A definition that changes nothing for the child, ready or still loading, is applied at once
+        without touching it.
         """
+        if self.launch and self.state in _HAS_CHILD and needs_no_new_child(self.launch.loaded, loaded):
+            self.loaded = loaded
+            return
         if self.launch and self.state is State.READY:
-            if needs_no_new_child(self.loaded, loaded):
-                self.loaded = loaded
-                return
             await self._seams.planner.check(loaded, self.launch)
         self._fallback = self.loaded if self.state is State.READY else self._fallback
         self.loaded = loaded
@@ -252,7 +254,8 @@ class Supervisor:
         """Lives as long as the child, whatever the states do meanwhile."""
         returncode = await child.wait()
         self._child = None
-        death = Death(returncode, intake.recent(), oom_kills() - kills_before, self._killed_because)
+        kills = oom_kills() - kills_before
+        death = Death(returncode, intake.recent(), kills, intake.quiet, self._killed_because)
         cause = classify(death)
         if self._killed_because == "stop" or self.state in (State.STOPPING, State.REPLACING):
             self._post(_Message(Event.DIED, cause=Cause("stopped", "stopped by llamad", "")))

@@ -50,3 +50,10 @@ def test_what_we_did_ourselves_is_not_blamed_on_others() -> None:
 def test_final_causes_name_the_exit_code_of_the_service() -> None:
     cause = classify(Death(1, ["error: invalid device: CUDA0"]))
     assert cause.final and cause.exit_code is ExitCode.NO_DEVICE
+
+
+def test_lines_of_a_server_that_served_may_quote_clients_and_are_never_final() -> None:
+    quoted = ['got exception: {"message": "cannot resolve $ref #/unknown model architecture"}', "Permission denied"]
+    assert classify(Death(-9, quoted, served=True)).name == "killed"
+    assert classify(Death(1, quoted)).final
+    assert classify(Death(-6, [*quoted, "CUDA error: out of memory"], served=True)).name == "gpu-out-of-memory"

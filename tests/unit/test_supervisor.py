@@ -224,6 +224,37 @@ def test_a_reload_of_the_relays_keys_touches_no_child(tmp_path: Path) -> None:
     assert rig.planner.plans == 1
 
 
+def test_a_reload_of_the_same_definition_does_not_begin_a_load_again(tmp_path: Path) -> None:
+    """Loading a large model takes minutes; a hang-up for a comment must not start them again."""
+    rig = Rig(tmp_path)
+
+    async def scene(rig: Rig) -> None:
+        await rig.reporter.until(lambda: rig.supervisor.state is State.LOADING and rig.supervisor.child_pid)
+        loading = rig.supervisor.child_pid
+        await rig.supervisor.reload(loaded_of(digest="2", **rig.limits))
+        await rig.until_ready()
+        assert rig.supervisor.child_pid == loading and rig.supervisor.loaded.digest == "2"
+        rig.supervisor.stop()
+
+    assert play(rig, scene) is ExitCode.OK
+    assert rig.planner.plans == 1
+
+
+def test_what_a_client_wrote_into_the_log_never_gives_the_model_up(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+
+    async def scene(rig: Rig) -> None:
+        await rig.until_ready()
+        assert rig.supervisor._intake is not None
+        rig.supervisor._intake.feed(2, b"W srv got exception: unknown model architecture, invalid magic characters\n")
+        os.kill(rig.supervisor.child_pid, signal.SIGKILL)
+        await rig.until_ready(2)
+        rig.supervisor.stop()
+
+    assert play(rig, scene) is ExitCode.OK
+    assert rig.causes() == ["somebody sent llama-server SIGKILL"]
+
+
 def test_a_definition_that_cannot_be_planned_changes_nothing(tmp_path: Path) -> None:
     rig = Rig(tmp_path)
     rig.planner.refuse_check = DeviceError("does not fit")

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeVar
 
-from llamad.config.load import Loaded
+from llamad.config.loaded import Loaded
 from llamad.engine.api import Mode
 from llamad.errors import BusyError
 from llamad.hardware.device import Device

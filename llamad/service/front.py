@@ -10,7 +10,7 @@ from pathlib import Path
 
 from llamad.clock import SystemClock
 from llamad.config.listen import parse_listen
-from llamad.config.load import Loaded
+from llamad.config.loaded import Loaded
 from llamad.errors import AccessError, ConfigError
 from llamad.front.keys import KeySet
 from llamad.front.relay import Front

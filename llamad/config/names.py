@@ -23,7 +23,9 @@ def is_definition_file(name: str) -> bool:
 def name_of_file(file_name: str) -> str:
     """`phi4` of `phi4.toml`; empty for what no definition can be named."""
     name = file_name.removesuffix(".toml")
-    is_name = is_definition_file(file_name) and re.fullmatch(NAME_PATTERN, name) and name not in RESERVED_NAMES
+    is_name = (
+        is_definition_file(file_name) and re.fullmatch(NAME_PATTERN, name) and name not in RESERVED_NAMES
+    )
     return name if is_name else ""
 
 

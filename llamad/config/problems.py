@@ -201,10 +201,7 @@ def _keys(model: type[Table], table: Path, *, sections: bool) -> list[str]:
 
 
 def _is_section(model: type[Table], key: str) -> bool:
-    return any(
-        kind.type is dict or is_table(kind.type)
-        for kind in kinds_at(model, (key,))
-    )
+    return any(kind.type is dict or is_table(kind.type) for kind in kinds_at(model, (key,)))
 
 
 def _model_at(model: type[Table], table: Path) -> type[Table] | None:

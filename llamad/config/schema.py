@@ -112,7 +112,8 @@ class _Reader(BaseModel):
     def table(self) -> Table:
         """What was read, as the plain table."""
         values = {
-            key: value.table() if isinstance(value, _Reader) else value for key, value in self.__dict__.items()
+            key: value.table() if isinstance(value, _Reader) else value
+            for key, value in self.__dict__.items()
         }
         return self.makes(**values)
 

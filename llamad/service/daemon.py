@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from llamad.clock import SystemClock
+from llamad.config.kept import load_kept
 from llamad.config.listen import parse_listen
-from llamad.config.load import Loaded, load_definition
+from llamad.config.loaded import Loaded
 from llamad.errors import BusyError, ExitCode, LlamadError
 from llamad.ledger import NameLock
 from llamad.service.background import BackgroundPlanner
@@ -84,11 +85,16 @@ class Service:
 
     def _load(self) -> Loaded:
         """The definition, read and checked. Blocking. Raises LlamadError."""
-        loaded = load_definition(self.name, self.config_root)
+        loaded = load_kept(self.name, self.config_root, self.paths.cache / "definition.json")
         credential = self.paths.credential(self.name) is not None
         sandboxed = UNDER_SYSTEMD in self.environ
         require_usable(
-            loaded, self._read, self.config_root, credential_present=credential, sandboxed=sandboxed
+            loaded,
+            self._read,
+            self.config_root,
+            credential_present=credential,
+            sandboxed=sandboxed,
+            neighbours_file=self.paths.cache / "neighbours.json",
         )
         return loaded
 

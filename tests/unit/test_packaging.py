@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from llamad import __version__
-from llamad.cli.main import make_parser
+from llamad.cli.grammar import make_parser
 from llamad.config.definition import Definition, HostSettings, Table
 from llamad.config.schema import read_json
 from llamad.errors import ExitCode

@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, fields
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,11 +30,28 @@ _REFUSED = "null"
 _Table = TypeVar("_Table", bound=Table)
 
 
-def load_kept(name: str, root: Path = DEFAULT_ROOT, cache_file: Path | None = None) -> Loaded:
+Judge = Callable[[str, Path, Path, Mapping[Path, bytes]], Loaded]
+
+
+def judge_definition(name: str, file: Path, root: Path, contents: Mapping[Path, bytes]) -> Loaded:
+    """`load.judge`, with the parser and the schema loaded when they are needed."""
+    from llamad.config.load import judge
+
+    return judge(name, file, root, contents)
+
+
+def load_kept(
+    name: str,
+    root: Path = DEFAULT_ROOT,
+    cache_file: Path | None = None,
+    *,
+    judge: Judge = judge_definition,
+    stamp: str | None = None,
+) -> Loaded:
     """The definition NAME of a folder, exactly as `load_definition` gives it, and with the same errors.
 
     It is taken from `cache_file` where that has it as its files are now, else judged and kept there. A refused
-    definition is judged each time.
+    definition is judged each time. `stamp`: by whom (default: `own_stamp`).
     """
     check_name(name, root)
     file = root / f"{name}.toml"
@@ -42,32 +60,37 @@ def load_kept(name: str, root: Path = DEFAULT_ROOT, cache_file: Path | None = No
         from llamad.config.load import load_definition
 
         return load_definition(name, root)  # it says what is missing, and what may be meant
-    shelf = _Shelf(cache_file)
+    shelf = _Shelf(cache_file, stamp)
     text = shelf.find(name, contents)
     kept = _loaded_of(text, name, file, contents) if text is not None else None
     if kept is not None:
         return kept
-    from llamad.config.load import judge
-
     loaded = judge(name, file, root, contents)
     shelf.put(name, contents, _text_of(loaded))
     shelf.save([name])
     return loaded
 
 
-def load_all_kept(root: Path = DEFAULT_ROOT, cache_file: Path | None = None) -> list[Loaded]:
+def load_all_kept(
+    root: Path = DEFAULT_ROOT,
+    cache_file: Path | None = None,
+    *,
+    judge: Judge = judge_definition,
+    stamp: str | None = None,
+) -> list[Loaded]:
     """Every definition of a folder that can be loaded, exactly as `load_all` gives them.
 
-    What `cache_file` has of them is not judged again; for one that was refused it has just that.
+    What `cache_file` has of them is not judged again; for one that was refused it has just that. `stamp` as for
+    `load_kept`.
     """
     names = definition_names(root)
-    shelf = _Shelf(cache_file)
-    found = [loaded for name in names if (loaded := _neighbour(name, root, shelf)) is not None]
+    shelf = _Shelf(cache_file, stamp)
+    found = [loaded for name in names if (loaded := _neighbour(name, root, shelf, judge)) is not None]
     shelf.save(names)
     return found
 
 
-def _neighbour(name: str, root: Path, shelf: _Shelf) -> Loaded | None:
+def _neighbour(name: str, root: Path, shelf: _Shelf, judge: Judge) -> Loaded | None:
     file = root / f"{name}.toml"
     try:
         contents = read_definition(file, root)
@@ -81,8 +104,6 @@ def _neighbour(name: str, root: Path, shelf: _Shelf) -> Loaded | None:
     kept = _loaded_of(text, name, file, contents) if text is not None else None
     if kept is not None:
         return kept
-    from llamad.config.load import judge
-
     try:
         loaded = judge(name, file, root, contents)
     except LlamadError:
@@ -95,8 +116,9 @@ def _neighbour(name: str, root: Path, shelf: _Shelf) -> Loaded | None:
 class _Shelf:
     """The entries of one cache file: for each name a text, and the mark of all that it holds for."""
 
-    def __init__(self, file: Path | None) -> None:
-        self._file = file if _stamp() else None
+    def __init__(self, file: Path | None, stamp: str | None) -> None:
+        self._stamp = own_stamp() if stamp is None else stamp
+        self._file = file if self._stamp else None
         content = load_cache(self._file) if self._file else None
         self._entries: dict[str, Any] = content if isinstance(content, dict) else {}
         self._changed = False
@@ -104,13 +126,13 @@ class _Shelf:
     def find(self, name: str, contents: Mapping[Path, bytes]) -> str | None:
         """The text that was put for a definition of these contents."""
         match self._entries.get(name):
-            case [str(mark), str(text)] if mark == _mark(name, contents, text):
+            case [str(mark), str(text)] if mark == self._mark(name, contents, text):
                 return text
         return None
 
     def put(self, name: str, contents: Mapping[Path, bytes], text: str) -> None:
         """Have a text from now on."""
-        self._entries[name] = [_mark(name, contents, text), text]
+        self._entries[name] = [self._mark(name, contents, text), text]
         self._changed = True
 
     def save(self, names: Iterable[str]) -> None:
@@ -118,28 +140,21 @@ class _Shelf:
         if self._file and self._changed:
             store_cache(self._file, {name: self._entries[name] for name in names if name in self._entries})
 
-
-def _mark(name: str, contents: Mapping[Path, bytes], text: str) -> str:
-    """What an entry depends on: this llamad, the names and contents of the files, and the entry itself."""
-    parts = (_stamp(), name, digest_of(contents), text)
-    return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogateescape")).hexdigest()
-
-
-_stamps: list[str] = []
+    def _mark(self, name: str, contents: Mapping[Path, bytes], text: str) -> str:
+        """What an entry depends on: who judged, the names and contents of the files, and the entry itself."""
+        parts = (self._stamp, name, digest_of(contents), text)
+        return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def _stamp() -> str:
-    """What tells this llamad from others that may judge otherwise; empty where it cannot be told."""
-    if not _stamps:
-        _stamps.append(_make_stamp())
-    return _stamps[0]
+@cache
+def own_stamp(sources: Path = _SOURCES) -> str:
+    """What tells this llamad from others that may judge otherwise; empty where it cannot be told.
 
-
-def _make_stamp() -> str:
-    """The version, for packages; size and age of the judging sources, for who edits them."""
-    sources = [*_SOURCES.glob("*.py"), _SOURCES.with_name("units.py"), _SOURCES.with_name("errors.py")]
+    The version, for packages; size and age of the judging sources, for who edits them.
+    """
+    files = [*sources.glob("*.py"), sources.with_name("units.py"), sources.with_name("errors.py")]
     try:
-        seen = [(source.name, os.stat(source)) for source in sorted(sources)]
+        seen = [(file.name, os.stat(file)) for file in sorted(files)]
     except OSError:
         return ""
     return " ".join([__version__, *(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in seen)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llamad import store
-from llamad.config import kept, load
-from llamad.config.kept import load_all_kept, load_kept
-from llamad.config.load import load_all, load_definition
+from llamad import __version__
+from llamad.config.kept import load_all_kept, load_kept, own_stamp
+from llamad.config.load import judge, load_all, load_definition
+from llamad.config.loaded import Loaded
 from llamad.errors import ConfigError, LlamadError
+from llamad.store import LIMIT_BYTES, load_cache, store_cache
 
 MODEL = 'model = "/srv/models/phi-4.gguf"\n'
 FULL = MODEL + """\
@@ -56,26 +58,26 @@ def write(root: Path, **files: str) -> Path:
 
 
 class Judged:
-    """Counts how often a definition was judged."""
+    """Loads, and remembers what had to be judged for it."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.names: list[str] = []
-        real = load.judge
+    def __init__(self, stamp: str | None = None) -> None:
+        self._names: list[str] = []
+        self.stamp = stamp
 
-        def judge(name: str, *rest: Any) -> Any:
-            self.names.append(name)
-            return real(name, *rest)
+    def one(self, root: Path, cache: Path | None, name: str = "phi4") -> Loaded:
+        return load_kept(name, root, cache, judge=self._judge, stamp=self.stamp)
 
-        monkeypatch.setattr(load, "judge", judge)
+    def all(self, root: Path, cache: Path | None) -> list[Loaded]:
+        return load_all_kept(root, cache, judge=self._judge, stamp=self.stamp)
 
     def taken(self) -> list[str]:
-        names, self.names = self.names, []
+        """What was judged since the last time."""
+        names, self._names = self._names, []
         return names
 
-
-@pytest.fixture
-def judged(monkeypatch: pytest.MonkeyPatch) -> Judged:
-    return Judged(monkeypatch)
+    def _judge(self, name: str, file: Path, root: Path, contents: Mapping[Path, bytes]) -> Loaded:
+        self._names.append(name)
+        return judge(name, file, root, contents)
 
 
 def types_in(value: object) -> Any:
@@ -89,20 +91,21 @@ def types_in(value: object) -> Any:
     return type(value)
 
 
-def assert_same(root: Path, cache: Path) -> None:
-    cold = load_kept("phi4", root, cache)
-    assert cache.exists()
-    warm = load_kept("phi4", root, cache)
+def assert_same(root: Path, cache: Path) -> Loaded:
+    judged = Judged()
     direct = load_definition("phi4", root)
-    for loaded in (cold, warm):
+    for expected in (["phi4"], []):
+        loaded = judged.one(root, cache)
+        assert judged.taken() == expected
         assert loaded == direct
         assert list(loaded.origins) == list(direct.origins)
         assert list(loaded.definition.environment) == list(direct.definition.environment)
         assert types_in(loaded.definition) == types_in(direct.definition)
         assert types_in(loaded.host) == types_in(direct.host)
+    return loaded
 
 
-def test_a_kept_definition_is_the_judged_one(tmp_path: Path, judged: Judged) -> None:
+def test_a_kept_definition_is_the_judged_one(tmp_path: Path) -> None:
     root = write(
         tmp_path / "etc",
         llamad='[host]\nmodels = ["/a", "/b"]\nquery_s = 2\n[placement]\nparallel = 2\n[environment]\nGGML_C = "3"\n',
@@ -110,9 +113,7 @@ def test_a_kept_definition_is_the_judged_one(tmp_path: Path, judged: Judged) -> 
         phi4__10="[limits]\nwait_s = 7\n[environment]\nGGML_A = 'x'\n",
         phi4__20='aliases = ["other"]\n',
     )
-    assert_same(root, tmp_path / "kept.json")
-    assert judged.taken() == ["phi4", "phi4"]  # the first time, and for the comparison
-    warm = load_kept("phi4", root, tmp_path / "kept.json")
+    warm = assert_same(root, tmp_path / "kept.json")
     assert warm.where("limits", "wait_s").path.endswith("10.toml")
     assert warm.files[0] == root / "llamad.toml" and len(warm.files) == 4
 
@@ -175,47 +176,56 @@ def test_any_definition_is_kept_as_it_is(
 
 
 @pytest.mark.parametrize("name", ["llamad", "phi4", "phi4__10", "phi4__30"])
-def test_a_change_of_any_file_is_seen(tmp_path: Path, judged: Judged, name: str) -> None:
-    root = write(tmp_path / "etc", llamad="[limits]\nwait_s = 1\n", phi4=MODEL, phi4__10="[limits]\ndrain_s = 1\n")
-    cache = tmp_path / "kept.json"
-    load_kept("phi4", root, cache)
+def test_a_change_of_any_file_is_seen(tmp_path: Path, name: str) -> None:
+    root = write(tmp_path / "etc", llamad="[idle]\nkeep_alive = '1h'\n", phi4=MODEL, phi4__10="[limits]\n")
+    cache, judged = tmp_path / "kept.json", Judged()
+    judged.one(root, cache)
     write(root, **{name: ("" if name == "llamad" else MODEL) + "[limits]\nwait_s = 9\n"})
     judged.taken()
-    assert load_kept("phi4", root, cache) == load_definition("phi4", root)
-    assert judged.taken() == ["phi4", "phi4"]
-    assert load_kept("phi4", root, cache).definition.limits.wait_s == 9
+    assert judged.one(root, cache) == load_definition("phi4", root)
+    assert judged.taken() == ["phi4"]
+    assert judged.one(root, cache).definition.limits.wait_s == 9
     assert judged.taken() == []
 
 
-def test_another_llamad_judges_anew(tmp_path: Path, judged: Judged, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_llamad_judges_anew(tmp_path: Path) -> None:
     root, cache = write(tmp_path / "etc", phi4=MODEL), tmp_path / "kept.json"
-    load_kept("phi4", root, cache)
-    load_all_kept(root, cache)
-    judged.taken()
-    copies = tmp_path / "sources" / "config"
-    copies.mkdir(parents=True)
-    for name in ("config/schema.py", "units.py", "errors.py"):
-        (copies.parent / name).write_text("")
-    monkeypatch.setattr(kept, "_SOURCES", copies)
-    monkeypatch.setattr(kept, "_stamps", [])
-    load_kept("phi4", root, cache)
-    assert judged.taken() == ["phi4"]
-    load_kept("phi4", root, cache)
-    assert judged.taken() == []
-    os.utime(copies / "schema.py", ns=(0, 0))
-    kept._stamps.clear()
-    load_kept("phi4", root, cache)
-    assert judged.taken() == ["phi4"]
+    for stamp in ("one", "two", "one"):
+        judged = Judged(stamp)
+        judged.one(root, cache)
+        judged.all(root, cache)
+        assert judged.taken() == ["phi4"]
+        judged.one(root, cache)
+        assert judged.taken() == []
 
 
-def test_without_its_sources_nothing_is_kept(
-    tmp_path: Path, judged: Judged, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    root, cache = write(tmp_path / "etc", phi4=MODEL), tmp_path / "kept.json"
-    monkeypatch.setattr(kept, "_SOURCES", tmp_path / "nowhere" / "config")
-    monkeypatch.setattr(kept, "_stamps", [])
+def test_a_llamad_is_told_by_its_sources(tmp_path: Path) -> None:
+    def stamp() -> str:
+        return own_stamp.__wrapped__(sources)
+
+    sources = tmp_path / "config"
+    sources.mkdir()
+    assert stamp() == ""
+    for name in ("units.py", "errors.py", "config/schema.py"):
+        (tmp_path / name).write_text("1")
+    seen = {stamp()}
+    for name in ("units.py", "errors.py", "config/schema.py"):
+        os.utime(tmp_path / name, ns=(0, 0))
+        seen.add(stamp())
+        (tmp_path / name).write_text("22")
+        os.utime(tmp_path / name, ns=(0, 0))
+        seen.add(stamp())
+    (sources / "rules.py").touch()
+    seen.add(stamp())
+    assert len(seen) == 8
+    assert __version__ in own_stamp() and "schema.py" in own_stamp()
+
+
+def test_a_llamad_that_cannot_tell_itself_keeps_nothing(tmp_path: Path) -> None:
+    root, cache, judged = write(tmp_path / "etc", phi4=MODEL), tmp_path / "kept.json", Judged("")
     for _ in range(2):
-        assert load_kept("phi4", root, cache) == load_definition("phi4", root)
+        assert judged.one(root, cache) == load_definition("phi4", root)
+        assert judged.all(root, cache) == load_all(root)
     assert judged.taken() == ["phi4"] * 4
     assert not cache.exists()
 
@@ -223,37 +233,36 @@ def test_without_its_sources_nothing_is_kept(
 @pytest.mark.parametrize(
     "garbage", [b"", b"{", b"null", b"[1]", b'{"phi4": 1}', b'{"phi4": ["x", "null"]}', b"\xff" * 99, b"[" * 99_999]
 )
-def test_garbage_is_ignored_and_replaced(tmp_path: Path, judged: Judged, garbage: bytes) -> None:
-    root, cache = write(tmp_path / "etc", phi4=MODEL), tmp_path / "kept.json"
+def test_garbage_is_ignored_and_replaced(tmp_path: Path, garbage: bytes) -> None:
+    root, cache, judged = write(tmp_path / "etc", phi4=MODEL), tmp_path / "kept.json", Judged()
     cache.write_bytes(garbage)
-    assert load_kept("phi4", root, cache) == load_definition("phi4", root)
-    assert load_all_kept(root, cache) == load_all(root)
-    judged.taken()
-    load_kept("phi4", root, cache)
+    assert judged.one(root, cache) == load_definition("phi4", root)
+    assert judged.taken() == ["phi4"]
+    assert judged.all(root, cache) == load_all(root)
     assert judged.taken() == []
 
 
-def test_a_damaged_entry_is_ignored(tmp_path: Path, judged: Judged) -> None:
-    root, cache = write(tmp_path / "etc", phi4=FULL), tmp_path / "kept.json"
-    load_kept("phi4", root, cache)
+def test_a_damaged_entry_is_ignored(tmp_path: Path) -> None:
+    root, cache, judged = write(tmp_path / "etc", phi4=FULL), tmp_path / "kept.json", Judged()
+    judged.one(root, cache)
     text = cache.read_text()
     assert "8192" in text
     cache.write_text(text.replace("8192", "8193"))
-    assert load_kept("phi4", root, cache).definition.placement.context == 8192
+    assert judged.one(root, cache).definition.placement.context == 8192
     assert judged.taken() == ["phi4"] * 2
 
 
-def test_the_file_is_the_owners_alone_and_of_a_sane_size(
-    tmp_path: Path, judged: Judged, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_file_is_its_owners_alone(tmp_path: Path) -> None:
     root, cache = write(tmp_path / "etc", phi4=MODEL), tmp_path / "new" / "kept.json"
     load_kept("phi4", root, cache)
     assert cache.stat().st_mode & 0o777 == 0o600
     assert [path.name for path in cache.parent.iterdir()] == ["kept.json"]
-    cache.unlink()
-    monkeypatch.setattr(store, "LIMIT_BYTES", 100)
-    assert load_kept("phi4", root, cache).name == "phi4"
-    assert not cache.exists()
+
+
+def test_what_would_not_be_read_is_not_written(tmp_path: Path) -> None:
+    assert not store_cache(tmp_path / "kept.json", "x" * LIMIT_BYTES)
+    assert store_cache(tmp_path / "kept.json", "x" * (LIMIT_BYTES - 2))
+    assert load_cache(tmp_path / "kept.json") == "x" * (LIMIT_BYTES - 2)
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path) -> None:
@@ -264,45 +273,47 @@ def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["phi4", "gone", "Phi4", "llamad"])
-def test_refusals_are_the_same_and_never_kept(tmp_path: Path, judged: Judged, name: str) -> None:
+def test_refusals_are_the_same_and_never_kept(tmp_path: Path, name: str) -> None:
     root, cache = write(tmp_path / "etc", phi4="modl = 1\n[limits]\nwait_s = -1\n"), tmp_path / "kept.json"
+    judged = Judged()
     for _ in range(2):
         with pytest.raises(LlamadError) as direct:
             load_definition(name, root)
-        with pytest.raises(LlamadError) as kept_error:
-            load_kept(name, root, cache)
-        assert type(kept_error.value) is type(direct.value)
-        assert str(kept_error.value) == str(direct.value)
-        assert judged.taken() == (["phi4"] * 2 if name == "phi4" else [])
+        with pytest.raises(LlamadError) as refusal:
+            judged.one(root, cache, name)
+        assert type(refusal.value) is type(direct.value)
+        assert str(refusal.value) == str(direct.value)
+        assert judged.taken() == (["phi4"] if name == "phi4" else [])
     assert not cache.exists()
 
 
 def test_a_definition_that_became_wrong_is_refused(tmp_path: Path) -> None:
     root, cache = write(tmp_path / "etc", phi4=MODEL), tmp_path / "kept.json"
     load_kept("phi4", root, cache)
+    load_all_kept(root, cache)
     write(root, phi4="modl = 1\n")
-    with pytest.raises(ConfigError):
-        load_kept("phi4", root, cache)
+    assert load_all_kept(root, cache) == []
+    for _ in range(2):  # also from a file that has it as refused
+        with pytest.raises(ConfigError, match="did you mean model"):
+            load_kept("phi4", root, cache)
 
 
-def test_neighbours_are_kept_one_by_one(tmp_path: Path, judged: Judged) -> None:
+def test_neighbours_are_kept_one_by_one(tmp_path: Path) -> None:
     root = write(tmp_path / "etc", a=MODEL, b=FULL, c="wrong = 1\n", d=MODEL, b__1="[limits]\nwait_s = 3\n")
     (root / "e.toml").mkdir()
-    cache = tmp_path / "kept.json"
-    assert load_all_kept(root, cache) == load_all(root)
-    assert judged.taken() == ["a", "b", "c", "d"] * 2
-    assert load_all_kept(root, cache) == load_all(root)
-    assert judged.taken() == ["a", "b", "c", "d"]  # for the comparison alone
+    cache, judged = tmp_path / "kept.json", Judged()
+    assert judged.all(root, cache) == load_all(root)
+    assert judged.taken() == ["a", "b", "c", "d"]
+    assert judged.all(root, cache) == load_all(root)
+    assert judged.taken() == []
     write(root, b__1="[limits]\nwait_s = 4\n", c=MODEL)
     (root / "d.toml").unlink()
-    loaded = load_all_kept(root, cache)
+    assert judged.all(root, cache) == load_all(root)
     assert judged.taken() == ["b", "c"]
-    assert loaded == load_all(root)
-    assert [one.name for one in loaded] == ["a", "b", "c"]
     assert set(json.loads(cache.read_text())) == {"a", "b", "c"}
 
 
-def test_an_entry_is_of_one_name_and_folder(tmp_path: Path, judged: Judged) -> None:
+def test_an_entry_is_of_one_name_and_folder(tmp_path: Path) -> None:
     """The same content elsewhere has other places."""
     first, second = write(tmp_path / "1", phi4=MODEL, b=MODEL), write(tmp_path / "2", phi4=MODEL)
     cache = tmp_path / "kept.json"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from llamad.cli.unprivileged import drop_root
 from llamad.config.names import check_name
-from llamad.service.daemon import serve
+from llamad.service.start import serve
 
 if TYPE_CHECKING:
     import argparse

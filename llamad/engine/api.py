@@ -11,11 +11,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any
 
+from llamad.engine.build import Mode
 from llamad.errors import ChildError
-
-Mode = Literal["completion", "embedding", "rerank"]
 
 _HEAD_LIMIT_BYTES = 64 << 10
 _BODY_LIMIT_BYTES = 16 << 20
@@ -102,6 +101,17 @@ async def props(socket_path: str, deadline_s: float = 2.0) -> Props:
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise ApiError(
             "cannot read llama-server's /props", why=f"{type(error).__name__}: {error}"
+        ) from error
+
+
+async def busy_slots(socket_path: str, deadline_s: float = 2.0) -> int:
+    """How many slots work on a request. Raises ApiError."""
+    answer = await _json(socket_path, "GET", "/slots", None, deadline_s)
+    try:
+        return sum(bool(slot["is_processing"]) for slot in answer)
+    except (LookupError, TypeError) as error:
+        raise ApiError(
+            "cannot read llama-server's /slots", why=f"{type(error).__name__}: {error}"
         ) from error
 
 

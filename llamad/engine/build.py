@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from llamad.planning.plan import BuildGates
+
+Mode = Literal["completion", "embedding", "rerank"]
+"""What a server is for, and so what it is asked in the warm-up."""
 
 
 @dataclass(frozen=True)

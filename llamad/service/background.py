@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeVar
 
 from llamad.config.loaded import Loaded
-from llamad.engine.api import Mode
 from llamad.errors import BusyError
-from llamad.hardware.device import Device
-from llamad.hardware.nvml import Nvml
-from llamad.planning.plan import Plan
+from llamad.hardware.device import Device, Probe
 from llamad.service.checks import FactsReader
 from llamad.service.paths import Paths
-from llamad.service.planner import SOCKET_NAME, PlanMaker
+from llamad.service.planner import PlanMaker, make_launch, remove_stale
 from llamad.service.reporter import DaemonReporter
 from llamad.supervision.launch import Launch, needs_no_new_child
 
@@ -32,19 +27,28 @@ BYTES_BACK_POLL_S = 0.1
 class BackgroundPlanner:
     """Plans, replans, and waits for the memory of a child that ended."""
 
-    def __init__(self, paths: Paths, reporter: DaemonReporter, read: FactsReader) -> None:
+    def __init__(
+        self, paths: Paths, reporter: DaemonReporter, read: FactsReader, nvml: Probe, first: Launch | None
+    ) -> None:
+        """`first` was planned a moment ago, for the first start. `nvml` is kept open: opening a GPU that nobody
+        uses can take seconds.
+        """
         self._paths = paths
         self._reporter = reporter
         self._read = read
-        self._nvml = Nvml()  # kept open: opening a GPU that nobody uses can take seconds
+        self._nvml = nvml
+        self._first = first
 
     async def plan(self, loaded: Loaded, previous: Launch | None) -> Launch:
+        first, self._first = self._first, None
+        if first is not None and first.loaded == loaded:
+            return first
         what = f"planning {loaded.definition.model}"
         again = previous is not None and needs_no_new_child(previous.loaded, loaded)
         if again and previous and await _off_the_loop(self._is_back, loaded, previous, what=what):
             return replace(previous, loaded=loaded)
-        launch, plan = await _off_the_loop(self._make, loaded, previous, what=what)
-        self._reporter.planned(plan)
+        launch = await _off_the_loop(self._make, loaded, previous, what=what)
+        self._reporter.planned(launch.plan)
         return launch
 
     async def check(self, loaded: Loaded, running: Launch) -> None:
@@ -57,33 +61,18 @@ class BackgroundPlanner:
 
     def _is_back(self, loaded: Loaded, previous: Launch) -> bool:
         """Whether the memory of the child that just ended can be had again, so that its plan still holds."""
-        _remove_stale(previous.socket_path)
+        remove_stale(previous.socket_path)
         wanted = {d.name: d.parts.total_bytes - d.parts.margin_bytes for d in previous.plan.devices}
         return self._wait_for(self._maker(loaded), wanted)
 
-    def _make(self, loaded: Loaded, previous: Launch | None) -> tuple[Launch, Plan]:
+    def _make(self, loaded: Loaded, previous: Launch | None) -> Launch:
         maker = self._maker(loaded)
         if previous is not None and not needs_no_new_child(previous.loaded, loaded):
-            _remove_stale(previous.socket_path)
+            remove_stale(previous.socket_path)
             self._wait_for(
                 maker, {d.name: d.free_bytes - d.parts.margin_bytes for d in previous.plan.devices}
             )
-        made = maker.make()
-        assert made.caps is not None
-        socket_path = str(self._paths.engine / SOCKET_NAME)
-        _remove_stale(socket_path)
-        launch = Launch(
-            loaded=loaded,
-            plan=made.plan,
-            argv=(made.caps.path, *made.args),
-            env=maker.environment(made.plan),
-            socket_path=socket_path,
-            vocabulary_tokens=made.facts.n_vocab,
-            mode=_mode(loaded),
-            engine=made.caps.version,
-            file_bytes=made.facts.file_bytes,
-        )
-        return launch, made.plan
+        return make_launch(maker, loaded)
 
     def _check(self, loaded: Loaded, running: Launch) -> None:
         """As if the running child were gone: its devices as they were free when it was planned."""
@@ -116,14 +105,3 @@ async def _off_the_loop(work: Callable[..., T], *args: object, what: str) -> T:
             f"{what} takes longer than {PLAN_S:g} s", why="the file system or the driver does not answer",
             fix="check the mount of the model file and the GPU driver",
         ) from None  # fmt: skip
-
-
-def _remove_stale(socket_path: str) -> None:
-    """llama-server leaves its socket behind and does not start over one."""
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(socket_path)
-
-
-def _mode(loaded: Loaded) -> Mode:
-    server = loaded.definition.server
-    return "embedding" if server.embeddings else "rerank" if server.reranking else "completion"

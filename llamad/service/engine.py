@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from llamad.engine import api
 from llamad.supervision.launch import Launch
+
+SETTLE_POLL_S = 0.02
 
 
 class ServerEngine:
@@ -11,6 +15,15 @@ class ServerEngine:
 
     async def healthy(self, socket_path: str) -> bool:
         return await api.health(socket_path) is api.Health.READY
+
+    async def settle(self, socket_path: str, deadline_s: float) -> None:
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + deadline_s
+        try:
+            while await api.busy_slots(socket_path, deadline_s) and loop.time() < until_s:  # noqa: ASYNC110
+                await asyncio.sleep(SETTLE_POLL_S)
+        except api.ApiError:
+            return  # it cannot tell any more: the ladder's deadlines hold
 
     async def warm_up(self, launch: Launch, deadline_s: float) -> float:
         result = await api.warm_up(

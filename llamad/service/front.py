@@ -6,12 +6,10 @@ import asyncio
 import socket
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from llamad.clock import SystemClock
 from llamad.config.listen import parse_listen
 from llamad.config.loaded import Loaded
-from llamad.errors import AccessError, ConfigError
 from llamad.front.keys import KeySet
 from llamad.front.relay import Front
 from llamad.front.settings import FrontSettings, ModelDescription, RequestRecord
@@ -121,29 +119,3 @@ def settings_of(loaded: Loaded) -> FrontSettings:
         allowed_hosts=definition.allowed_hosts,
         check_host=listen.kind == "tcp" and listen.is_local,
     )
-
-
-def read_keys(loaded: Loaded, credential: Path | None) -> KeySet:
-    """The API keys of the credential and of `api_keys_file` together. Raises AccessError, ConfigError."""
-    texts = []
-    written = loaded.definition.api_keys_file
-    for path in (credential, Path(written) if written else None):
-        if path is None:
-            continue
-        try:
-            texts.append(path.read_text(encoding="utf-8"))
-        except UnicodeDecodeError:
-            where = loaded.origins.get(("api_keys_file",))
-            raise ConfigError(
-                f"api_keys_file: {path} is no text", where=where, fix="one key a line"
-            ) from None
-        except OSError as error:
-            fix = f"let _llamad read it: chown _llamad {path}; chmod 0600 {path}"
-            raise AccessError(
-                f"cannot read the API keys in {path}", why=error.strerror or "", fix=fix
-            ) from error
-    keys = KeySet.from_text("\n".join(texts), written or str(credential))
-    if written and not keys:
-        where = loaded.origins.get(("api_keys_file",))
-        raise ConfigError(f"api_keys_file: {written} has no key in it", where=where, fix="one key a line")
-    return keys

@@ -6,12 +6,14 @@ that `llamad plan` is quick; `background` is the daemon's way to use it.
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from llamad.config.loaded import Loaded
-from llamad.engine.build import Capabilities
+from llamad.engine.build import Capabilities, Mode
 from llamad.engine.capabilities import read_capabilities
 from llamad.engine.devices import DeviceFinder
 from llamad.engine.dry_run import AskError, BreakdownCache, ask_breakdown
@@ -28,6 +30,7 @@ from llamad.planning.confirm import Asked, Refit, confirmed
 from llamad.planning.plan import BuildGates, Plan
 from llamad.planning.solve import plan as solve
 from llamad.service.checks import FactsReader, located_facts
+from llamad.supervision.launch import Launch
 
 SOCKET_NAME = "llama.sock"
 ASK_SOCKET_NAME = "ask.sock"
@@ -61,7 +64,7 @@ class PlanMaker:
         self._read = read or FactsReader()
         self._nvml = nvml or Nvml()
         self._hints: tuple[str, ...] = ()
-        self._engine = engine
+        self.engine = engine
         self._cache = cache
         self.env = child_environment(loaded.definition.environment, cache)
 
@@ -145,7 +148,7 @@ class PlanMaker:
 
     def _ask(self, plan: Plan, facts: ModelFacts, caps: Capabilities) -> Asked | None:
         """llama-server's breakdown for this plan; None where it cannot tell (the computed bytes stand)."""
-        socket_path = self._engine / ASK_SOCKET_NAME
+        socket_path = self.engine / ASK_SOCKET_NAME
         args = dry_run_args(
             plan, self._loaded.definition, caps, socket_path=str(socket_path), written=self._loaded.written
         )
@@ -162,8 +165,38 @@ class PlanMaker:
 
     def _args(self, plan: Plan, caps: Capabilities) -> list[str]:
         names = (self._loaded.name,)
-        socket_path = str(self._engine / SOCKET_NAME)
+        socket_path = str(self.engine / SOCKET_NAME)
         return server_args(
             plan, self._loaded.definition, caps,
             socket_path=socket_path, alias_names=names, written=self._loaded.written,
         )  # fmt: skip
+
+
+def make_launch(maker: PlanMaker, loaded: Loaded) -> Launch:
+    """Plan, and put together the command that carries the plan out. Blocking. Raises LlamadError."""
+    made = maker.make()
+    assert made.caps is not None
+    socket_path = str(maker.engine / SOCKET_NAME)
+    remove_stale(socket_path)
+    return Launch(
+        loaded=loaded,
+        plan=made.plan,
+        argv=(made.caps.path, *made.args),
+        env=maker.environment(made.plan),
+        socket_path=socket_path,
+        vocabulary_tokens=made.facts.n_vocab,
+        mode=_mode(loaded),
+        engine=made.caps.version,
+        file_bytes=made.facts.file_bytes,
+    )
+
+
+def remove_stale(socket_path: str) -> None:
+    """llama-server leaves its socket behind and does not start over one."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(socket_path)
+
+
+def _mode(loaded: Loaded) -> Mode:
+    server = loaded.definition.server
+    return "embedding" if server.embeddings else "rerank" if server.reranking else "completion"

@@ -9,23 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import os
 import signal
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
-from llamad.errors import ChildError
+from llamad.supervision.process import Started, spawn_error, start
 
-PIPE_BYTES = 1 << 20
 READ_BYTES = 64 << 10
 PIPES_CLOSE_S = 1.0
-
-# setpriv makes the kernel kill the child when we die; the shell closes the gap before that was set (our
-# death then shows as another parent), and makes the child, not us, the first choice of the kernel's
-# out-of-memory killer.
-_WRAPPER = 'test "$PPID" = "$0" || exit 125; echo 300 2>/dev/null >/proc/self/oom_score_adj; exec "$@"'
 
 
 class Child(Protocol):
@@ -67,37 +60,24 @@ class Spawner(Protocol):
 
 
 class ProcessSpawner:
-    """The real one."""
+    """The real one. `early` is a process that was started before there was a loop, for the first spawn."""
+
+    def __init__(self, early: Started | None = None) -> None:
+        self._early = early
 
     async def spawn(
         self, argv: Sequence[str], env: Mapping[str, str], on_bytes: Callable[[int, bytes], None]
     ) -> Child:
-        wrapped = ["setpriv", "--pdeathsig", "KILL", "--", "sh", "-c", _WRAPPER, str(os.getpid()), *argv]
+        started, self._early = self._early, None
+        if started is not None and not started.is_of(argv, env):
+            started.abandon()
+            started = None
+        started = started or start(argv, env)
         try:
-            process = subprocess.Popen(  # noqa: ASYNC220 - returns after exec, a millisecond or two
-                wrapped,
-                env=dict(env),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                process_group=0,
-                close_fds=True,
-                cwd="/",
-            )
+            return ProcessChild(started.process, on_bytes)
         except OSError as error:
-            raise _spawn_error(error) from error
-        try:
-            return ProcessChild(process, on_bytes)
-        except OSError as error:
-            process.kill()
-            process.wait()
-            raise _spawn_error(error) from error
-
-
-def _spawn_error(error: OSError) -> ChildError:
-    return ChildError(
-        "llama-server cannot be started", why=str(error), fix="check the limits on processes and open files"
-    )
+            started.abandon()
+            raise spawn_error(error) from error
 
 
 class ProcessChild:
@@ -144,8 +124,6 @@ class ProcessChild:
 
     def _watch_pipe(self, stream: int, fd: int) -> None:
         os.set_blocking(fd, False)
-        with contextlib.suppress(OSError):  # over the user limit: a smaller pipe works, with less slack
-            fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         self._open_pipes[stream] = fd
         self._loop.add_reader(fd, self._read, stream, fd)
 

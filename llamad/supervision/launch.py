@@ -8,7 +8,7 @@ from typing import Protocol
 
 from llamad.config.definition import Definition
 from llamad.config.loaded import Loaded
-from llamad.engine.api import Mode
+from llamad.engine.build import Mode
 from llamad.planning.plan import Plan
 
 
@@ -61,6 +61,10 @@ class Engine(Protocol):
 
     async def healthy(self, socket_path: str) -> bool:
         """Whether /health says 200 now; False for anything else, never an error."""
+        ...
+
+    async def settle(self, socket_path: str, deadline_s: float) -> None:
+        """Return when no slot works any more, or after the deadline: a TERM in the middle of work may hang."""
         ...
 
     async def warm_up(self, launch: Launch, deadline_s: float) -> float:

@@ -23,7 +23,9 @@ from llamad.supervision.intake import Intake
 from llamad.supervision.launch import Launch, Seams, needs_no_new_child, tail
 from llamad.supervision.loading import NotUsable, watch_load
 from llamad.supervision.machine import Effect, Event, State, step
-from llamad.supervision.words import device_names, ready_text
+from llamad.supervision.words import device_names, event_of, ready_text
+
+SETTLE_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -334,6 +336,8 @@ class Supervisor:
 
     async def _climb_down(self, child: Child) -> None:
         await self._seams.front.close_upstreams()
+        if self.launch:
+            await self._seams.engine.settle(self.launch.socket_path, SETTLE_S)
         if not await stop_ladder(child, self.loaded.definition.limits.stop_s):
             self._post(_Message(Event.UNKILLABLE))
 
@@ -385,14 +389,3 @@ class Supervisor:
 
 def _exit_words(returncode: int) -> str:
     return f"status {returncode}" if returncode >= 0 else f"signal {-returncode}"
-
-
-def event_of(code: ExitCode) -> str:
-    """The catalog's event for a final failure with this exit code."""
-    by_code = {
-        ExitCode.NO_DEVICE: "no-device",
-        ExitCode.CONFIG: "config-refused",
-        ExitCode.BAD_MODEL: "model-file",
-        ExitCode.NO_MODEL_FILE: "model-file",
-    }
-    return by_code.get(code, "gave-up")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from llamad.errors import ExitCode
 from llamad.planning.plan import Plan
 from llamad.units import GIB
 
@@ -27,3 +28,14 @@ def ready_text(plan: Plan) -> str:
 
 def _gib(size_bytes: int) -> str:
     return f"{size_bytes / GIB:.1f}" if size_bytes >= GIB else f"{size_bytes / GIB:.2f}"
+
+
+def event_of(code: ExitCode) -> str:
+    """The catalog's event for a final failure with this exit code."""
+    by_code = {
+        ExitCode.NO_DEVICE: "no-device",
+        ExitCode.CONFIG: "config-refused",
+        ExitCode.BAD_MODEL: "model-file",
+        ExitCode.NO_MODEL_FILE: "model-file",
+    }
+    return by_code.get(code, "gave-up")

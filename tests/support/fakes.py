@@ -99,6 +99,9 @@ class FakeEngine:
 
         return await health(socket_path) is Health.READY
 
+    async def settle(self, socket_path: str, deadline_s: float) -> None:
+        return
+
     async def warm_up(self, launch: Launch, deadline_s: float) -> float:
         self.warm_ups += 1
         if self.fail:

@@ -12,6 +12,7 @@ NOT_FOR_A_START = {
     "pydantic", "annotated_types", "tomllib", "tomli_w", "argparse", "watchdog", "psutil", "difflib", "shutil",
     "llamad.config.schema", "llamad.config.load", "llamad.config.text", "llamad.cli.grammar",
 }  # fmt: skip
+NOT_BEFORE_THE_SERVER_RUNS = {"asyncio", "logging", "ssl", "llamad.service.daemon", "llamad.front.client"}
 START = """
 import json, sys
 from pathlib import Path
@@ -20,7 +21,9 @@ from llamad.config.kept import load_all_kept, load_kept
 root, cache = map(Path, sys.argv[1:])
 loaded = load_kept("tiny", root, cache / "definition.json")
 others = load_all_kept(root, cache / "neighbours.json")
-print(json.dumps([loaded.digest, [other.name for other in others], sorted(sys.modules)]))
+before = sorted(sys.modules)
+import llamad.service.daemon
+print(json.dumps([loaded.digest, [other.name for other in others], before, sorted(sys.modules)]))
 """
 SERVE = """
 import json, sys
@@ -30,11 +33,11 @@ print(json.dumps([code, sorted(sys.modules)]))
 """
 
 
-def start(root: Path, cache: Path) -> tuple[str, list[str], set[str]]:
+def start(root: Path, cache: Path) -> tuple[str, list[str], set[str], set[str]]:
     words = [sys.executable, "-c", START, str(root), str(cache)]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
-    digest, names, modules = json.loads(done.stdout)
-    return digest, names, set(modules)
+    digest, names, before, modules = json.loads(done.stdout)
+    return digest, names, set(before), set(modules)
 
 
 def test_a_start_loads_nothing_that_parses_or_judges(tmp_path: Path) -> None:
@@ -42,13 +45,14 @@ def test_a_start_loads_nothing_that_parses_or_judges(tmp_path: Path) -> None:
     (tmp_path / "tiny.toml").write_text('model = "/m/tiny.gguf"\n[placement]\ncontext = 4096\n')
     (tmp_path / "other.toml").write_text('model = "/m/other.gguf"\n')
     (tmp_path / "broken.toml").write_text("modle = 1\n")
-    cold_digest, cold_names, cold_modules = start(tmp_path, tmp_path / "cache")
+    cold_digest, cold_names, _, cold_modules = start(tmp_path, tmp_path / "cache")
     assert "pydantic" in cold_modules  # or the test would say nothing
-    digest, names, modules = start(tmp_path, tmp_path / "cache")
+    digest, names, before, modules = start(tmp_path, tmp_path / "cache")
     assert (digest, names) == (cold_digest, cold_names)
     assert names == ["other", "tiny"]
-    assert "llamad.service.daemon" in modules
+    assert {"llamad.service.start", "llamad.service.daemon"} <= modules
     assert modules & NOT_FOR_A_START == set()
+    assert before & NOT_BEFORE_THE_SERVER_RUNS == set()
 
 
 def serve(*words: str) -> tuple[int, set[str], str]:

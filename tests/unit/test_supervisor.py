@@ -111,7 +111,7 @@ def test_a_killed_child_is_replaced_and_requests_are_held_meanwhile(tmp_path: Pa
 
 def test_a_crash_loop_ends_with_the_last_lines(tmp_path: Path) -> None:
     lines = [f"E line {n}" for n in range(40)]
-    rig = Rig(tmp_path, {"lines": lines, "exit": 3}, factor=500.0, restarts=3)
+    rig = Rig(tmp_path, {"lines": lines, "exit": 3}, factor=500.0, restarts=3, start_stall_s=100_000.0)
     assert play(rig) is ExitCode.CRASH_LOOP
     assert rig.planner.plans == 4
     name, message, _ = rig.reporter.events[-1]

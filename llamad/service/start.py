@@ -1,0 +1,155 @@
+"""`llamad serve NAME` until its llama-server runs: no event loop yet, and nothing imported that is not needed.
+
+While llama-server loads, the rest of llamad is imported. What fails here ends as a record, a status line and
+an exit code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from llamad.config.kept import load_kept
+from llamad.config.listen import parse_listen
+from llamad.config.loaded import Loaded
+from llamad.errors import BusyError, LlamadError
+from llamad.front.keys import KeySet
+from llamad.hardware.nvml import Nvml
+from llamad.ledger import NameLock
+from llamad.service.checks import FactsReader, require_usable
+from llamad.service.journal import Journal, make_journal
+from llamad.service.keys import read_keys
+from llamad.service.notify import Notifier, make_notifier
+from llamad.service.paths import Paths
+from llamad.service.planner import PlanMaker, make_launch
+from llamad.service.reporter import DaemonReporter
+from llamad.service.sockets import Listening, listen_on, stored_sockets
+from llamad.service.status import StatusFile
+from llamad.supervision.launch import Launch
+from llamad.supervision.process import Started
+from llamad.supervision.process import start as start_process
+from llamad.supervision.words import event_of
+
+UNDER_SYSTEMD = "INVOCATION_ID"
+
+
+@dataclass
+class Start:
+    """What a served model needs, in the order in which it is had."""
+
+    name: str
+    config_root: Path
+    environ: dict[str, str]
+    journal: Journal
+    notifier: Notifier
+    paths: Paths
+
+    def __post_init__(self) -> None:
+        self.read = FactsReader()
+        self.nvml = Nvml()
+        self.status = StatusFile(self.paths.runtime, self.name)
+        self.reporter = DaemonReporter(self.name, self.journal, self.notifier, self.status)
+        self._lock = NameLock(self.paths.ledger, self.name)
+
+    def take_name(self) -> None:
+        """Make sure that nobody else serves the model. Raises BusyError."""
+        holder = self._lock.take()
+        if holder:
+            what = f"{self.name} is served already"
+            raise BusyError(what, why=f"by process {holder}", fix="stop that one first")
+
+    def load(self) -> Loaded:
+        """The definition as it is on disk now, read and checked. Blocking. Raises LlamadError."""
+        loaded = load_kept(self.name, self.config_root, self.paths.cache / "definition.json")
+        credential = self.paths.credential(self.name) is not None
+        sandboxed = UNDER_SYSTEMD in self.environ
+        require_usable(
+            loaded,
+            self.read,
+            self.config_root,
+            credential_present=credential,
+            sandboxed=sandboxed,
+            neighbours_file=self.paths.cache / "neighbours.json",
+        )
+        return loaded
+
+    @cached_property
+    def loaded(self) -> Loaded:
+        """The definition that this start is for."""
+        return self.load()
+
+    @cached_property
+    def keys(self) -> KeySet:
+        """Its API keys."""
+        return read_keys(self.loaded, self.paths.credential(self.name))
+
+    @cached_property
+    def listening(self) -> Listening:
+        """Its sockets: systemd's stored ones, or new ones."""
+        definition = self.loaded.definition
+        listen = parse_listen(definition.listen or "127.0.0.1:8080")
+        mode = int(definition.listen_mode, 8)
+        stored = stored_sockets(self.environ)
+        return listen_on(listen, mode, stored, self.notifier, self.paths.runtime, self.paths.public_sockets)
+
+    @cached_property
+    def first(self) -> Launch:
+        """The first plan, as a command."""
+        maker = PlanMaker(
+            self.loaded, engine=self.paths.engine, cache=self.paths.cache, read=self.read, nvml=self.nvml
+        )
+        launch = make_launch(maker, self.loaded)
+        self.reporter.planned(launch.plan)
+        return launch
+
+    @cached_property
+    def process(self) -> Started:
+        """The first llama-server, loading."""
+        return start_process(self.first.argv, self.first.env)
+
+    def finish(self) -> None:
+        """Take back what others can see. Outside systemd no runtime directory goes away by itself."""
+        self.status.remove()
+        if UNDER_SYSTEMD not in self.environ and "listening" in self.__dict__:
+            for path in (self.listening.unix_path, self.paths.runtime / "api.sock"):
+                if path is not None:
+                    with contextlib.suppress(OSError):
+                        path.unlink()
+        self._lock.release()
+
+
+def serve(name: str, config_root: Path, environ: dict[str, str]) -> int:
+    """Run the daemon; every expected failure becomes a record, a status line and an exit code."""
+    os.umask(0o077)
+    # Until the loop answers it: a reload asked for too early must not end the service.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    journal, notifier = make_journal(environ), make_notifier(environ)
+    start: Start | None = None
+    try:
+        paths = Paths.of(name, environ)
+        paths.make(under_systemd=UNDER_SYSTEMD in environ)
+        start = Start(name, config_root, environ, journal, notifier, paths)
+        start.take_name()
+        _ = start.loaded, start.keys, start.listening, start.first, start.process
+        from llamad.service.daemon import run  # while llama-server loads
+
+        return run(start)
+    except LlamadError as error:
+        report_refusal(name, error, journal, notifier)
+        return int(error.exit_code)
+    finally:
+        if start is not None:
+            start.finish()
+
+
+def report_refusal(name: str, error: LlamadError, journal: Journal, notifier: Notifier) -> None:
+    """Say in the journal and in STATUS why the service does not start."""
+    reporter = DaemonReporter(name, journal, notifier, StatusFile(Path("/nonexistent"), name))
+    reporter.event(
+        event_of(error.exit_code), f"Cannot start {name}: {error}", CAUSE=str(error), FIX=error.fix or "-"
+    )
+    notifier.send(STATUS=f"cannot start: {error}")

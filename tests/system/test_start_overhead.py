@@ -1,0 +1,16 @@
+"""The published figure of the start: printed with its spread, and held against its bar."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from tests.system.conftest import Bed, run
+
+BENCH = Path(__file__).parents[2] / "bench" / "start_overhead"
+
+
+def test_the_unit_is_ready_soon_after_a_bare_server_would_have_answered(bed: Bed) -> None:
+    done = run(sys.executable, str(BENCH), "--runs", "10", check=False, timeout=300)
+    print(done.stdout, end="")
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -144,7 +144,8 @@ def _make_reader(table: type[Table]) -> type[_Reader]:
         elif field.default_factory is not MISSING:
             declared[field.name] = (annotation, Field(default_factory=field.default_factory))
         else:
-            declared[field.name] = (annotation, ... if field.default is MISSING else field.default)
+            default = Field() if field.default is MISSING else field.default
+            declared[field.name] = (annotation, default)
     reader = create_model(table.__name__, __base__=_Reader, **declared)
     reader.makes = table
     return reader

@@ -6,6 +6,7 @@ Errors are raised with plain facts and turned into text and an exit code at one 
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -99,6 +100,18 @@ class AccessError(LlamadError):
     """Permission denied, by file modes or by the unit's sandbox."""
 
     exit_code = ExitCode.NO_PERMISSION
+
+
+_SHORT = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
+
+
+def os_error(what: str, error: OSError, fix: str) -> AccessError | BusyError:
+    """What the kernel refused: BusyError where only room is short (a full disk is emptied some day, and the
+    unit must then start by itself), AccessError with `fix` otherwise.
+    """
+    if error.errno in _SHORT:
+        return BusyError(what, why=error.strerror or "", fix="make room: `df -h; df -i`, `ulimit -n`")
+    return AccessError(what, why=error.strerror or str(error), fix=fix)
 
 
 class ConfigError(LlamadError):

@@ -7,7 +7,7 @@ import fcntl
 import os
 from pathlib import Path
 
-from llamad.errors import AccessError
+from llamad.errors import os_error
 
 
 class NameLock:
@@ -18,13 +18,11 @@ class NameLock:
         self._fd = -1
 
     def take(self) -> str:
-        """Take the lock; "" when it is ours, else the holder's process id in words. Raises AccessError."""
+        """Take the lock; "" when it is ours, else the holder's process id in words. Raises AccessError, BusyError."""
         try:
             self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except OSError as error:
-            raise AccessError(
-                f"cannot open {self._path}", why=str(error), fix="check /run/llamad/ledger"
-            ) from error
+            raise os_error(f"cannot open {self._path}", error, "check /run/llamad/ledger") from error
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -35,6 +33,11 @@ class NameLock:
         with contextlib.suppress(OSError):  # the number is for people; the lock holds without it
             os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
         return ""
+
+    @property
+    def held(self) -> bool:
+        """Whether the lock is ours."""
+        return self._fd >= 0
 
     def release(self) -> None:
         """Let go; the file stays, so that no two processes lock different files of one name."""

@@ -38,7 +38,8 @@ class Service:
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(self._on_loop_error)
         self.name, self.reporter = start.name, start.reporter
-        self.front = RelayFront(start.loaded, start.keys)
+        self.keys = start.keys
+        self.front = RelayFront(start.loaded, self.keys)
         planner = BackgroundPlanner(start.paths, self.reporter, start.read, start.nvml, start.first)
         seams = Seams(planner, ServerEngine(), self.front, self.reporter)
         self.supervisor = Supervisor(start.loaded, seams, ProcessSpawner(start.process), SystemClock())
@@ -80,6 +81,7 @@ class Service:
             self._reload_again = True
             return
         self._reload_task = asyncio.create_task(self._reload())
+        self._reload_task.add_done_callback(_raise_bug)
 
     async def _reload(self) -> None:
         self._reload_again = True
@@ -95,10 +97,13 @@ class Service:
         try:
             loaded = await asyncio.wait_for(asyncio.to_thread(self.start.load), CONFIG_READ_S)
             self._refuse_moves(running, loaded)
-            self.front.apply(loaded, read_keys(loaded, self.start.paths.credential(self.name)))
+            keys = read_keys(loaded, self.start.paths.credential(self.name))
+            self.front.apply(loaded, keys)
             await self.supervisor.reload(loaded)
+            self.keys = keys
         except LlamadError as error:
-            self.front.apply(running, read_keys(running, self.start.paths.credential(self.name)))
+            # With the keys that were in force: their file may be what is wrong now.
+            self.front.apply(running, self.keys)
             self.reporter.event(
                 "reload-refused", f"Reload refused, nothing changed: {error}", CAUSE=str(error)
             )
@@ -135,6 +140,12 @@ class Service:
         self.start.journal.record(f"Internal error: {context['message']}\n{trace}", "crit", "llamad")
         if error is not None:
             loop.stop()
+
+
+def _raise_bug(task: asyncio.Task[None]) -> None:
+    """Hand what a task did not expect to the loop's exception handler now, not when the task is forgotten."""
+    if not task.cancelled() and (error := task.exception()):
+        raise error
 
 
 def run(start: Start) -> int:

@@ -14,6 +14,8 @@ from typing import Protocol, TextIO
 
 JOURNAL_SOCKET = "/run/systemd/journal/socket"
 MESSAGE_LIMIT = 32_000
+FIELD_LIMIT = 8_000
+"""Characters. A datagram that the socket's buffer (208 KiB) cannot hold is lost as a whole."""
 
 PRIORITIES = {"crit": 2, "err": 3, "warning": 4, "notice": 5, "info": 6, "debug": 7}
 
@@ -54,7 +56,7 @@ class NativeJournal:
                 "MESSAGE": message[:MESSAGE_LIMIT].replace("\0", "?"),
                 "PRIORITY": str(PRIORITIES[priority]),
                 "SYSLOG_IDENTIFIER": identifier,
-                **fields,
+                **{key: value[:FIELD_LIMIT] for key, value in fields.items()},
             }
         )
         try:

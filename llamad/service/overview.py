@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeGuard
 
 from llamad.service.status import RUNTIME_ROOT, read_status
 
@@ -34,17 +35,27 @@ def overview(names: list[str], root: Path = RUNTIME_ROOT) -> list[Overview]:
 def _one(name: str, status: dict[str, object] | None, unit: dict[str, str]) -> Overview:
     enabled = unit.get("UnitFileState", "") == "enabled"
     if status is not None and _runs(status.get("pid")):
-        state, text = str(status.get("state", "unknown")), str(status.get("text", ""))
+        state, text = printable(status.get("state", "unknown")), printable(status.get("text", ""))
         since = status.get("since")
         content = {**status, "enabled": enabled}
-        return Overview(name, state, text, since if isinstance(since, int) else 0, content)
+        return Overview(name, state, text, since if is_number(since) else 0, content)
     state = _state_of_unit(unit)
     text = unit.get("StatusText", "") if state != "stopped" else ""
     return Overview(name, state, text, 0, {"name": name, "state": state, "text": text, "enabled": enabled})
 
 
 def _runs(pid: object) -> bool:
-    return isinstance(pid, int) and os.path.isdir(f"/proc/{pid}")
+    return is_number(pid) and os.path.isdir(f"/proc/{pid}")
+
+
+def is_number(value: object) -> TypeGuard[int]:
+    """Whether a value of a status file is a process id or a time; a file of another user can hold anything."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 40
+
+
+def printable(value: object) -> str:
+    """As text for a terminal: what is no letter for it (escapes, line ends, half characters) becomes `?`."""
+    return "".join(c if c.isprintable() else "?" for c in str(value))
 
 
 def _state_of_unit(unit: dict[str, str]) -> str:

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from llamad.errors import AccessError
+from llamad.errors import os_error
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Paths:
         return path if path is not None and path.exists() else None
 
     def make(self, *, under_systemd: bool) -> None:
-        """Make what is missing. Raises AccessError."""
+        """Make what is missing. Raises AccessError, BusyError."""
         folders = [(self.engine, 0o700)]
         if not under_systemd:
             folders = [(self.runtime, 0o711), *folders, (self.state, 0o700), (self.cache, 0o700)]
@@ -64,7 +64,7 @@ class Paths:
                     folder.chmod(mode)  # the umask is 0077
             except OSError as error:
                 fix = "run it as the unit does, or install the package's tmpfiles"
-                raise AccessError(f"cannot make {folder}", why=str(error), fix=fix) from error
+                raise os_error(f"cannot make {folder}", error, fix) from error
 
 
 def _directory(environ: dict[str, str], key: str, system: Path, user: Path, name: str) -> Path:

@@ -7,6 +7,7 @@ so that a restart refuses nobody.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import stat
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llamad.config.listen import Listen
-from llamad.errors import AccessError, BusyError, ConfigError
+from llamad.errors import AccessError, BusyError, ConfigError, os_error
 from llamad.service.notify import Notifier
 
 BACKLOG = 4096
@@ -119,11 +120,12 @@ def _bind_unix(path: Path, mode: int) -> socket.socket:
 
 
 def _bind_error(address: str, error: OSError) -> BusyError | AccessError | ConfigError:
-    if isinstance(error, PermissionError):
-        return AccessError(f"cannot listen on {address}", why=str(error), fix="choose a port from 1024 up")
-    if error.errno == 98:  # EADDRINUSE
+    if error.errno == errno.EADDRINUSE:
         fix = "see who with `ss -ltnp`, or choose another `listen`"
         return BusyError(f"cannot listen on {address}", why="another process does", fix=fix)
+    refused = os_error(f"cannot listen on {address}", error, "choose a port from 1024 up")
+    if isinstance(error, PermissionError) or isinstance(refused, BusyError):
+        return refused
     return ConfigError(f"cannot listen on {address}", why=str(error), fix="correct `listen`")
 
 
@@ -136,5 +138,5 @@ def _show(target: Path, name: Path) -> Path:
         temporary.symlink_to(os.path.relpath(target, name.parent))
         temporary.replace(name)
     except OSError as error:
-        raise AccessError(f"cannot make {name}", why=str(error), fix="check /run/llamad/api") from error
+        raise os_error(f"cannot make {name}", error, "check /run/llamad/api") from error
     return name

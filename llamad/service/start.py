@@ -112,7 +112,12 @@ class Start:
         return start_process(self.first.argv, self.first.env)
 
     def finish(self) -> None:
-        """Take back what others can see. Outside systemd no runtime directory goes away by itself."""
+        """Take back what others can see. Outside systemd no runtime directory goes away by itself.
+
+        Nothing without the name: what others see then belongs to the process that serves it.
+        """
+        if not self._lock.held:
+            return
         self.status.remove()
         if UNDER_SYSTEMD not in self.environ and "listening" in self.__dict__:
             for path in (self.listening.unix_path, self.paths.runtime / "api.sock"):

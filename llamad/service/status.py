@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import stat
 import time
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from llamad.units import mib
 
 STATUS_NAME = "status.json"
 RUNTIME_ROOT = Path("/run/llamad/model")
+_LIMIT_BYTES = 64 << 10
 
 
 class StatusFile:
@@ -73,9 +75,16 @@ class StatusFile:
 
 
 def read_status(name: str, root: Path = RUNTIME_ROOT) -> dict[str, object] | None:
-    """What the model's daemon wrote last; None where none runs. Garbage reads as None."""
+    """What the model's daemon wrote last; None where none runs. Garbage, of any kind, reads as None."""
     try:
-        content = json.loads((root / name / STATUS_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        content = json.loads(_read(root / name / STATUS_NAME))
+    except (OSError, ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None
+
+
+def _read(path: Path) -> bytes:
+    """The file's beginning. Root reads what another user wrote: a pipe in its place must not hold root up."""
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    with open(fd, "rb") as file:
+        return file.read(_LIMIT_BYTES) if stat.S_ISREG(os.fstat(fd).st_mode) else b""

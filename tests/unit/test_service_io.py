@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import errno
 import json
 import os
 import socket
@@ -12,11 +13,15 @@ from pathlib import Path
 
 import pytest
 
+from llamad.cli.status import print_table
 from llamad.config.listen import parse_listen
-from llamad.errors import BusyError
+from llamad.errors import BusyError, ExitCode, os_error
 from llamad.service.journal import NativeJournal
-from llamad.service.notify import SystemdNotifier, ascii_line, watchdog_interval_s
-from llamad.service.sockets import listen_on, store_name, stored_sockets
+from llamad.service.notify import NoNotifier, SystemdNotifier, ascii_line, watchdog_interval_s
+from llamad.service.overview import overview
+from llamad.service.paths import Paths
+from llamad.service.sockets import _bind_error, listen_on, store_name, stored_sockets
+from llamad.service.start import Start
 from llamad.service.status import StatusFile, read_status
 
 
@@ -75,6 +80,16 @@ def test_journal_records_have_the_native_form(tmp_path: Path) -> None:
     text = b"one\ntwo"
     assert b"MESSAGE\n" + struct.pack("<Q", len(text)) + text + b"\n" in data
     assert b"PRIORITY=3\n" in data and b"LLAMAD_EVENT=ready\n" in data
+
+
+def test_thousands_of_mistakes_still_reach_the_journal(tmp_path: Path) -> None:
+    path = str(tmp_path / "journal")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as server:
+        server.bind(path)
+        server.settimeout(5)
+        text = "\n".join(f"/etc/llamad/x.toml:{n}:1: \U0001f999: unknown key; delete it" for n in range(9_000))
+        NativeJournal(path).record(text, "err", "llamad", LLAMAD_CAUSE=text, LLAMAD_FIX=text)
+        assert b"x.toml:0:1:" in server.recv(1 << 20)
 
 
 def test_a_journal_that_does_not_listen_blocks_nobody(tmp_path: Path) -> None:
@@ -153,3 +168,52 @@ def test_a_full_disk_costs_a_stale_status_only(tmp_path: Path) -> None:
     status = StatusFile(tmp_path / "missing", "tiny")
     status.update(state="ready")
     assert status.failed
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[" * 100_000, "[1]", '{"pid": true}', "", "\0" * 100, '{"pid": ' + "9" * 400 + "}"],
+    ids=["deep", "list", "bool", "empty", "nul", "long"],
+)
+def test_a_garbled_status_is_no_status(tmp_path: Path, text: str) -> None:
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "status.json").write_text(text)
+    assert [model.state for model in overview(["tiny"], tmp_path)] == ["stopped"]
+
+
+def test_a_pipe_as_status_holds_nobody_up(tmp_path: Path) -> None:
+    (tmp_path / "tiny").mkdir()
+    os.mkfifo(tmp_path / "tiny" / "status.json")
+    assert read_status("tiny", tmp_path) is None
+
+
+def test_a_status_of_another_user_reaches_no_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "tiny").mkdir()
+    said = {"pid": os.getpid(), "state": "ready", "text": "\x1b[31m\nno\ud800", "since": 10**400}
+    (tmp_path / "tiny" / "status.json").write_text(json.dumps(said))
+    print_table(overview(["tiny"], tmp_path))
+    assert capsys.readouterr().out.split() == ["tiny", "ready", "?[31m?no?"]
+
+
+def test_a_second_server_of_a_name_takes_nothing_from_the_first(tmp_path: Path) -> None:
+    paths = Paths(tmp_path, tmp_path, tmp_path, tmp_path, tmp_path, None)
+    first, second = (Start("tiny", tmp_path, {}, NativeJournal("/nonexistent"), NoNotifier(), paths) for _ in "12")
+    first.take_name()
+    first.status.update(state="ready")
+    with pytest.raises(BusyError):
+        second.take_name()
+    second.finish()
+    assert read_status(tmp_path.name, tmp_path.parent) is not None
+    first.finish()
+    assert read_status(tmp_path.name, tmp_path.parent) is None
+
+
+@pytest.mark.parametrize("short", [errno.ENOSPC, errno.EDQUOT, errno.EMFILE])
+def test_a_lack_of_room_is_tried_again(short: int) -> None:
+    """77 and 78 would leave the unit failed when the disk has long been emptied."""
+    error = OSError(short, os.strerror(short))
+    assert os_error("cannot make /run/x", error, "-").exit_code is ExitCode.TEMPORARY
+    assert _bind_error("127.0.0.1:1", error).exit_code is ExitCode.TEMPORARY
+    denied = os_error("cannot make /run/x", PermissionError(errno.EACCES, "denied"), "do that")
+    assert denied.exit_code is ExitCode.NO_PERMISSION and denied.fix == "do that"
+    assert _bind_error("192.0.2.1:1", OSError(errno.EADDRNOTAVAIL, "no")).exit_code is ExitCode.CONFIG

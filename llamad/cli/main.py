@@ -1,20 +1,18 @@
 """The command line: words in, exit code out, and the one place where an error becomes text.
 
-Verbs are imported when they are used, because `llamad plan` should feel like `ls`.
+Verbs are imported when they are used, because `llamad plan` should feel like `ls`; and `llamad serve NAME`, as the
+unit runs it, is understood without the parser, because requests wait for it.
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import os
 import sys
 from pathlib import Path
 
-from llamad import __version__
-from llamad.errors import ConfigErrors, ExitCode, LlamadError
-
-DEFAULT_ROOT = "/etc/llamad"
+from llamad.config.names import DEFAULT_ROOT
+from llamad.errors import ConfigErrors, LlamadError
 
 
 def entry() -> None:
@@ -24,10 +22,8 @@ def entry() -> None:
 
 def main(argv: list[str]) -> int:
     """Run one verb; returns its exit code. Never raises for an expected failure."""
-    args = make_parser().parse_args(argv)
-    verb = importlib.import_module(f"llamad.cli.{args.verb}")
     try:
-        code: int = verb.run(args)
+        code = _run(argv)
         sys.stdout.flush()
     except LlamadError as error:
         print_error(error)
@@ -41,6 +37,25 @@ def main(argv: list[str]) -> int:
     return code
 
 
+def config_root() -> Path:
+    """The folder of definitions where no option names another."""
+    return Path(os.environ.get("LLAMAD_CONFIG", DEFAULT_ROOT))
+
+
+def _run(argv: list[str]) -> int:
+    match argv:
+        case ["serve", name] if not name.startswith("-"):
+            from llamad.cli.serve import serve_model
+
+            return serve_model(name, config_root())
+    from llamad.cli.grammar import make_parser
+
+    args = make_parser().parse_args(argv)
+    verb = importlib.import_module(f"llamad.cli.{args.verb}")
+    code: int = verb.run(args)
+    return code
+
+
 def print_error(error: LlamadError) -> None:
     """`llamad: what`, then why and fix on lines of their own; problems of a file as compilers print them."""
     if isinstance(error, ConfigErrors) or error.where is not None:
@@ -51,58 +66,3 @@ def print_error(error: LlamadError) -> None:
         print(f"  why: {error.why}", file=sys.stderr)
     if error.fix:
         print(f"  fix: {error.fix}", file=sys.stderr)
-
-
-class _Parser(argparse.ArgumentParser):
-    """argparse exits with 2; sysexits has a code for wrong usage."""
-
-    def error(self, message: str) -> None:  # type: ignore[override]
-        self.print_usage(sys.stderr)
-        print(f"{self.prog}: {message}", file=sys.stderr)
-        sys.exit(int(ExitCode.USAGE))
-
-
-def make_parser() -> argparse.ArgumentParser:
-    """The whole grammar of the command line."""
-    parser = _Parser(prog="llamad", description="llama.cpp's llama-server as a proper Linux service.")
-    parser.add_argument("--version", action="version", version=f"llamad {__version__}")
-    root = Path(os.environ.get("LLAMAD_CONFIG", DEFAULT_ROOT))
-    folder_help = f"the folder of definitions (default: {DEFAULT_ROOT})"
-    parser.add_argument("--config", metavar="DIR", type=Path, default=root, help=folder_help)
-    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=_Parser)
-
-    serve = verbs.add_parser("serve", help="serve a model in the foreground (what the unit runs)")
-    serve.add_argument("name", metavar="NAME")
-
-    plan = verbs.add_parser("plan", help="show every byte and every flag, and why; nothing is started")
-    plan.add_argument("model", metavar="NAME|FILE.toml|FILE.gguf")
-    plan.add_argument("--json", action="store_true", help="one JSON object")
-    plan.add_argument(
-        "--computed", action="store_true", help="from the formulas alone; do not ask llama-server"
-    )
-    plan.add_argument("--gpu", metavar="NAME=FREE", action="append", default=[],
-                      help="plan for this device instead, for example CUDA0=15.6GiB (repeatable)")  # fmt: skip
-
-    check = verbs.add_parser(
-        "check", help="check definitions: file:line:column, what is wrong, what to write"
-    )
-    check.add_argument("names", metavar="NAME", nargs="*", help="default: all")
-
-    show = verbs.add_parser("show", help="the merged definition, with the origin of each value")
-    show.add_argument("name", metavar="NAME")
-    show.add_argument("--json", action="store_true", help="one JSON object")
-
-    status = verbs.add_parser("status", help="what is served, where, and since when")
-    status.add_argument("names", metavar="NAME", nargs="*", help="default: all")
-    status.add_argument("--json", action="store_true", help="one JSON object")
-
-    add = verbs.add_parser("add", help="write a new definition and show its plan")
-    add.add_argument("name", metavar="NAME")
-    add.add_argument("file", metavar="FILE.gguf")
-    add.add_argument("--listen", metavar="ADDRESS", help="default: a free port of 127.0.0.1 from 8081 up")
-    add.add_argument("--allow-cpu", action="store_true", help="the model may run on the CPU")
-    add.add_argument("--no-plan", action="store_true", help="write the definition without showing the plan")
-
-    listing = verbs.add_parser("list", help="the definitions, with file, address and state")
-    listing.add_argument("--json", action="store_true", help="one JSON object")
-    return parser

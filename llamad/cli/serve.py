@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-import argparse
 import os
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llamad.cli.unprivileged import drop_root
 from llamad.config.names import check_name
 from llamad.service.start import serve
 
+if TYPE_CHECKING:
+    import argparse
+
 
 def run(args: argparse.Namespace) -> int:
     """Serve until told to stop; returns the service's exit code."""
-    check_name(args.name, args.config)
-    drop_root(args.name)
-    return serve(args.name, args.config, dict(os.environ))
+    return serve_model(args.name, args.config)
+
+
+def serve_model(name: str, config_root: Path) -> int:
+    """Serve a model until told to stop; returns the service's exit code. Raises ConfigError, AccessError."""
+    check_name(name, config_root)
+    drop_root(name)
+    return serve(name, config_root, dict(os.environ))

@@ -6,7 +6,7 @@ import argparse
 import json
 import time
 
-from llamad.config.load import definition_names
+from llamad.config.names import definition_names
 from llamad.errors import UsageError
 from llamad.service.overview import Overview, overview
 

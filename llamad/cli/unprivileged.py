@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import pwd
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -70,6 +69,8 @@ def rerun_in_sandbox(argv: list[str], unit: str, cache: Path | None) -> int | No
     """
     if os.geteuid() != 0:
         return None
+    import shutil  # not for `serve`: it brings the compressors along
+
     if not Path("/run/systemd/system").is_dir() or shutil.which("systemd-run") is None:
         drop_root()
         return None

@@ -5,16 +5,15 @@ Everything found is located at the line of the definition that can mend it, what
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from llamad.config.access import SERVICE_USER, Access, SystemAccess, access_problem
+from llamad.config.keys import dotted, shown
 from llamad.config.listen import Listen, next_port, parse_listen
-from llamad.config.load import Loaded, in_order
-from llamad.config.text import dotted, shown
+from llamad.config.loaded import Loaded, in_order
 from llamad.errors import BadModelError, ConfigError, LlamadError, ModelMissingError
 
 _STRETCHES_CONTEXT = ("--rope-", "--yarn-", "--override-kv")
@@ -98,6 +97,8 @@ def _model_problems(loaded: Loaded, world: World) -> Iterator[ConfigError]:
 
 
 def _missing_model(loaded: Loaded, error: ModelMissingError, world: World) -> ConfigError:
+    import difflib  # only for what is refused: a start has no time for it
+
     path = error.where.path if error.where else loaded.definition.model
     folder, _, name = path.rpartition("/")
     near = difflib.get_close_matches(name, world.list_folder(folder or "/"), n=1, cutoff=0.6)

@@ -1,92 +1,44 @@
-"""The schema of a model definition and of the host settings: strict, frozen, units in names. No I/O.
+"""What a model definition and the host settings hold: plain frozen tables, units in names. No I/O.
 
 A value that the admin wrote is a promise that the planner keeps or refuses; a default is the planner's to
 choose. `written` of the loader tells the two apart, so every default here is safe to change.
+
+The annotations are the schema: `schema` evaluates them, and makes of each table the strict reader that refuses
+what they do not allow. Here they stay texts, because a start whose definition was judged before must not pay for
+the library that judges.
 """
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+if TYPE_CHECKING:
+    from typing import Annotated, Literal
 
-from llamad.config.listen import parse_listen
-from llamad.units import parse_duration, parse_size
+    from pydantic import Field
 
-NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9._-]{0,47}")
-RESERVED_NAMES = frozenset({"llamad"})
-CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
-CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
-
-
-@dataclass(frozen=True)
-class Words:
-    """Marks a type with what it expects, in the words of an error message."""
-
-    text: str
-
-
-class KeyProblem(ValueError):
-    """A rule between keys of one table is broken; `key` is the one to point at."""
-
-    def __init__(self, key: str, text: str, fix: str = "change one of the two") -> None:
-        super().__init__(text)
-        self.key = key
-        self.fix = fix
-
-
-def _size(text: str) -> str:
-    if text != "auto":
-        parse_size(text)
-    return text
-
-
-def _memory(text: str) -> str:
-    if re.fullmatch(r"\d+%", text):
-        if not 1 <= int(text[:-1][:4]) <= 100:
-            raise ValueError(f'not a share: "{text}" (write 1% to 100%)')
-        return text
-    return _size(text)
-
-
-def _duration(text: str) -> str:
-    parse_duration(text)
-    return text
-
-
-def _listen(text: str) -> str:
-    parse_listen(text)
-    return text
-
-
-Tokens = Annotated[int, Field(ge=1, le=2**31 - 1)]
-Auto = Literal["auto"]
-Size = Annotated[str, AfterValidator(_size), Words('a size such as "512MiB", or "auto"')]
-Memory = Annotated[
-    str, AfterValidator(_memory), Words('a size such as "10GiB", a share such as "60%", or "auto"')
-]
-Duration = Annotated[str, AfterValidator(_duration), Words('a duration such as "30min"')]
-ListenText = Annotated[str, AfterValidator(_listen), Words('an address such as "127.0.0.1:8081"')]
-Seconds = Annotated[float, Field(ge=0, le=10_000_000)]
-SomeSeconds = Annotated[float, Field(gt=0, le=10_000_000)]
-Count = Annotated[int, Field(ge=0, le=1_000_000)]
-SomeBytes = Annotated[int, Field(ge=0, le=2**40)]
-
-
-class Table(BaseModel):
-    """A TOML table: unknown keys refused, no coercion, frozen.
-
-    Validators are built when first used, and the defaults below without any: a table that is only a part of
-    another needs none of its own, and every command pays for what is built at import.
-    """
-
-    model_config = ConfigDict(
-        strict=True, extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True
+    from llamad.config.schema import (
+        Auto,
+        CacheType,
+        Count,
+        Duration,
+        ListenText,
+        Memory,
+        Seconds,
+        Size,
+        SomeBytes,
+        SomeSeconds,
+        Tokens,
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A TOML table."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Placement(Table):
     """`[placement]`: what the planner may choose, and what the admin promised."""
 
@@ -114,26 +66,8 @@ class Placement(Table):
     vram_margin: Size = "auto"
     allow_cpu: bool = False
 
-    @model_validator(mode="after")
-    def _consistent(self) -> Placement:
-        if (
-            self.context != "auto"
-            and "context_min" in self.model_fields_set
-            and self.context_min > self.context
-        ):
-            raise KeyProblem("context_min", f"{self.context_min} is above context ({self.context})")
-        if self.batch != "auto" and self.ubatch != "auto" and self.ubatch > self.batch:
-            raise KeyProblem("ubatch", f"{self.ubatch} is above batch ({self.batch})")
-        quantised = self.kv_cache not in ("auto", "f32", "f16", "bf16")
-        if quantised and self.flash_attention is False:
-            raise KeyProblem("kv_cache", f'"{self.kv_cache}" needs flash attention, which is switched off')
-        if self.cpu_moe and self.n_cpu_moe != "auto":
-            raise KeyProblem("n_cpu_moe", "cpu_moe is written too, which moves the experts of all layers")
-        if self.tensor_split and not any(self.tensor_split):
-            raise KeyProblem("tensor_split", "all shares are 0", "give one device a share above 0")
-        return self
 
-
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Limits(Table):
     """`[limits]`: every bound and deadline of the relay and of the supervisor."""
 
@@ -153,6 +87,7 @@ class Limits(Table):
     child_log_lines_per_s: Annotated[int, Field(ge=1, le=1_000_000)] = 200
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Server(Table):
     """`[server]`: llama-server's own options that are not about memory."""
 
@@ -166,23 +101,15 @@ class Server(Table):
     cache_ram: Size = "auto"
     extra_args: tuple[str, ...] = ()
 
-    @model_validator(mode="after")
-    def _consistent(self) -> Server:
-        if self.chat_template is not None and self.chat_template_file is not None:
-            raise KeyProblem(
-                "chat_template_file", "chat_template is written too; a server takes one of them"
-            )
-        if self.embeddings and self.reranking:
-            raise KeyProblem("reranking", "embeddings is true too; a server does one of them")
-        return self
 
-
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Idle(Table):
     """`[idle]`: when the router may unload the model."""
 
     keep_alive: Duration = "30min"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Definition(Table):
     """One `/etc/llamad/NAME.toml` with its drop-ins and the defaults of `llamad.toml` merged in."""
 
@@ -194,13 +121,14 @@ class Definition(Table):
     insecure: bool = False
     api_keys_file: str | None = None
     allowed_hosts: tuple[Annotated[str, Field(min_length=1)], ...] = ()
-    placement: Placement = Placement.model_construct()
-    limits: Limits = Limits.model_construct()
-    server: Server = Server.model_construct()
-    environment: dict[str, str] = {}
-    idle: Idle = Idle.model_construct()
+    placement: Placement = Placement()
+    limits: Limits = Limits()
+    server: Server = Server()
+    environment: dict[str, str] = field(default_factory=dict)
+    idle: Idle = Idle()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Host(Table):
     """`[host]` of `llamad.toml`."""
 
@@ -211,12 +139,13 @@ class Host(Table):
     watch: bool = True
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HostSettings(Table):
     """`/etc/llamad/llamad.toml`: host settings, and defaults for the tables of every definition."""
 
-    host: Host = Host.model_construct()
-    placement: Placement = Placement.model_construct()
-    limits: Limits = Limits.model_construct()
-    server: Server = Server.model_construct()
-    environment: dict[str, str] = {}
-    idle: Idle = Idle.model_construct()
+    host: Host = Host()
+    placement: Placement = Placement()
+    limits: Limits = Limits()
+    server: Server = Server()
+    environment: dict[str, str] = field(default_factory=dict)
+    idle: Idle = Idle()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 
-from llamad.config.text import shown
+from llamad.config.keys import shown
 
 _ALLOWED_PREFIXES = (
     "GGML_",

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import annotated_types
-from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from llamad.config.definition import Words
-from llamad.config.places import Path
+from llamad.config.definition import Table
+from llamad.config.keys import Path
+from llamad.config.schema import Words, annotations_of, is_table
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ _TYPE_WORDS: dict[Any, str] = {
 }
 
 
-def kinds_at(model: type[BaseModel], path: Path) -> list[Kind]:
+def kinds_at(model: type[Table], path: Path) -> list[Kind]:
     """What the value at a path may be; empty for a path that the schema does not know."""
     annotations: list[Any] = [model]
     for part in path:
@@ -84,23 +84,14 @@ def _inside(annotation: Any, part: str | int) -> list[Any]:
     found: list[Any] = []
     for kind in _flat(annotation):
         base = get_args(kind)[0] if get_origin(kind) is Annotated else kind
-        if isinstance(base, type) and issubclass(base, BaseModel) and isinstance(part, str):
-            field = base.model_fields.get(part)
-            if field is not None:
-                found.append(_annotated(field))
+        if is_table(base) and isinstance(part, str):
+            keys = annotations_of(base)
+            found += [keys[part]] if part in keys else []
         elif get_origin(base) is tuple and isinstance(part, int):
             found.append(get_args(base)[0])
         elif get_origin(base) is dict and isinstance(part, str):
             found.append(get_args(base)[1])
     return found
-
-
-def _annotated(field: FieldInfo) -> Any:
-    """pydantic takes Annotated apart: put it together again."""
-    annotation: Any = field.annotation
-    for metadata in field.metadata:
-        annotation = Annotated[annotation, metadata]
-    return annotation
 
 
 def _flat(annotation: Any) -> list[Any]:

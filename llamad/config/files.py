@@ -2,12 +2,38 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from llamad.config.text import SIZE_LIMIT_BYTES
+from llamad.config.names import HOST_FILE, is_definition_file
 from llamad.errors import AccessError, ConfigError, Where
+
+SIZE_LIMIT_BYTES = 1 << 20
+
+
+def read_definition(file: Path, root: Path) -> dict[Path, bytes]:
+    """All that makes a definition, later over earlier: the host settings of `root`, `file`, its drop-ins.
+
+    What does not exist is left out. Raises as `read_file`.
+    """
+    return read_all([root / HOST_FILE, file, *dropin_files(file)])
+
+
+def read_all(files: Iterable[Path]) -> dict[Path, bytes]:
+    """The contents of those that exist. Raises as `read_file`."""
+    contents = {file: read_file(file) for file in files}
+    return {file: content for file, content in contents.items() if content is not None}
+
+
+def digest_of(contents: Mapping[Path, bytes]) -> str:
+    """The sha256 of names and contents, in hexadecimal."""
+    digest = hashlib.sha256()
+    for file, content in contents.items():
+        digest.update(f"{file}\0{len(content)}\0".encode("utf-8", "surrogateescape") + content)
+    return digest.hexdigest()
 
 
 def dropin_files(file: Path) -> list[Path]:
@@ -20,11 +46,6 @@ def dropin_files(file: Path) -> list[Path]:
     except OSError as error:
         raise _cannot_read(folder, error) from error
     return [path for path in found if is_definition_file(path.name)]
-
-
-def is_definition_file(name: str) -> bool:
-    """Whether a file of this name counts: `*.toml`, and no hidden, backup or package manager's file."""
-    return name.endswith(".toml") and not name.startswith((".", "#")) and ".dpkg-" not in name
 
 
 def read_file(path: Path) -> bytes | None:

@@ -6,7 +6,6 @@ Blocking file I/O: call it off the event loop. What is merged, later over earlie
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -15,9 +14,11 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from llamad.config.definition import Definition, Host, HostSettings, Table
-from llamad.config.files import dropin_files, read_file
-from llamad.config.merge import Merged, value_paths
+from llamad.config.definition import Definition, HostSettings, Table
+from llamad.config.files import read_all, read_definition
+from llamad.config.keys import dotted, shown
+from llamad.config.loaded import Loaded, Origins, in_order, make_loaded, value_paths
+from llamad.config.merge import Merged
 from llamad.config.names import (
     DEFAULT_ROOT,
     HOST_FILE,
@@ -27,10 +28,10 @@ from llamad.config.names import (
     name_of_file,
     offer,
 )
-from llamad.config.places import Path as KeyPath
 from llamad.config.problems import Problem, problems_of
 from llamad.config.rules import broken_rules
-from llamad.config.text import TomlText, dotted, parse_toml, shown
+from llamad.config.schema import read_json
+from llamad.config.text import TomlText, parse_toml
 from llamad.errors import ConfigError, ConfigErrors, LlamadError, Where
 
 __all__ = [
@@ -51,7 +52,6 @@ __all__ = [
 DEFAULT_TABLES = ("placement", "limits", "server", "environment", "idle")
 """The tables of `llamad.toml` that are defaults for every definition."""
 
-Origins = Mapping[KeyPath, Where | None]
 _Table = TypeVar("_Table", bound=Table)
 
 
@@ -64,33 +64,6 @@ class LoadedHost:
     files: tuple[Path, ...]
 
 
-@dataclass(frozen=True)
-class Loaded:
-    """A definition with the host's defaults merged in.
-
-    `origins` has every value of the result by its path (`("placement", "context")`, `("host", "server")`), with
-    None for a built-in default. `written` has the dotted paths that an admin wrote: promises. `digest` is the
-    sha256 of the names and contents of `files`; it changes when any of them does.
-    """
-
-    name: str
-    file: Path
-    definition: Definition
-    host: Host
-    origins: Origins
-    written: frozenset[str]
-    files: tuple[Path, ...]
-    digest: str
-
-    def where(self, *path: str | int) -> Where:
-        """Where a value was written; of a default the definition's first line."""
-        for length in range(len(path), 0, -1):
-            place = self.origins.get(path[:length])
-            if place is not None:
-                return place
-        return Where(str(self.file), 1, 1)
-
-
 def load_definition(name: str, root: Path = DEFAULT_ROOT) -> Loaded:
     """The definition NAME of a folder.
 
@@ -99,26 +72,26 @@ def load_definition(name: str, root: Path = DEFAULT_ROOT) -> Loaded:
     """
     check_name(name, root)
     file = root / f"{name}.toml"
-    loaded = _load(name, file, root)
-    if loaded is None:
+    contents = read_definition(file, root)
+    if file not in contents:
         fix = offer(name, root) or f"write it, or let `llamad add {name} FILE.gguf` do it"
         raise ConfigError(f'there is no definition "{name}"', why=f"{file} does not exist", fix=fix)
-    return loaded
+    return judge(name, file, root, contents)
 
 
 def load_path(file: Path, root: Path = DEFAULT_ROOT) -> Loaded:
     """A definition file that lies anywhere, with the host settings of `root`. Raises as load_definition."""
-    loaded = _load(name_of_file(file.name) or "definition", file, root)
-    if loaded is None:
+    contents = read_definition(file, root)
+    if file not in contents:
         why = f"{shown(str(file), 300)} does not exist"
         raise ConfigError("there is no such definition", why=why, fix="correct the path")
-    return loaded
+    return judge(name_of_file(file.name) or "definition", file, root, contents)
 
 
 def load_host(root: Path = DEFAULT_ROOT) -> LoadedHost:
     """The host settings. Raises as load_definition; a missing file is no error."""
     file = root / HOST_FILE
-    contents = _read_all([file])
+    contents = read_all([file])
     merged = Merged()
     for text in _parse_all(contents):
         merged.add(text, text.tables)
@@ -151,12 +124,9 @@ def load_all(root: Path = DEFAULT_ROOT) -> list[Loaded]:
     return found
 
 
-def _load(name: str, file: Path, root: Path) -> Loaded | None:
-    """None where the definition's own file does not exist."""
+def judge(name: str, file: Path, root: Path, contents: Mapping[Path, bytes]) -> Loaded:
+    """The definition that the contents of its files make (see `read_definition`). Raises as load_definition."""
     host_file = root / HOST_FILE
-    contents = _read_all([host_file, file, *dropin_files(file)])
-    if file not in contents:
-        return None
     host_merged, merged = Merged(), Merged()
     for text in _parse_all(contents):
         is_host = text.path == str(host_file)
@@ -167,24 +137,8 @@ def _load(name: str, file: Path, root: Path) -> Loaded | None:
     found, definition = _validate_definition(merged, file)
     if definition is None or settings is None or found:
         raise _all([*problems, *found], contents)
-    origins = {path: merged.origins.get(path) for path in value_paths(definition)}
-    origins |= {path: host_merged.origins.get(path) for path in value_paths(settings.host, ("host",))}
-    return Loaded(
-        name=name,
-        file=file,
-        definition=definition,
-        host=settings.host,
-        origins=origins,
-        written=frozenset(dotted(path) for path, place in origins.items() if place is not None),
-        files=tuple(contents),
-        digest=_digest(contents),
-    )
-
-
-def _read_all(files: list[Path]) -> dict[Path, bytes]:
-    """The contents of those that exist."""
-    contents = {file: read_file(file) for file in files}
-    return {file: content for file, content in contents.items() if content is not None}
+    host_places = {path: place for path, place in host_merged.origins.items() if path[0] == "host"}
+    return make_loaded(name, file, definition, settings.host, merged.origins | host_places, contents)
 
 
 def _parse_all(contents: Mapping[Path, bytes]) -> list[TomlText]:
@@ -209,7 +163,7 @@ def _defaults(text: TomlText) -> dict[str, Any]:
 def _validate(model: type[_Table], merged: Merged, file: Path) -> tuple[list[LlamadError], _Table | None]:
     try:
         # Strict validation takes lists for tuples, and texts for literals, only from JSON.
-        return [], model.model_validate_json(json.dumps(merged.tables))
+        return [], read_json(model, json.dumps(merged.tables))
     except ValidationError as error:
         problems = problems_of(error, merged.tables, model)
         return [_located(problem, merged, file) for problem in problems], None
@@ -231,21 +185,3 @@ def _all(problems: list[LlamadError], files: Iterable[Path]) -> LlamadError:
     """All problems as one error, each once."""
     ordered = in_order({str(problem): problem for problem in problems}.values(), files)
     return ordered[0] if len(ordered) == 1 else ConfigErrors(ordered)
-
-
-def in_order(problems: Iterable[LlamadError], files: Iterable[Path]) -> list[LlamadError]:
-    """Problems in the order of the files that they are in, and of their lines."""
-    order = {str(file): number for number, file in enumerate(files)}
-
-    def place(problem: LlamadError) -> tuple[int, int, int]:
-        where = problem.where or Where("")
-        return order.get(where.path, len(order)), where.line, where.column
-
-    return sorted(problems, key=place)
-
-
-def _digest(contents: Mapping[Path, bytes]) -> str:
-    digest = hashlib.sha256()
-    for file, content in contents.items():
-        digest.update(f"{file}\0{len(content)}\0".encode("utf-8", "surrogateescape") + content)
-    return digest.hexdigest()

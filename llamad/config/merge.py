@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from llamad.config.definition import Table
-from llamad.config.places import Path
+from llamad.config.keys import Path
+from llamad.config.loaded import paths_in
 from llamad.config.text import TomlText
 from llamad.errors import Where
 
@@ -44,27 +44,5 @@ class Merged:
         for old in [old for old in self.origins if old[: len(path)] == path]:
             del self.origins[old]
         under[str(path[-1])] = value
-        for inner in _paths(value, path):
+        for inner in paths_in(value, path):
             self.origins[inner] = text.where(inner)
-
-
-def value_paths(table: Table, path: Path = ()) -> Iterator[Path]:
-    """The path of every value of a validated table, and of every element of a list."""
-    for key in type(table).model_fields:
-        value = getattr(table, key)
-        if isinstance(value, Table):
-            yield from value_paths(value, (*path, key))
-        elif isinstance(value, dict):
-            yield from ((*path, key, inner) for inner in value)
-        else:
-            yield from _paths(value, (*path, key))
-
-
-def _paths(value: Any, path: Path) -> Iterator[Path]:
-    yield path
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield from _paths(inner, (*path, key))
-    elif isinstance(value, list | tuple):
-        for index, inner in enumerate(value):
-            yield from _paths(inner, (*path, index))

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-import difflib
+import re
 from pathlib import Path
 
-from llamad.config.definition import NAME_PATTERN, RESERVED_NAMES
-from llamad.config.files import is_definition_file
-from llamad.config.text import shown
+from llamad.config.keys import shown
 from llamad.errors import ConfigError, LlamadError, Where
 
 DEFAULT_ROOT = Path("/etc/llamad")
 HOST_FILE = "llamad.toml"
+NAME_PATTERN = r"[a-z0-9][a-z0-9._-]{0,47}"
+RESERVED_NAMES = frozenset({"llamad"})
 NAME_RULE = "a name has a-z, 0-9, '.', '_' and '-', begins with a letter or digit, and is at most 48 long"
+
+
+def is_definition_file(name: str) -> bool:
+    """Whether a file of this name counts: `*.toml`, and no hidden, backup or package manager's file."""
+    return name.endswith(".toml") and not name.startswith((".", "#")) and ".dpkg-" not in name
 
 
 def name_of_file(file_name: str) -> str:
     """`phi4` of `phi4.toml`; empty for what no definition can be named."""
     name = file_name.removesuffix(".toml")
-    is_name = is_definition_file(file_name) and NAME_PATTERN.fullmatch(name) and name not in RESERVED_NAMES
+    is_name = (
+        is_definition_file(file_name) and re.fullmatch(NAME_PATTERN, name) and name not in RESERVED_NAMES
+    )
     return name if is_name else ""
 
 
@@ -43,7 +50,7 @@ def check_name(name: str, root: Path = DEFAULT_ROOT) -> None:
     if name in RESERVED_NAMES:
         why = "the name is for the host settings"
         raise ConfigError(f'"{name}" is no definition', why=why, fix=offer("", root) or "use another name")
-    if not NAME_PATTERN.fullmatch(name):
+    if not re.fullmatch(NAME_PATTERN, name):
         wanted = Path(name).name.removesuffix(".toml").lower()
         fix = offer(wanted, root) or "use another name"
         raise ConfigError(f'"{shown(name)}" is no name of a definition', why=NAME_RULE, fix=fix)
@@ -51,6 +58,8 @@ def check_name(name: str, root: Path = DEFAULT_ROOT) -> None:
 
 def offer(name: str, root: Path) -> str:
     """The definitions that a wrong name may have meant, as advice; empty where there are none at all."""
+    import difflib  # only for what is refused: a start has no time for it
+
     names = definition_names(root)
     near = [name] if name in names else difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     if near:

@@ -12,7 +12,8 @@ from bisect import bisect_right
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-Path = tuple[str | int, ...]
+from llamad.config.keys import Path
+
 Place = tuple[int, int]
 """1-based line and column."""
 

@@ -7,14 +7,14 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from llamad.config.definition import KeyProblem
+from llamad.config.definition import Table
 from llamad.config.expected import Kind, choices, expectation, kinds_at
-from llamad.config.places import Path
-from llamad.config.text import dotted, shown
+from llamad.config.keys import Path, dotted, shown
+from llamad.config.schema import KeyProblem, annotations_of, is_table
 
 _THOUSANDS = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kKmM])(?:i?[bB])?\s*")
 _BOOLEANS = {"true": "true", "yes": "true", "on": "true", "false": "false", "no": "false", "off": "false"}
@@ -75,7 +75,7 @@ class Problem:
     fix: str
 
 
-def problems_of(error: ValidationError, data: Any, model: type[BaseModel]) -> list[Problem]:
+def problems_of(error: ValidationError, data: Any, model: type[Table]) -> list[Problem]:
     """One problem for each key that pydantic complained about, however many of its rules the key broke."""
     found: dict[Path, Problem] = {}
     for item in error.errors(include_url=False, include_input=False):
@@ -95,7 +95,7 @@ def _is_said_better(problem: Problem, others: Iterable[Problem]) -> bool:
     )
 
 
-def _problem(item: Any, data: Any, model: type[BaseModel]) -> Problem:
+def _problem(item: Any, data: Any, model: type[Table]) -> Problem:
     path = _known_part(item["loc"], data)
     if item["type"] == "missing":
         return _missing((*path, item["loc"][-1]))
@@ -141,7 +141,7 @@ def _broken_rule(path: Path, error: Exception) -> Problem:
 # -- unknown keys --------------------------------------------------------------------------------------------
 
 
-def _unknown(path: Path, data: Any, model: type[BaseModel]) -> Problem:
+def _unknown(path: Path, data: Any, model: type[Table]) -> Problem:
     name, table = str(path[-1]), path[:-1]
     is_section = isinstance(_at(data, path), dict)
     what = "unknown section" if is_section and not table else "unknown key"
@@ -150,7 +150,7 @@ def _unknown(path: Path, data: Any, model: type[BaseModel]) -> Problem:
     )
 
 
-def _likely(name: str, table: Path, model: type[BaseModel], is_section: bool) -> str:
+def _likely(name: str, table: Path, model: type[Table], is_section: bool) -> str:
     """What an unknown key was likely meant to be: misspelt here, right but elsewhere, or another program's word."""
     normal = name.lower().replace("-", "_")
     here = _keys(model, table, sections=is_section)
@@ -184,44 +184,41 @@ def _belongs(key: str, home: Path) -> str:
     return f"it belongs into [{dotted(home)}]" if home else f"{key} {_BELONGS_ABOVE}"
 
 
-def _all_keys(table: Path, model: type[BaseModel], is_section: bool) -> str:
+def _all_keys(table: Path, model: type[Table], is_section: bool) -> str:
     keys = _keys(model, table, sections=is_section and not table)
     if is_section and not table:
         return f"delete it; the sections are {', '.join(f'[{key}]' for key in keys)}"
     return f"delete it; the keys here are {', '.join(keys)}"
 
 
-def _keys(model: type[BaseModel], table: Path, *, sections: bool) -> list[str]:
+def _keys(model: type[Table], table: Path, *, sections: bool) -> list[str]:
     home = _model_at(model, table)
     if home is None:
         return []
     return [
-        key for key in home.model_fields if _is_section(home, key) == sections or (table and not sections)
+        key for key in annotations_of(home) if _is_section(home, key) == sections or (table and not sections)
     ]
 
 
-def _is_section(model: type[BaseModel], key: str) -> bool:
-    return any(
-        kind.type is dict or (isinstance(kind.type, type) and issubclass(kind.type, BaseModel))
-        for kind in kinds_at(model, (key,))
-    )
+def _is_section(model: type[Table], key: str) -> bool:
+    return any(kind.type is dict or is_table(kind.type) for kind in kinds_at(model, (key,)))
 
 
-def _model_at(model: type[BaseModel], table: Path) -> type[BaseModel] | None:
+def _model_at(model: type[Table], table: Path) -> type[Table] | None:
     if not table:
         return model
     for kind in kinds_at(model, table):
-        if isinstance(kind.type, type) and issubclass(kind.type, BaseModel):
-            return kind.type
+        if is_table(kind.type):
+            return cast("type[Table]", kind.type)
     return None
 
 
-def _all_places(model: type[BaseModel]) -> list[tuple[Path, str]]:
-    tables: list[Path] = [(), *((key,) for key in model.model_fields if _model_at(model, (key,)))]
+def _all_places(model: type[Table]) -> list[tuple[Path, str]]:
+    tables: list[Path] = [(), *((key,) for key in annotations_of(model) if _model_at(model, (key,)))]
     return [(table, key) for table in tables for key in _keys(model, table, sections=False)]
 
 
-def _tables_with(key: str, model: type[BaseModel]) -> list[Path]:
+def _tables_with(key: str, model: type[Table]) -> list[Path]:
     return [table for table, known in _all_places(model) if known == key]
 
 
@@ -256,7 +253,7 @@ def _fix(path: Path, value: Any, kinds: list[Kind]) -> str:
         return f"write for example {example[0]}" if example else f'write "{_plain(value)}"'
     if tuple in types:
         return f"write [{_toml(value)}]"
-    if types & {dict} or any(isinstance(kind, type) and issubclass(kind, BaseModel) for kind in types):
+    if types & {dict} or any(map(is_table, types)):
         return f"make it a section: [{dotted(path)}]"
     return f"write {expectation(kinds, with_bounds=True)}"
 
@@ -290,8 +287,8 @@ def _fix_of_text(value: str, types: set[Any], words: list[str]) -> str:
 
 
 def _fix_of_container(path: Path, value: Any, types: set[Any], words: list[str]) -> str:
-    is_table = any(isinstance(kind, type) and issubclass(kind, BaseModel) for kind in types) or dict in types
-    if isinstance(value, list) and is_table:
+    wants_table = any(map(is_table, types)) or dict in types
+    if isinstance(value, list) and wants_table:
         return f"write [{dotted(path)}] with single brackets"
     if isinstance(value, list) and len(value) == 1:
         return f"write {_toml(value[0])} without brackets"

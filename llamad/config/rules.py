@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from llamad.config.definition import Definition
 from llamad.config.environment import refused_variables
 from llamad.config.extra_args import refused_args
-from llamad.config.places import Path
+from llamad.config.keys import Path, shown
 from llamad.config.problems import Problem
-from llamad.config.text import shown
 
 
 def broken_rules(definition: Definition) -> Iterator[Problem]:

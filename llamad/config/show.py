@@ -6,9 +6,8 @@ import json
 from collections.abc import Iterator
 
 from llamad.config.definition import Table
-from llamad.config.load import Loaded
-from llamad.config.places import Path
-from llamad.config.text import dotted
+from llamad.config.keys import Path, dotted
+from llamad.config.loaded import Loaded, values_of
 from llamad.errors import Where
 
 DEFAULT = "default"
@@ -44,8 +43,7 @@ def _values(loaded: Loaded) -> Iterator[tuple[Path, object, Where | None]]:
 def _leaves(table: Table, path: Path) -> Iterator[tuple[Path, object]]:
     """Keys first and sections after them, as in a file."""
     sections: list[tuple[Path, object]] = []
-    for key in type(table).model_fields:
-        value = getattr(table, key)
+    for key, value in values_of(table):
         if isinstance(value, Table):
             sections += _leaves(value, (*path, key))
         elif isinstance(value, dict):

@@ -9,10 +9,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from llamad.config.places import Path, Place, Places, TooDeepError, find_places, place_at
+from llamad.config.files import SIZE_LIMIT_BYTES
+from llamad.config.keys import Path, dotted, shown
+from llamad.config.places import Place, Places, TooDeepError, find_places, place_at
 from llamad.errors import ConfigError, Where
 
-SIZE_LIMIT_BYTES = 1 << 20
 _AT = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")
 _COMPARE = "compare with the examples in /usr/share/doc/llamad"
 _SYNTAX: tuple[tuple[str, str, str], ...] = (
@@ -85,14 +86,6 @@ def parse_toml(content: bytes, path: str) -> TomlText:
     return TomlText(path, tables, places)
 
 
-def dotted(path: Path) -> str:
-    """`placement.context`, `server.extra_args[2]`: a path as people write it, on one line."""
-    text = ""
-    for part in path:
-        text += f"[{part}]" if isinstance(part, int) else f".{shown(part)}" if text else shown(part)
-    return text
-
-
 def _decode(content: bytes, path: str) -> str:
     try:
         text = content.decode("utf-8-sig").replace("\r\n", "\n")
@@ -138,12 +131,6 @@ def _unquoted(line: str) -> tuple[str, str]:
     if value and value[0] not in "\"'[{" and not set(value) & set('"\\'):
         return key, f'write: {key} = "{shown(value)}"'
     return key, ""
-
-
-def shown(text: str, limit: int = 60) -> str:
-    """Text of a file as it may be printed on one line: control characters escaped, cut at `limit`."""
-    cut = text if len(text) <= limit else text[: limit - 3] + "..."
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in cut)
 
 
 def _message_and_place(error: tomllib.TOMLDecodeError, text: str) -> tuple[str, Place]:

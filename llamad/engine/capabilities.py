@@ -11,9 +11,9 @@ from pathlib import Path
 from llamad.engine.build import Capabilities
 from llamad.engine.files import identity
 from llamad.engine.query import QueryResult, find_server, run_query
-from llamad.engine.store import load_cache, store_cache
 from llamad.errors import ConfigError, DeviceError
 from llamad.planning.plan import BuildGates
+from llamad.store import load_cache, store_cache
 
 _FORMAT = 1
 

@@ -17,12 +17,12 @@ from pathlib import Path
 
 from llamad.engine.build import Capabilities
 from llamad.engine.query import QueryResult, run_query
-from llamad.engine.store import load_cache, store_cache
 from llamad.errors import DeviceError
 from llamad.hardware.amdgpu import AmdGpus
 from llamad.hardware.device import Device, HostMemory, Probe
 from llamad.hardware.host import host_memory
 from llamad.hardware.nvml import Nvml
+from llamad.store import load_cache, store_cache
 from llamad.units import MIB
 
 _ROW = re.compile(

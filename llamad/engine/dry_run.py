@@ -17,9 +17,9 @@ from typing import Any, Literal
 from llamad.engine.log import LogLine, parse_line
 from llamad.engine.names import is_host, renamed
 from llamad.engine.query import QueryResult, run_until
-from llamad.engine.store import load_cache, store_cache
 from llamad.errors import ChildError
 from llamad.planning.plan import Parts
+from llamad.store import load_cache, store_cache
 from llamad.units import MIB
 
 Why = Literal["late", "crashed", "exited", "silent"]

@@ -27,22 +27,30 @@ def server_args(
     *,
     socket_path: str,
     alias_names: Sequence[str],
+    written: frozenset[str] = frozenset(),
 ) -> list[str]:
     """The arguments after the program's name that serve `plan` on a unix socket.
 
     `alias_names` are what the model answers to, the definition's own name first. Devices are named as the child
-    will name them (see `names`). Raises ConfigError if the build lacks a flag that the plan or a written value
-    of the definition needs.
+    will name them (see `names`). Raises ConfigError if the build lacks a flag that the plan or a value of the
+    definition needs; a default that is not `written` (as `Loaded` has it) is left out instead.
     """
-    return _args(plan, definition, caps, socket_path, alias_names, fit="off")
+    return _args(plan, definition, caps, socket_path, alias_names, written, fit="off")
 
 
-def dry_run_args(plan: Plan, definition: Definition, caps: Capabilities, *, socket_path: str) -> list[str]:
+def dry_run_args(
+    plan: Plan,
+    definition: Definition,
+    caps: Capabilities,
+    *,
+    socket_path: str,
+    written: frozenset[str] = frozenset(),
+) -> list[str]:
     """The same arguments for a run that only prints what it would allocate: with the fit, on another socket.
 
     Raises ConfigError as `server_args` does, and if the build cannot be asked (`can_ask`).
     """
-    return _args(plan, definition, caps, socket_path, (), fit="on")
+    return _args(plan, definition, caps, socket_path, (), written, fit="on")
 
 
 def can_ask(caps: Capabilities) -> bool:
@@ -61,6 +69,8 @@ def _args(
     caps: Capabilities,
     socket_path: str,
     alias_names: Sequence[str],
+    written: frozenset[str],
+    *,
     fit: str,
 ) -> list[str]:
     args = _Args(caps)
@@ -76,7 +86,7 @@ def _args(
         args.offered(fit, "--fit")
     _placement(args, definition.placement)
     args.offered(str(plan.cache_ram_mib), "--cache-ram")
-    _server(args, definition.server)
+    _server(args, definition.server, written)
     _log(args)
     return [*args.items, *definition.server.extra_args]
 
@@ -185,18 +195,17 @@ def _placement(args: _Args, placement: Placement) -> None:
         args.need("numa", placement.numa, "--numa")
 
 
-def _server(args: _Args, server: Server) -> None:
-    written = server.model_fields_set
+def _server(args: _Args, server: Server, written: frozenset[str]) -> None:
     if server.ui:
-        args.wanted("ui" in written, "ui", None, "--ui", "--webui")
+        args.need("ui", None, "--ui", "--webui")
     else:
         args.offered(None, "--no-ui", "--no-webui")
     args.offered(None, "--offline")
     if server.metrics:
-        args.wanted("metrics" in written, "metrics", None, "--metrics")
+        args.wanted("server.metrics" in written, "metrics", None, "--metrics")
     args.offered(None, "--slots")
     if server.jinja:
-        args.wanted("jinja" in written, "jinja", None, "--jinja")
+        args.wanted("server.jinja" in written, "jinja", None, "--jinja")
     else:
         args.offered(None, "--no-jinja")
     if server.chat_template is not None:

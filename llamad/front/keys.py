@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from llamad.errors import ConfigError, Where
-from llamad.front.head import Field
+
+if TYPE_CHECKING:
+    from llamad.front.head import Field
 
 _HEADERS = frozenset((b"x-api-key", b"api-key"))
 

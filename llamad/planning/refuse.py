@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 from llamad.hardware.device import Device
 from llamad.planning.cache import is_quantised
@@ -34,7 +35,8 @@ def changed(problem: Problem, change: Change) -> Problem:
     """The problem with one edit of the definition made."""
     if change.key == "cache_ram":
         return replace(problem, cache_ram=str(change.value))
-    return replace(problem, placement=problem.placement.model_copy(update={change.key: change.value}))
+    edit: dict[str, Any] = {change.key: change.value}
+    return replace(problem, placement=replace(problem.placement, **edit))
 
 
 def _nearest(problem: Problem) -> tuple[Device | None, Search, Choice]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from difflib import get_close_matches
 
 from llamad.config.definition import Placement
 from llamad.hardware.device import Device
@@ -70,8 +69,10 @@ def _pci(address: str) -> str:
 
 
 def _missing(devices: Sequence[Device], word: int | str) -> NoDevice:
+    import difflib  # only for what is refused: a start has no time for it
+
     there = ", ".join(device.name for device in devices) or "none"
     names = [device.name for device in devices] + [device.uuid for device in devices if device.uuid]
-    near = get_close_matches(str(word), names, 1)
+    near = difflib.get_close_matches(str(word), names, 1)
     fix = f'did you mean "{near[0]}"?' if near else "check the driver, or change gpus"
     return NoDevice(f"no device {word!r}", why=f"devices here: {there}", fix=fix)

@@ -19,7 +19,6 @@ from llamad.planning.plan import BuildGates, DevicePlan, NextContext, Plan
 from llamad.planning.problem import HOST, Problem
 from llamad.planning.reasons import reasons_of
 from llamad.planning.refusal import NoDevice, PromiseError, UnsupportedModelError
-from llamad.planning.refuse import refusal
 from llamad.planning.search import Search
 from llamad.planning.shape import shape_of
 from llamad.planning.solution import Solution, solve
@@ -59,6 +58,8 @@ def plan(
     _refuse_without_device(problem)
     found = solve(problem)
     if found is None:
+        from llamad.planning.refuse import refusal  # only for what is refused: a start has no time for it
+
         raise refusal(problem, written)
     return _plan_of(problem, found)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeVar
 
-from llamad.config.load import Loaded
+from llamad.config.loaded import Loaded
 from llamad.errors import BusyError
 from llamad.hardware.device import Device, Probe
 from llamad.service.checks import FactsReader

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from llamad.config.access import access_problem
 from llamad.config.check import World, check_definition
-from llamad.config.load import Loaded, load_all, load_definition
+from llamad.config.kept import load_all_kept
+from llamad.config.loaded import Loaded
 from llamad.errors import BadModelError, ConfigErrors, LlamadError, ModelMissingError
 from llamad.gguf.facts import ModelFacts
 from llamad.gguf.read import read_facts
@@ -42,6 +43,8 @@ def _identity(path: str) -> tuple[int, ...]:
 
 def check_name(name: str, root: Path) -> list[LlamadError]:
     """Every problem of one definition of a folder. Raises what `load_definition` does."""
+    from llamad.config.load import load_all, load_definition  # a start has no time for them
+
     loaded = load_definition(name, root)
     return check_definition(
         loaded,
@@ -74,11 +77,18 @@ def located_facts(loaded: Loaded, read: FactsReader) -> ModelFacts:
 
 
 def require_usable(
-    loaded: Loaded, read: FactsReader, root: Path, *, credential_present: bool, sandboxed: bool
+    loaded: Loaded,
+    read: FactsReader,
+    root: Path,
+    *,
+    credential_present: bool,
+    sandboxed: bool,
+    neighbours_file: Path | None = None,
 ) -> None:
     """Raise the first reason not to serve this definition, with the exit code of its class.
 
     An unreadable, missing or bad model file is 77, 66 or 65 and comes first; all else is 78, all problems at once.
+    `neighbours_file` keeps the other definitions of the folder (see `load_all_kept`).
     """
     refused = access_problem(loaded.definition.model, sandboxed=sandboxed)
     if refused is not None:
@@ -87,8 +97,7 @@ def require_usable(
         raise refused
     located_facts(loaded, read)
     world = World(read_model=read, sandboxed=sandboxed)
-    problems = check_definition(
-        loaded, world, neighbours=load_all(root), credential_present=credential_present
-    )
+    neighbours = load_all_kept(root, neighbours_file)
+    problems = check_definition(loaded, world, neighbours=neighbours, credential_present=credential_present)
     if problems:
         raise problems[0] if len(problems) == 1 else ConfigErrors(problems)

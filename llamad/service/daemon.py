@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llamad.clock import SystemClock
-from llamad.config.load import Loaded
+from llamad.config.loaded import Loaded
 from llamad.errors import BusyError, ExitCode, LlamadError
 from llamad.service.background import BackgroundPlanner
 from llamad.service.engine import ServerEngine

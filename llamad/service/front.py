@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from llamad.clock import SystemClock
 from llamad.config.listen import parse_listen
-from llamad.config.load import Loaded
+from llamad.config.loaded import Loaded
 from llamad.front.keys import KeySet
 from llamad.front.relay import Front
 from llamad.front.settings import FrontSettings, ModelDescription, RequestRecord

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from llamad.config.load import Loaded
+from llamad.config.loaded import Loaded
 from llamad.errors import AccessError, ConfigError
 from llamad.front.keys import KeySet
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llamad.config.load import Loaded
+from llamad.config.loaded import Loaded
 from llamad.engine.build import Capabilities, Mode
 from llamad.engine.capabilities import read_capabilities
 from llamad.engine.devices import DeviceFinder
@@ -149,7 +149,9 @@ class PlanMaker:
     def _ask(self, plan: Plan, facts: ModelFacts, caps: Capabilities) -> Asked | None:
         """llama-server's breakdown for this plan; None where it cannot tell (the computed bytes stand)."""
         socket_path = self.engine / ASK_SOCKET_NAME
-        args = dry_run_args(plan, self._loaded.definition, caps, socket_path=str(socket_path))
+        args = dry_run_args(
+            plan, self._loaded.definition, caps, socket_path=str(socket_path), written=self._loaded.written
+        )
         cache = BreakdownCache(self._cache / "breakdowns.json")
         found = cache.get(caps.key, facts.fingerprint, args)
         if found is None:
@@ -164,7 +166,10 @@ class PlanMaker:
     def _args(self, plan: Plan, caps: Capabilities) -> list[str]:
         names = (self._loaded.name,)
         socket_path = str(self.engine / SOCKET_NAME)
-        return server_args(plan, self._loaded.definition, caps, socket_path=socket_path, alias_names=names)
+        return server_args(
+            plan, self._loaded.definition, caps,
+            socket_path=socket_path, alias_names=names, written=self._loaded.written,
+        )  # fmt: skip
 
 
 def make_launch(maker: PlanMaker, loaded: Loaded) -> Launch:

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from llamad.config.kept import load_kept
 from llamad.config.listen import parse_listen
-from llamad.config.load import Loaded, load_definition
+from llamad.config.loaded import Loaded
 from llamad.errors import BusyError, LlamadError
 from llamad.front.keys import KeySet
 from llamad.hardware.nvml import Nvml
@@ -63,11 +64,16 @@ class Start:
 
     def load(self) -> Loaded:
         """The definition as it is on disk now, read and checked. Blocking. Raises LlamadError."""
-        loaded = load_definition(self.name, self.config_root)
+        loaded = load_kept(self.name, self.config_root, self.paths.cache / "definition.json")
         credential = self.paths.credential(self.name) is not None
         sandboxed = UNDER_SYSTEMD in self.environ
         require_usable(
-            loaded, self.read, self.config_root, credential_present=credential, sandboxed=sandboxed
+            loaded,
+            self.read,
+            self.config_root,
+            credential_present=credential,
+            sandboxed=sandboxed,
+            neighbours_file=self.paths.cache / "neighbours.json",
         )
         return loaded
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Protocol
 
 from llamad.config.definition import Definition
-from llamad.config.load import Loaded
+from llamad.config.loaded import Loaded
 from llamad.engine.build import Mode
 from llamad.planning.plan import Plan
 
@@ -150,7 +150,11 @@ class Seams:
 def needs_no_new_child(old: Loaded, new: Loaded) -> bool:
     """Whether two definitions differ at most in what the relay and the supervisor apply in place."""
     keys = {"limits", "aliases", "allowed_hosts", "api_keys_file", "insecure", "idle", "start"}
-    same = old.definition.model_dump(exclude=keys) == new.definition.model_dump(exclude=keys)
+    same = all(
+        getattr(old.definition, field.name) == getattr(new.definition, field.name)
+        for field in fields(Definition)
+        if field.name not in keys
+    )
     return same and old.host == new.host
 
 

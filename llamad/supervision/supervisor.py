@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 
 from llamad.clock import Clock
-from llamad.config.load import Loaded
+from llamad.config.loaded import Loaded
 from llamad.errors import ChildError, ExitCode, LlamadError
 from llamad.supervision.backoff import Backoff
 from llamad.supervision.cause import Cause, Death, classify

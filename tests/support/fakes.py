@@ -10,8 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from llamad.config.definition import Definition, Host, Limits
-from llamad.config.load import Loaded
+from llamad.config.definition import Definition, Host, Limits, Placement
+from llamad.config.loaded import Loaded
 from llamad.errors import ChildError, LlamadError
 from llamad.planning.plan import DevicePlan, Parts, Plan
 from llamad.supervision.launch import Launch
@@ -54,9 +54,8 @@ LOAD_LINES = [
 
 
 def loaded_of(name: str = "tiny", *, digest: str = "1", context: int | str = "auto", **limits: Any) -> Loaded:
-    definition = Definition.model_validate(
-        {"model": "/m/tiny.gguf", "placement": {"context": context}}, strict=False
-    ).model_copy(update={"limits": Limits(**limits)})
+    placement: dict[str, Any] = {"context": context}
+    definition = Definition(model="/m/tiny.gguf", placement=Placement(**placement), limits=Limits(**limits))
     return Loaded(name, Path(f"/etc/llamad/{name}.toml"), definition, Host(), {}, frozenset(), (), digest)
 
 

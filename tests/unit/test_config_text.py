@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llamad.config.keys import dotted
 from llamad.config.places import find_places
-from llamad.config.text import dotted, parse_toml
+from llamad.config.text import parse_toml
 from llamad.errors import ConfigError
 
 PLACES = """\

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from llamad.config.definition import Definition
+from llamad.config.schema import read_json
 from llamad.engine.build import Capabilities
 from llamad.engine.capabilities import parse_capabilities
 from llamad.engine.environment import child_environment
@@ -68,13 +70,16 @@ def plan(**changes: object) -> Plan:
 
 
 def definition(**tables: object) -> Definition:
-    return Definition.model_validate({"model": "/srv/models/phi4.gguf", **tables})
+    return read_json(Definition, json.dumps({"model": "/srv/models/phi4.gguf", **tables}))
 
 
-def args_of(a_plan: Plan, a_definition: Definition | None = None, caps: Capabilities = NEW) -> list[str]:
+def args_of(
+    a_plan: Plan, a_definition: Definition | None = None, caps: Capabilities = NEW, *written: str
+) -> list[str]:
     return server_args(
-        a_plan, a_definition or definition(), caps, socket_path="/run/s.sock", alias_names=("phi4", "phi-4")
-    )
+        a_plan, a_definition or definition(), caps,
+        socket_path="/run/s.sock", alias_names=("phi4", "phi-4"), written=frozenset(written),
+    )  # fmt: skip
 
 
 def value(args: list[str], flag: str) -> str:
@@ -167,7 +172,7 @@ def test_a_default_that_the_build_lacks_is_left_out_but_a_written_one_is_refused
     bare = replace(OLD, flags=OLD.flags - {"--metrics"})
     assert "--metrics" not in args_of(plan(slots=1), None, bare)
     with pytest.raises(ConfigError, match="does not offer --metrics"):
-        args_of(plan(slots=1), definition(server={"metrics": True}), bare)
+        args_of(plan(slots=1), definition(server={"metrics": True}), bare, "server.metrics")
 
 
 def test_a_cache_type_that_the_build_does_not_list() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2] / "llamad"
 LEVELS = [
-    {"errors", "units", "clock"},
+    {"errors", "units", "clock", "store"},
     {"gguf", "hardware", "config"},
     {"planning"},
     {"engine", "ledger"},

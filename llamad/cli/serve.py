@@ -22,5 +22,9 @@ def run(args: argparse.Namespace) -> int:
 def serve_model(name: str, config_root: Path) -> int:
     """Serve a model until told to stop; returns the service's exit code. Raises ConfigError, AccessError."""
     check_name(name, config_root)
+    if os.geteuid() == 0:
+        from llamad.config.load import load_definition  # as root only: the unit's start must not wait for it
+
+        load_definition(name, config_root)  # no folders are made for a name that is only misspelt
     drop_root(name)
     return serve(name, config_root, dict(os.environ))

@@ -66,6 +66,8 @@ class Service:
         self._reload_task: asyncio.Task[None] | None = None
         self._reload_again = False
         self._stopping = False
+        if self.start.hung_up:
+            self._hang_up()
 
     def _stop(self) -> None:
         if self._stopping:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from llamad.errors import os_error
+from llamad.errors import AccessError, os_error
+
+SYSTEM_RUN = Path("/run/llamad")
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,7 @@ class Paths:
     def of(cls, name: str, environ: dict[str, str]) -> Paths:
         """The unit's directories; outside systemd the same places if they can be written, else the user's."""
         credentials = Path(environ["CREDENTIALS_DIRECTORY"]) if "CREDENTIALS_DIRECTORY" in environ else None
-        run = Path("/run/llamad")
+        run = SYSTEM_RUN
         if "RUNTIME_DIRECTORY" not in environ and not _can_make(run / "model" / name):
             run = Path(environ.get("XDG_RUNTIME_DIR") or f"/tmp/llamad-{os.getuid()}") / "llamad"
         home = Path(environ.get("HOME", "/nonexistent"))
@@ -55,6 +59,8 @@ class Paths:
         """Make what is missing. Raises AccessError, BusyError."""
         folders = [(self.engine, 0o700)]
         if not under_systemd:
+            if self.public_sockets.parent != SYSTEM_RUN:
+                _require_own(self.public_sockets.parent.parent)
             folders = [(self.runtime, 0o711), *folders, (self.state, 0o700), (self.cache, 0o700)]
             folders += [(self.ledger, 0o700), (self.public_sockets, 0o755)]
         for folder, mode in folders:
@@ -65,6 +71,23 @@ class Paths:
             except OSError as error:
                 fix = "run it as the unit does, or install the package's tmpfiles"
                 raise os_error(f"cannot make {folder}", error, fix) from error
+
+
+def _require_own(folder: Path) -> None:
+    """Make it, or raise AccessError if others could put things into it: /tmp is everybody's, and who makes the
+    folder there before us would own our sockets and locks.
+    """
+    try:
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(mode=0o700, parents=True)
+        status = folder.lstat()
+    except OSError as error:
+        raise os_error(f"cannot make {folder}", error, "set XDG_RUNTIME_DIR to a folder of yours") from error
+    mine = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o022
+    if not mine:
+        why = "it is another user's, or others may write into it"
+        fix = f"set XDG_RUNTIME_DIR to a folder of yours, or remove {folder}"
+        raise AccessError(f"{folder} cannot be used for sockets", why=why, fix=fix)
 
 
 def _directory(environ: dict[str, str], key: str, system: Path, user: Path, name: str) -> Path:

@@ -12,6 +12,7 @@ import signal
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llamad.config.kept import load_kept
 from llamad.config.listen import parse_listen
@@ -34,6 +35,9 @@ from llamad.supervision.process import Started
 from llamad.supervision.process import start as start_process
 from llamad.supervision.words import event_of
 
+if TYPE_CHECKING:
+    from types import FrameType
+
 UNDER_SYSTEMD = "INVOCATION_ID"
 
 
@@ -54,6 +58,15 @@ class Start:
         self.status = StatusFile(self.paths.runtime, self.name)
         self.reporter = DaemonReporter(self.name, self.journal, self.notifier, self.status)
         self._lock = NameLock(self.paths.ledger, self.name)
+        self.hung_up = False
+        """A hang-up came before there was a loop to reload in."""
+
+    def keep_hang_ups(self) -> None:
+        """A SIGHUP from now on asks for a reload later; unhandled it would end us in the middle of the start."""
+        signal.signal(signal.SIGHUP, self._hang_up)
+
+    def _hang_up(self, _number: int, _frame: FrameType | None) -> None:
+        self.hung_up = True
 
     def take_name(self) -> None:
         """Make sure that nobody else serves the model. Raises BusyError."""
@@ -138,6 +151,7 @@ def serve(name: str, config_root: Path, environ: dict[str, str]) -> int:
         paths = Paths.of(name, environ)
         paths.make(under_systemd=UNDER_SYSTEMD in environ)
         start = Start(name, config_root, environ, journal, notifier, paths)
+        start.keep_hang_ups()
         start.take_name()
         _ = start.loaded, start.keys, start.listening, start.first, start.process
         from llamad.service.daemon import run  # while llama-server loads

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +16,10 @@ from llamad.config.load import Loaded
 from llamad.errors import ConfigError
 from llamad.front.keys import KeySet
 from llamad.service.daemon import Service
+from llamad.service.journal import NativeJournal
+from llamad.service.notify import NoNotifier
+from llamad.service.paths import Paths
+from llamad.service.start import Start
 from tests.support.fakes import FakeReporter, loaded_of
 
 
@@ -52,7 +58,7 @@ class Reloads:
 
 def with_keys(file: Path) -> Loaded:
     loaded = loaded_of()
-    return replace(loaded, definition=loaded.definition.model_copy(update={"api_keys_file": str(file)}))
+    return replace(loaded, definition=replace(loaded.definition, api_keys_file=str(file)))
 
 
 @pytest.fixture
@@ -65,7 +71,7 @@ def file(tmp_path: Path) -> Path:
 def service_of(file: Path, load: Any = None) -> tuple[Any, Reloads, Reporter]:
     loaded = with_keys(file)
     paths = SimpleNamespace(credential=lambda _name: None)
-    start: Any = SimpleNamespace(load=load or (lambda: loaded), paths=paths)
+    start: Any = SimpleNamespace(load=load or (lambda: loaded), paths=paths, hung_up=False)
     service: Any = Service(start)
     parts, reporter = Reloads(loaded), Reporter()
     service.name, service.keys, service.reporter = "tiny", KeySet(["one"]), reporter
@@ -138,3 +144,23 @@ def test_a_definition_with_a_mistake_changes_nothing(file: Path) -> None:
     service, parts, reporter = service_of(file, load)
     asyncio.run(hang_up(service))
     assert reporter.names() == ["reload-refused"] and parts.reloads == 0 and parts.keys is service.keys
+
+
+def test_a_hang_up_during_the_start_is_a_reload_after_it(tmp_path: Path, file: Path) -> None:
+    paths = Paths(tmp_path, tmp_path, tmp_path, tmp_path, tmp_path, None)
+    start = Start("tiny", tmp_path, {}, NativeJournal("/nonexistent"), NoNotifier(), paths)
+    service, parts, _ = service_of(file)
+    before = signal.getsignal(signal.SIGHUP)
+    try:
+        start.keep_hang_ups()
+        os.kill(os.getpid(), signal.SIGHUP)
+        service.start.hung_up = start.hung_up
+
+        async def go() -> None:
+            service._install_signals(asyncio.get_running_loop())
+            await asyncio.wait([service._reload_task], timeout=10)
+
+        asyncio.run(go())
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert parts.reloads == 1

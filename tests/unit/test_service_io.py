@@ -15,7 +15,7 @@ import pytest
 
 from llamad.cli.status import print_table
 from llamad.config.listen import parse_listen
-from llamad.errors import BusyError, ExitCode, os_error
+from llamad.errors import AccessError, BusyError, ExitCode, os_error
 from llamad.service.journal import NativeJournal
 from llamad.service.notify import NoNotifier, SystemdNotifier, ascii_line, watchdog_interval_s
 from llamad.service.overview import overview
@@ -217,3 +217,23 @@ def test_a_lack_of_room_is_tried_again(short: int) -> None:
     denied = os_error("cannot make /run/x", PermissionError(errno.EACCES, "denied"), "do that")
     assert denied.exit_code is ExitCode.NO_PERMISSION and denied.fix == "do that"
     assert _bind_error("192.0.2.1:1", OSError(errno.EADDRNOTAVAIL, "no")).exit_code is ExitCode.CONFIG
+
+
+@pytest.mark.parametrize("squat", ["link", "open"])
+def test_a_folder_that_others_can_write_into_holds_no_sockets(tmp_path: Path, squat: str) -> None:
+    """/tmp/llamad-UID is a name that anybody can take first."""
+    base, elsewhere = tmp_path / "llamad-1000", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    if squat == "link":
+        base.symlink_to(elsewhere)
+    else:
+        base.mkdir()
+        base.chmod(0o777)
+    run = base / "llamad"
+    paths = Paths(run / "model/tiny", run / "state", run / "cache", run / "ledger", run / "api", None)
+    with pytest.raises(AccessError, match="cannot be used"):
+        paths.make(under_systemd=False)
+    assert not list(elsewhere.iterdir()) and not run.exists()
+    base.unlink() if squat == "link" else base.rmdir()
+    paths.make(under_systemd=False)
+    assert stat.S_IMODE(base.stat().st_mode) == 0o700 and paths.engine.is_dir()

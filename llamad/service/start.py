@@ -7,6 +7,7 @@ an exit code.
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 from dataclasses import dataclass
@@ -156,6 +157,8 @@ def serve(name: str, config_root: Path, environ: dict[str, str]) -> int:
         _ = start.loaded, start.keys, start.listening, start.first, start.process
         from llamad.service.daemon import run  # while llama-server loads
 
+        gc.freeze()  # what is imported by now stays: never look through it again
+        gc.enable()
         return run(start)
     except LlamadError as error:
         report_refusal(name, error, journal, notifier)

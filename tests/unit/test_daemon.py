@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from llamad.config.load import Loaded
+from llamad.config.loaded import Loaded
 from llamad.errors import ConfigError
 from llamad.front.keys import KeySet
 from llamad.service.daemon import Service
@@ -52,7 +52,7 @@ class Reloads:
 
 def with_keys(file: Path) -> Loaded:
     loaded = loaded_of()
-    return replace(loaded, definition=loaded.definition.model_copy(update={"api_keys_file": str(file)}))
+    return replace(loaded, definition=replace(loaded.definition, api_keys_file=str(file)))
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from llamad.config.load import Loaded
+from llamad.config.loaded import Loaded
 from llamad.errors import ConfigError
 from llamad.front.keys import KeySet
 from llamad.service.daemon import Service

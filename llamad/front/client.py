@@ -166,6 +166,12 @@ class ClientConnection(asyncio.Protocol):
         if not self.is_busy and not self._is_readable():
             self._close_gently()
 
+    def hurry(self) -> None:
+        """The front is closing: a request that has begun to arrive must go on arriving soon."""
+        if self._state is _State.BODY or (self._state is _State.HEAD and self._buffer):
+            soon_s = self._shared.clock.monotonic() + self._shared.arrival_idle_s
+            self._deadline_s = min(self._deadline_s, soon_s)
+
     def break_off(self) -> None:
         """Close now, whatever is in work."""
         self._writable().abort()
@@ -307,7 +313,7 @@ class ClientConnection(asyncio.Protocol):
             if body.rest:
                 self._pipeline(body.rest)
         else:
-            self._deadline_s = self._shared.clock.monotonic() + self._shared.settings.body_idle_s
+            self._deadline_s = self._shared.clock.monotonic() + self._shared.arrival_idle_s
         exchange.body(piece, complete=body.done)
 
     def _pipeline(self, data: bytes) -> None:

@@ -139,6 +139,8 @@ class Front:
         The listening sockets are neither shut down nor closed."""
         await self.stop_accepting()
         shared = self._shared
+        for client in list(shared.clients):
+            client.hurry()
         until_s = self._clock.monotonic() + linger_s
         await self._await_expected(min(_EXPECTED_S, linger_s))
         await shared.pulse.until(self._nothing_in_work, until_s - self._clock.monotonic())

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from llamad.front.client import ClientConnection
 
 _SANE_ID = re.compile(rb"[0-9A-Za-z._-]{1,128}")
+_CLOSING_IDLE_S = 5.0
 
 
 class Shared:
@@ -58,6 +59,14 @@ class Shared:
         self.hosts = HostCheck(settings.allowed_hosts)
         self.memory.limit_bytes = settings.replay_bytes
         self.lane.apply(settings)
+
+    @property
+    def arrival_idle_s(self) -> float:
+        """How long a request may stop in the middle of its arrival. Less at the end: a client that hangs in an
+        upload must not make all the others wait for the next llamad.
+        """
+        idle_s = self.settings.body_idle_s
+        return min(idle_s, _CLOSING_IDLE_S) if self.closing else idle_s
 
     def request_id(self, head: RequestHead) -> bytes:
         """The client's X-Request-Id where it is sane, else a new one."""

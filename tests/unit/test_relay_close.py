@@ -47,6 +47,32 @@ async def test_answers_say_close_and_idle_connections_go_last() -> None:
         await bench.finish(wait_for(closing))
 
 
+@scenario
+async def test_a_client_that_hangs_in_an_upload_holds_nobody_up() -> None:
+    """It would keep every other client waiting for the next llamad, for as long as drain_s."""
+    async with running() as bench:
+        hung, head, moving = await bench.client(), await bench.client(), await bench.client()
+        for client in (hung, moving):
+            client.send(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\n\r\n{")
+        head.send(b"POST /v1/comp")
+        await bench.pass_s(1)
+        closing = asyncio.ensure_future(bench.front.close(60))
+        await yield_to_loop()
+        await bench.pass_s(4)
+        moving.send(b"  ")
+        await bench.pass_s(2)
+        assert (await hung.answer()).status == 408
+        assert (await head.answer()).status == 408
+        assert not closing.done()
+        moving.send(b"}")
+        assert (await moving.answer()).status == 200
+        for client in (hung, head, moving):
+            client.writer.close()
+        before_s = bench.clock.monotonic()
+        await bench.finish(wait_for(closing))
+        assert bench.clock.monotonic() - before_s < 5
+
+
 async def wait_for(task: asyncio.Future[None]) -> None:
     await task
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeGuard
 
+from llamad.service.paths import user_run
 from llamad.service.status import RUNTIME_ROOT, read_status
 
 _KEYS = ("Id", "ActiveState", "SubState", "StatusText", "UnitFileState", "ExecMainStatus", "Result")
@@ -27,9 +28,14 @@ class Overview:
 
 
 def overview(names: list[str], root: Path = RUNTIME_ROOT) -> list[Overview]:
-    """The models, in the order given. Needs no root; a systemd that does not answer is left out."""
-    units = ask_systemd(names)
-    return [_one(name, read_status(name, root), units.get(name, {})) for name in names]
+    """The models, in the order given: the system's, else those that this user serves in the foreground.
+
+    Needs no root; a systemd that does not answer is left out.
+    """
+    units, own = ask_systemd(names), user_run(os.environ) / "model"
+    return [
+        _one(name, read_status(name, root) or read_status(name, own), units.get(name, {})) for name in names
+    ]
 
 
 def _one(name: str, status: dict[str, object] | None, unit: dict[str, str]) -> Overview:

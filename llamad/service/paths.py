@@ -5,12 +5,18 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from llamad.errors import AccessError, os_error
 
 SYSTEM_RUN = Path("/run/llamad")
+
+
+def user_run(environ: Mapping[str, str]) -> Path:
+    """Where sockets, locks and status files are of a user who may not write below /run/llamad."""
+    return Path(environ.get("XDG_RUNTIME_DIR") or f"/tmp/llamad-{os.getuid()}") / "llamad"
 
 
 @dataclass(frozen=True)
@@ -31,7 +37,7 @@ class Paths:
         credentials = Path(environ["CREDENTIALS_DIRECTORY"]) if "CREDENTIALS_DIRECTORY" in environ else None
         run = SYSTEM_RUN
         if "RUNTIME_DIRECTORY" not in environ and not _can_make(run / "model" / name):
-            run = Path(environ.get("XDG_RUNTIME_DIR") or f"/tmp/llamad-{os.getuid()}") / "llamad"
+            run = user_run(environ)
         home = Path(environ.get("HOME", "/nonexistent"))
         ledger = Path("/run/llamad/ledger")
         if not os.access(ledger, os.W_OK):

@@ -27,7 +27,7 @@ from llamad.service.journal import Journal, make_journal
 from llamad.service.keys import read_keys
 from llamad.service.notify import Notifier, make_notifier
 from llamad.service.paths import Paths
-from llamad.service.planner import PlanMaker, make_launch
+from llamad.service.planner import SOCKET_NAME, PlanMaker, make_launch
 from llamad.service.reporter import DaemonReporter
 from llamad.service.sockets import Listening, listen_on, stored_sockets
 from llamad.service.status import StatusFile
@@ -134,7 +134,8 @@ class Start:
             return
         self.status.remove()
         if UNDER_SYSTEMD not in self.environ and "listening" in self.__dict__:
-            for path in (self.listening.unix_path, self.paths.runtime / "api.sock"):
+            engine = self.paths.engine / SOCKET_NAME  # llama-server itself leaves it behind
+            for path in (self.listening.unix_path, self.paths.runtime / "api.sock", engine):
                 if path is not None:
                     with contextlib.suppress(OSError):
                         path.unlink()

@@ -19,8 +19,8 @@ from llamad.errors import AccessError, BusyError, ExitCode, os_error
 from llamad.service.journal import NativeJournal
 from llamad.service.notify import NoNotifier, SystemdNotifier, ascii_line, watchdog_interval_s
 from llamad.service.overview import overview
-from llamad.service.paths import Paths
-from llamad.service.sockets import _bind_error, listen_on, store_name, stored_sockets
+from llamad.service.paths import Paths, user_run
+from llamad.service.sockets import Listening, _bind_error, listen_on, store_name, stored_sockets
 from llamad.service.start import Start
 from llamad.service.status import StatusFile, read_status
 
@@ -237,3 +237,23 @@ def test_a_folder_that_others_can_write_into_holds_no_sockets(tmp_path: Path, sq
     base.unlink() if squat == "link" else base.rmdir()
     paths.make(under_systemd=False)
     assert stat.S_IMODE(base.stat().st_mode) == 0o700 and paths.engine.is_dir()
+
+
+def test_a_model_that_an_ordinary_user_serves_has_a_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    folder = user_run(os.environ) / "model" / "tiny"
+    folder.mkdir(parents=True)
+    StatusFile(folder, "tiny").update(state="ready", text="ok")
+    assert [model.state for model in overview(["tiny"], tmp_path / "system")] == ["ready"]
+
+
+def test_nothing_but_locks_is_left_in_the_foreground(tmp_path: Path) -> None:
+    run = tmp_path / "own" / "llamad"
+    paths = Paths(run / "model/tiny", run / "state", run / "cache", run / "ledger", run / "api", None)
+    paths.make(under_systemd=False)
+    start = Start("tiny", tmp_path, {}, NativeJournal("/nonexistent"), NoNotifier(), paths)
+    start.take_name()
+    start.__dict__["listening"] = Listening([], None)
+    (paths.engine / "llama.sock").touch()
+    start.finish()
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["tiny.lock"]

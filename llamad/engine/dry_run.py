@@ -7,19 +7,17 @@ then begins to load. It is killed at that line, about 0.1 s after its start. Blo
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from llamad.engine.breakdowns import Breakdown
 from llamad.engine.log import LogLine, parse_line
-from llamad.engine.names import is_host, renamed
+from llamad.engine.names import is_host
 from llamad.engine.query import QueryResult, run_until
 from llamad.errors import ChildError
 from llamad.planning.plan import Parts
-from llamad.store import load_cache, store_cache
 from llamad.units import MIB
 
 Why = Literal["late", "crashed", "exited", "silent"]
@@ -35,22 +33,6 @@ class AskError(ChildError):
     def __init__(self, reason: Why, why: str) -> None:
         super().__init__("cannot ask llama-server for its memory breakdown", why=why)
         self.reason: Why = reason
-
-
-@dataclass(frozen=True)
-class Breakdown:
-    """llama-server's own account, in bytes. It counts whole MiB, rounded down: a part may be 1 MiB larger.
-
-    `memory` is total and free of each device as the child saw it, its own context already taken.
-    """
-
-    devices: dict[str, Parts]
-    host: Parts
-    memory: dict[str, tuple[int, int]]
-
-    def renamed(self, names: Mapping[str, str]) -> Breakdown:
-        """The same with other names for the devices (`names.plan_names` of the plan that was asked about)."""
-        return Breakdown(renamed(self.devices, names), self.host, renamed(self.memory, names))
 
 
 def ask_breakdown(
@@ -171,54 +153,3 @@ class _Table:
             self.host.context_bytes + context * MIB,
             self.host.compute_bytes + compute * MIB,
         )
-
-
-class BreakdownCache:
-    """Breakdowns by build, model file and arguments, in one JSON file of the model's cache folder.
-
-    What is free now is in no key and in no entry: it does not change what an explicit plan takes.
-    """
-
-    _KEEP = 32
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def get(self, caps_key: str, fingerprint: str, args: Sequence[str]) -> Breakdown | None:
-        """The breakdown that the same build gave for the same file and arguments; None if none is kept."""
-        try:
-            entry = self._entries()[_cache_key(caps_key, fingerprint, args)]
-            devices = {str(name): Parts(*map(int, parts)) for name, parts in entry["devices"].items()}
-            return Breakdown(devices, Parts(*map(int, entry["host"])), {})
-        except (LookupError, TypeError, ValueError, AttributeError):
-            return None  # none kept, or not as we write it
-
-    def put(self, caps_key: str, fingerprint: str, args: Sequence[str], breakdown: Breakdown) -> None:
-        """Keep one more, the oldest beyond 32 being dropped. A cache that cannot be written is done without."""
-        entries = self._entries()
-        key = _cache_key(caps_key, fingerprint, args)
-        entries.pop(key, None)
-        entries[key] = {
-            "devices": {name: _three(parts) for name, parts in breakdown.devices.items()},
-            "host": _three(breakdown.host),
-        }
-        store_cache(self._path, dict(list(entries.items())[-self._KEEP :]))
-
-    def _entries(self) -> dict[str, Any]:
-        raw = load_cache(self._path)
-        return raw if isinstance(raw, dict) else {}
-
-
-def _three(parts: Parts) -> list[int]:
-    return [parts.weights_bytes, parts.context_bytes, parts.compute_bytes]
-
-
-def _cache_key(caps_key: str, fingerprint: str, args: Sequence[str]) -> str:
-    kept = list(args)
-    for flag in ("--host", "--alias"):
-        if flag in kept:
-            place = kept.index(flag)
-            del kept[place : place + 2]
-    return hashlib.sha256(
-        "\0".join([caps_key, fingerprint, *kept]).encode("utf-8", "surrogateescape")
-    ).hexdigest()

@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from llamad.engine.log import LineSplitter
 from llamad.errors import AccessError, BusyError, ConfigError, LlamadError
 
 OUTPUT_LIMIT_BYTES = 4 << 20
@@ -179,6 +178,8 @@ class _Reading:
         assert process.stdout is not None
         assert process.stderr is not None
         self._pipes = {process.stdout.fileno(): bytearray(), process.stderr.fileno(): bytearray()}
+        from llamad.engine.log import LineSplitter  # its patterns are compiled only for a run that is read
+
         self._splitters = {fd: LineSplitter() for fd in self._pipes}
         self._out, self._err = self._pipes.values()
         self._stopped = False

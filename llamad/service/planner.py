@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llamad.config.loaded import Loaded
+from llamad.engine.breakdowns import BreakdownCache
 from llamad.engine.build import Capabilities, Mode
 from llamad.engine.capabilities import read_capabilities
 from llamad.engine.devices import DeviceFinder
-from llamad.engine.dry_run import AskError, BreakdownCache, ask_breakdown
 from llamad.engine.environment import child_environment
 from llamad.engine.flags import can_ask, dry_run_args, server_args
 from llamad.engine.names import plan_names, visible_uuids
@@ -155,6 +155,8 @@ class PlanMaker:
         cache = BreakdownCache(self._cache / "breakdowns.json")
         found = cache.get(caps.key, facts.fingerprint, args)
         if found is None:
+            from llamad.engine.dry_run import AskError, ask_breakdown  # seldom: the answer is kept
+
             try:
                 found = ask_breakdown(caps.path, args, self.environment(plan), self._loaded.host.query_s)
             except AskError:

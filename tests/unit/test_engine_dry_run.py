@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from llamad.engine.dry_run import AskError, Breakdown, BreakdownCache, BreakdownReader, ask_breakdown
+from llamad.engine.breakdowns import Breakdown, BreakdownCache
+from llamad.engine.dry_run import AskError, BreakdownReader, ask_breakdown
 from llamad.engine.log import parse_line
 from llamad.errors import ConfigError
 from llamad.planning.plan import Parts

@@ -349,7 +349,9 @@ def _wait_until_up(bed: Bed, runner: subprocess.Popen[bytes]) -> None:
             return
         time.sleep(0.1)
     tail = "\n".join(bed.log.read_text(errors="replace").splitlines()[-25:])
-    msg = f"the bed did not come up within {_BOOT_S:.0f} s ({answer.strip() or 'no systemd'}); its log:\n{tail}"
+    ended = runner.poll() is not None
+    what = "ended while it booted" if ended else f"did not come up within {_BOOT_S:.0f} s ({answer.strip()})"
+    msg = f"the bed {what}; its log:\n{tail}"
     raise BedError(msg)
 
 

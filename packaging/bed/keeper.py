@@ -26,7 +26,9 @@ def main(spec: dict[str, Any]) -> int:
     layers = f"lowerdir={spec['lower']},upperdir={work}/upper,workdir={work}/work"
     _mount("overlay", "llamad-testbed", work / "root", layers)
     # systemd-nspawn keeps locks and sockets there that a kill would leave behind.
-    _mount("tmpfs", "llamad-testbed", Path("/run/systemd/nspawn"), "mode=0755")
+    nspawn = Path("/run/systemd/nspawn")
+    nspawn.mkdir(parents=True, exist_ok=True)
+    _mount("tmpfs", "llamad-testbed", nspawn, "mode=0755")
     if spec["cgroup"]:
         (Path(spec["cgroup"]) / "cgroup.procs").write_text("0")
     os.environ.update(spec["environment"])

@@ -73,7 +73,16 @@ def provide(bed: Bed, source: Path) -> str:
 
 def install_command(package: str) -> list[str]:
     """What installs the package in the bed."""
-    return ["apt-get", "install", "--yes", "--quiet", "--option=Dpkg::Use-Pty=0", package]
+    return [
+        "env",
+        "DEBIAN_FRONTEND=noninteractive",
+        "apt-get",
+        "install",
+        "--yes",
+        "--quiet",
+        "--option=Dpkg::Use-Pty=0",
+        package,
+    ]
 
 
 def _build(bed: Bed, kept: Path) -> Path:

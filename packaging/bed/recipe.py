@@ -10,7 +10,7 @@ COMPONENTS = "main"
 
 _SYSTEM = (
     "systemd systemd-sysv dbus libpam-systemd procps psmisc iproute2 util-linux util-linux-extra curl ca-certificates"
-    " strace gdb-minimal git less man-db bash-completion"
+    " strace git less man-db bash-completion"
 )
 _ENGINE = (
     "llama.cpp-tools llama.cpp-tools-extra libggml0-backend-vulkan mesa-vulkan-drivers libggml0-backend-rpc"
@@ -21,7 +21,7 @@ _PACKAGE_BUILD = (
     " lintian scdoc"
 )
 _TESTS = (
-    "python3-venv python3-pip python3-dev python3-pytest python3-pytest-asyncio python3-pytest-timeout"
+    "python3-venv python3-pip python3-pytest python3-pytest-asyncio python3-pytest-timeout"
     " python3-hypothesis python3-h11 python3-openai mypy ruff"
 )
 PACKAGES = tuple(" ".join((_SYSTEM, _ENGINE, _LLAMAD_NEEDS, _PACKAGE_BUILD, _TESTS)).split())

@@ -17,6 +17,9 @@ systemctl mask --quiet systemd-networkd-wait-online.service apt-daily.timer apt-
     console-getty.service
 systemctl set-default --quiet multi-user.target
 
+echo bed >/etc/hostname
+printf '127.0.0.1 localhost bed\n::1 localhost\n' >/etc/hosts
+
 # A journal that keeps every line of a test and is gone with the bed.
 install -d /etc/systemd/journald.conf.d
 cat > /etc/systemd/journald.conf.d/bed.conf <<'CONF'

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -65,12 +66,19 @@ def run(words: argparse.Namespace, for_pytest: Sequence[str], *, source: Path) -
     """Run the suite on the checkout `source`; 0 if everything passed, 1 if not."""
     unit, system = _selected(words, for_pytest)
     phases = _Phases()
-    if phases.do("bed", lambda: 0 if build.build().is_dir() else 1) == 0:
-        with container.booted(root=build.cached_root(), source=source) as bed:
+    beds: list[Bed] = []
+    with ExitStack() as gone_at_the_end:
+
+        def boot() -> int:
+            root = build.build()
+            beds.append(gone_at_the_end.enter_context(container.booted(root=root, source=source)))
+            return 0
+
+        if phases.do("bed", boot) == 0:
             if unit is not None:
-                phases.do("unit tests", lambda: _unit_tests(bed, [*unit, *_options(for_pytest)]))
+                phases.do("unit tests", lambda: _unit_tests(beds[0], [*unit, *_options(for_pytest)]))
             if system is not None:
-                _system_phases(phases, bed, source, [*system, *_options(for_pytest)])
+                _system_phases(phases, beds[0], source, [*system, *_options(for_pytest)])
     failed = phases.failed()
     print(f"\n{phases.table()}")
     verdict = f"failed: {', '.join(failed)}" if failed else "passed"

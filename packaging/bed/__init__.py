@@ -6,6 +6,8 @@ Standard library only, Python 3.9 or later: it runs on the host, before anything
     host       what the bed needs of the host, and what the host knows (mirror, proxies, pip's settings)
     build      the recipe made a root directory, cached
     keeper     the process that owns the mounts of a booted bed
+    processes  what /proc says; how nothing is left over
+    groups     control groups of beds
     container  boots, enters and ends beds
     files      copies files in and out
     package    llamad's .deb, built in a bed and cached

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bed import host
+from bed.processes import DIES_WITH_US, OWN_NAMESPACES
 from bed.recipe import BUILDER, COMPONENTS, PACKAGES, PIP_PACKAGES, SUITE, fingerprint
 from bed.report import BedError, elapsed_s, say
 
@@ -23,22 +24,6 @@ _SCRIPTS = Path(__file__).parent
 _TEST_SUPPORT = Path(__file__).parents[2] / "tests/support"
 
 _INSIDE = "/run/llamad-build"  # where the scripts are seen in the root while it is set up
-
-# Ends with the process that starts it, however that ends, and takes its mounts along.
-PRIVATE_NAMESPACE = (
-    *("setpriv", "--pdeathsig", "KILL", "--"),
-    *(
-        "unshare",
-        "--mount",
-        "--pid",
-        "--fork",
-        "--kill-child=KILL",
-        "--mount-proc",
-        "--propagation",
-        "private",
-        "--",
-    ),
-)
 
 
 @contextmanager
@@ -179,7 +164,7 @@ def _run(command: Sequence[str], *, log: Path, doing: str) -> None:
     """Run a step of the build in a namespace of its own; its `I:` lines are shown, all lines go to `log`."""
     with log.open("a") as file:
         child = subprocess.Popen(
-            [*PRIVATE_NAMESPACE, *command],
+            [*DIES_WITH_US, *OWN_NAMESPACES, *command],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

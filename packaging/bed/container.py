@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from bed import processes
+from bed import groups, processes
 from bed.build import CACHE, locked
 from bed.report import BedError, say
 
@@ -96,8 +96,8 @@ class Bed:
         become = [] if user == "root" else [f"--reuid={user}", f"--regid={user}", "--init-groups"]
         init = self.init_pid()
         return [
-            *("setpriv", "--pdeathsig", "KILL", "--"),
-            *("sh", "-ec", 'echo 0 > "$0/cgroup.procs"; exec "$@"', _exec_cgroup(init)),
+            *processes.DIES_WITH_US,
+            *("sh", "-ec", 'echo 0 > "$0/cgroup.procs"; exec "$@"', groups.for_visitors(init)),
             *("nsenter", f"--target={init}", "--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup"),
             *("--root", "--", "setpriv", *become, "--pdeathsig", "KILL", "--"),
             *("env", "--ignore-environment", f"--chdir={folder}"),
@@ -209,7 +209,7 @@ def remove_stale() -> None:
                 continue
             state = lock.with_suffix(".json")
             if state.exists():
-                _remove_cgroup(json.loads(state.read_text())["cgroup"])
+                groups.remove(lock.stem, json.loads(state.read_text())["cgroup"])
             for path in (state, lock.with_suffix(".log"), lock):
                 path.unlink(missing_ok=True)
 
@@ -220,50 +220,32 @@ def names() -> list[str]:
 
 
 def _start(bed: Bed, *, root: Path, source: Path, dies_with_us: bool) -> subprocess.Popen[bytes]:
-    cgroup = _own_cgroup(bed.name)
+    group = groups.make(bed.name)
     spec = {
         "mount_point": str(CACHE / "mnt"),
         "lower": str(root),
-        "cgroup": cgroup,
+        "cgroup": group,
         "watch_stdin": dies_with_us,
         # Hosts with the old control groups: give the bed the new ones all the same.
         "environment": {"SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1", "SYSTEMD_NSPAWN_TMPFS_TMP": "0"},
         "nspawn": _nspawn(bed.name, source),
     }
-    until_death = ["setpriv", "--pdeathsig", "KILL", "--"] if dies_with_us else []
-    scope = (
-        [] if cgroup else ["systemd-run", "--quiet", "--scope", "--collect", "--property=Delegate=yes", "--"]
-    )
-    private = [
-        "unshare",
-        "--mount",
-        "--pid",
-        "--fork",
-        "--kill-child=KILL",
-        "--mount-proc",
-        "--propagation",
-        "private",
-    ]
     keeper = [sys.executable, "-B", str(_KEEPER), json.dumps(spec)]
+    command = [*groups.enter(bed.name, group), *processes.OWN_NAMESPACES, *keeper]
     with (STATE / f"{bed.name}.lock").open("w") as own, (root.parent / "in-use.lock").open() as used:
         fcntl.flock(own, fcntl.LOCK_EX)
         fcntl.flock(used, fcntl.LOCK_SH)
         with bed.log.open("wb") as log:
             runner = subprocess.Popen(
-                [*until_death, *scope, *private, "--", *keeper],
+                [*processes.DIES_WITH_US, *command] if dies_with_us else command,
                 stdin=subprocess.PIPE if dies_with_us else subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 pass_fds=(own.fileno(), used.fileno()),
                 start_new_session=True,
             )
-    facts = {
-        "pid": runner.pid,
-        "start_ticks": processes.start_ticks(runner.pid),
-        "cgroup": cgroup,
-        "began": time.time(),
-    }
-    (STATE / f"{bed.name}.json").write_text(json.dumps(facts))
+    began = {"pid": runner.pid, "start_ticks": processes.start_ticks(runner.pid), "began": time.time()}
+    (STATE / f"{bed.name}.json").write_text(json.dumps({**began, "cgroup": group}))
     return runner
 
 
@@ -276,62 +258,6 @@ def _nspawn(name: str, source: Path) -> list[str]:
         "--system-call-filter=landlock_create_ruleset landlock_add_rule landlock_restrict_self",
         f"--bind-ro={str(source).replace(':', chr(92) + ':')}:/src",
     ]
-
-
-def _exec_cgroup(init: int) -> str:
-    """A control group within the bed's for what is run from outside: there it sees itself where it really is."""
-    inits = next(
-        line[4:] for line in Path(f"/proc/{init}/cgroup").read_text().splitlines() if line[:3] == "0::"
-    )
-    group = _cgroup_mount() / inits.lstrip("/") / "../exec"
-    group.resolve().mkdir(exist_ok=True)
-    return str(group.resolve())
-
-
-def _cgroup_mount() -> Path:
-    mounts = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-    place = next((words[4] for words in mounts if words[words.index("-") + 1] == "cgroup2"), None)
-    if place is None:
-        msg = "no cgroup2 is mounted here, which systemd in the bed needs: mount -t cgroup2 none /sys/fs/cgroup"
-        raise BedError(msg, exit_status=69)
-    return Path(place)
-
-
-def _own_cgroup(name: str) -> str | None:
-    """A new control group for the bed; None where systemd runs the host and has to be asked for one."""
-    if Path("/run/systemd/system").is_dir():
-        return None
-    own = next(
-        (line[4:] for line in Path("/proc/self/cgroup").read_text().splitlines() if line[:3] == "0::"), ""
-    )
-    group = _cgroup_mount() / own.lstrip("/") / f"llamad-testbed-{name}"
-    group.mkdir(exist_ok=True)
-    return str(group)
-
-
-def _remove_cgroup(group: str | None) -> None:
-    """Remove an emptied control group with all below it."""
-    if group is None:
-        return
-    # With the old control groups systemd-nspawn makes a second one, of the same name, in systemd's own hierarchy.
-    twin = Path("/sys/fs/cgroup/systemd") / Path(group).relative_to(_cgroup_mount())
-    deadline = time.monotonic() + _END_S
-    for top in (Path(group), twin):
-        for folder, _, _ in os.walk(top, topdown=False):
-            _remove_emptied(Path(folder), deadline)
-
-
-def _remove_emptied(folder: Path, deadline: float) -> None:
-    while True:
-        try:
-            folder.rmdir()
-            return
-        except OSError as error:
-            # Processes that were killed a moment ago may not have left yet.
-            if time.monotonic() > deadline:
-                msg = f"cannot remove the control group {folder}: {error.strerror}"
-                raise BedError(msg) from error
-        time.sleep(0.02)
 
 
 def _wait_until_up(bed: Bed, runner: subprocess.Popen[bytes]) -> None:

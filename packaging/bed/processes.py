@@ -1,9 +1,20 @@
-"""What /proc says about processes. Numbers are of the host's pid namespace."""
+"""What /proc says about processes, and how they are started so that none is left over.
+
+Numbers are of the host's pid namespace.
+"""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+
+# Before a command: it is killed when the process that starts it ends, however that ends ...
+DIES_WITH_US = ("setpriv", "--pdeathsig", "KILL", "--")
+# ... and takes all that it started and mounted along.
+OWN_NAMESPACES = (
+    *("unshare", "--mount", "--pid", "--fork", "--kill-child=KILL"),
+    *("--mount-proc", "--propagation", "private", "--"),
+)
 
 
 def parent_pid(pid: int) -> int | None:

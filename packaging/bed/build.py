@@ -52,6 +52,7 @@ def build(*, fresh: bool = False) -> Path:
     with locked(CACHE / "build.lock", waiting_for="another build of the test bed"):
         root = cached_root()
         if root.is_dir() and not fresh:
+            os.utime(root.parent / "in-use.lock")
             return root
         if root.is_dir() and _is_used(root.parent):
             msg = "a bed that is up stands on the root to be replaced: packaging/testbed down"
@@ -190,9 +191,16 @@ def _run(command: Sequence[str], *, log: Path, doing: str) -> None:
 
 
 def _remove_old(*, keep: Path) -> None:
-    """Remove the roots of older recipes, but for those that a running bed still stands on."""
-    old = [lock.parent for lock in CACHE.glob("*/in-use.lock") if lock.parent != keep]
-    _remove(folder for folder in old if not _is_used(folder))
+    """Remove roots of other recipes but the one used last, which a switch of branches would want back.
+
+    A root that a running bed stands on stays in any case.
+    """
+    others = sorted((lock for lock in CACHE.glob("*/in-use.lock") if lock.parent != keep), key=_last_used)
+    _remove(lock.parent for lock in others[:-1] if not _is_used(lock.parent))
+
+
+def _last_used(lock: Path) -> float:
+    return lock.stat().st_mtime
 
 
 def _is_used(folder: Path) -> bool:

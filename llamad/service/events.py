@@ -29,6 +29,7 @@ _KINDS = (
     EventKind("child-exited", "7af142b912844ce7ac95dceba429d982", "err", ("CAUSE", "FIX")),
     EventKind("restarting", "9b351a61c1b94b20a02d0b9e6f3f9676", "warning", ("CAUSE",)),
     EventKind("gave-up", "9139b1f022cd4238b69dccb85ede91db", "crit", ("CAUSE", "FIX")),
+    EventKind("held-by-another", "9abc8c9a905d4f7096ee4aecff78cb81", "warning", ("CAUSE", "FIX")),
     EventKind("stopping", "0f4c598766e742028bb958dc79c864ed", "info", ()),
     EventKind("stopped", "56af700df2064cc7880e54e31871a5ec", "info", ()),
     EventKind("reload-applied", "6c5f7b137e3642efbef9a6ed75274e4f", "notice", ()),

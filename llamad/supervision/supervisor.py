@@ -365,12 +365,15 @@ class Supervisor:
         error, cause = message.error, message.cause
         self._failure = error.exit_code if error else cause.exit_code if cause else ExitCode.CRASH_LOOP
         text = str(error) if error else cause.text if cause else "llama-server ended"
-        self._failure_text = text
         fix = (error.fix if error else cause.fix if cause else "") or "see the lines before"
+        self._failure_text = text if fix in text else f"{text}; {fix}"
         lines = tail(self._intake.recent()) if self._intake and not error else ""
         event = event_of(self._failure)
         self._seams.reporter.event(
-            event, f"Giving up: {text}" + (f"\n{lines}" if lines else ""), CAUSE=text, FIX=fix
+            event,
+            f"{_verdict(self._failure)}: {text}" + (f"\n{lines}" if lines else ""),
+            CAUSE=text,
+            FIX=fix,
         )
         self._seams.front.refuse(text)
         self._settle_reload(error or ChildError(text, fix=fix))
@@ -388,6 +391,11 @@ class Supervisor:
 
     def _announce(self) -> None:
         self._seams.reporter.state(str(self.state), self.status_text())
+
+
+def _verdict(code: ExitCode) -> str:
+    retried = (ExitCode.NO_MODEL_FILE, ExitCode.NO_DEVICE, ExitCode.TEMPORARY)
+    return "Cannot serve now" if code in retried else "Giving up"
 
 
 def _exit_words(returncode: int) -> str:

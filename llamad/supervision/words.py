@@ -37,5 +37,6 @@ def event_of(code: ExitCode) -> str:
         ExitCode.CONFIG: "config-refused",
         ExitCode.BAD_MODEL: "model-file",
         ExitCode.NO_MODEL_FILE: "model-file",
+        ExitCode.TEMPORARY: "held-by-another",
     }
     return by_code.get(code, "gave-up")

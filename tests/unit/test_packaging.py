@@ -146,7 +146,7 @@ def test_exposure_of_the_model_unit_is_at_most_1_5() -> None:
 def test_systemd_accepts_the_units(tmp_path: Path) -> None:
     for path in UNITS.iterdir():
         text = re.sub(r"/usr/bin/llamad\b|/usr/bin/nvidia-modprobe\b", "/bin/true", path.read_text())
-        (tmp_path / path.name).write_text(text.replace("User=_llamad", "User=nobody"))
+        (tmp_path / path.name).write_text(text.replace("User=_llamad", "User=daemon"))
     names = [str(tmp_path / name) for name in ("llamad@x.service", "llamad-gpu@x.service", "llamad.target")]
     command = ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", *names]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)

@@ -17,6 +17,7 @@ from llamad.errors import UsageError
 from llamad.hardware.device import Device
 from llamad.planning.explain import explain
 from llamad.service.planner import Made, PlanMaker
+from llamad.service.status import RUNTIME_ROOT
 from llamad.units import parse_size
 
 CACHE_ROOT = Path("/var/cache/llamad")
@@ -39,14 +40,16 @@ def run(args: argparse.Namespace) -> int:
 
 def make(loaded: Loaded, what_if: list[Device], *, computed: bool) -> Made:
     """The plan, leaving nothing behind but what the model's own cache folder keeps; root leaves nothing at all."""
-    cache = CACHE_ROOT / loaded.name
+    cache, engine = CACHE_ROOT / loaded.name, RUNTIME_ROOT / loaded.name / "engine"
     with tempfile.TemporaryDirectory(prefix="llamad-plan-") as scratch:
         if os.geteuid() == 0 or not os.access(cache, os.W_OK):
             for kept in KEPT:
                 with contextlib.suppress(OSError):
                     shutil.copyfile(cache / kept, Path(scratch) / kept)
             cache = Path(scratch)
-        return PlanMaker(loaded, engine=Path(scratch), cache=cache).make(what_if, computed=computed)
+        return PlanMaker(loaded, engine=engine, cache=cache, scratch=Path(scratch)).make(
+            what_if, computed=computed
+        )
 
 
 def print_plan(made: Made, *, as_json: bool) -> None:

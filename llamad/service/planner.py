@@ -49,7 +49,11 @@ class Made:
 
 
 class PlanMaker:
-    """Plans one definition. Blocking. `engine` is the folder for sockets, `cache` the model's cache folder."""
+    """Plans one definition. Blocking.
+
+    `engine` is the folder of the child's socket, `cache` the model's cache folder, `scratch` the folder for the
+    socket of a llama-server that is only asked.
+    """
 
     def __init__(
         self,
@@ -59,12 +63,14 @@ class PlanMaker:
         cache: Path,
         read: FactsReader | None = None,
         nvml: Probe | None = None,
+        scratch: Path | None = None,
     ) -> None:
         self._loaded = loaded
         self._read = read or FactsReader()
         self._nvml = nvml or Nvml()
         self._hints: tuple[str, ...] = ()
         self.engine = engine
+        self._scratch = scratch or engine
         self._cache = cache
         self.env = child_environment(loaded.definition.environment, cache)
 
@@ -148,7 +154,7 @@ class PlanMaker:
 
     def _ask(self, plan: Plan, facts: ModelFacts, caps: Capabilities) -> Asked | None:
         """llama-server's breakdown for this plan; None where it cannot tell (the computed bytes stand)."""
-        socket_path = self.engine / ASK_SOCKET_NAME
+        socket_path = self._scratch / ASK_SOCKET_NAME
         args = dry_run_args(
             plan, self._loaded.definition, caps, socket_path=str(socket_path), written=self._loaded.written
         )

@@ -19,6 +19,7 @@ from llamad.config.schema import KeyProblem, annotations_of, is_table
 _THOUSANDS = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kKmM])(?:i?[bB])?\s*")
 _BOOLEANS = {"true": "true", "yes": "true", "on": "true", "false": "false", "no": "false", "off": "false"}
 _MISSING = "is missing"
+LISTED = 50
 _BELONGS_ABOVE = "belongs above the first [section]"
 _OTHER_NAMES = {
     "ctx": "context",
@@ -76,12 +77,21 @@ class Problem:
 
 
 def problems_of(error: ValidationError, data: Any, model: type[Table]) -> list[Problem]:
-    """One problem for each key that pydantic complained about, however many of its rules the key broke."""
+    """One problem for each key that pydantic complained about, however many of its rules the key broke.
+
+    Of a file with hundreds of mistakes the first `LISTED` are told: finding the words takes time, and nobody
+    reads more.
+    """
     found: dict[Path, Problem] = {}
-    for item in error.errors(include_url=False, include_input=False):
+    items = error.errors(include_url=False, include_input=False)
+    for item in items[:LISTED]:
         problem = _problem(item, data, model)
         if problem.path not in found or item["type"] == "value_error":
             found[problem.path] = problem
+    if len(items) > LISTED:
+        path = _known_part(items[LISTED]["loc"], data)
+        what = f"is the first of {len(items) - LISTED} more mistakes, which are not listed"
+        found.setdefault(path, Problem(path, what, "correct the others first"))
     return [problem for problem in found.values() if not _is_said_better(problem, found.values())]
 
 

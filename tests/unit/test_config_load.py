@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from dataclasses import fields
 from pathlib import Path
 
@@ -489,3 +490,14 @@ def test_show_has_every_value_with_its_origin(tmp_path: Path) -> None:
         "value": 8192, "file": f"{root}/phi4.toml", "line": 6, "column": 1
     }  # fmt: skip
     assert set(shown["values"]) == set(rows)
+
+
+def test_of_thousands_of_mistakes_the_first_are_told_in_a_moment(tmp_path: Path) -> None:
+    keys = "\n".join(f"nonsense{n} = {n}" for n in range(2_000))
+    (tmp_path / "phi4.toml").write_text(f'model = "/m.gguf"\n{keys}\n')
+    started_s = time.monotonic()
+    with pytest.raises(ConfigErrors) as caught:
+        load_definition("phi4", tmp_path)
+    assert time.monotonic() - started_s < 3
+    assert len(caught.value.problems) == 51
+    assert "1950 more mistakes" in str(caught.value)

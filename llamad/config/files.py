@@ -56,6 +56,9 @@ def read_file(path: Path) -> bytes | None:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     except (FileNotFoundError, NotADirectoryError):
+        if path.is_symlink():
+            fix = "restore what it leads to, or remove the link"
+            raise ConfigError("it is a link that leads nowhere", where=Where(str(path), 1, 1), fix=fix) from None
         return None
     except OSError as error:
         raise _cannot_read(path, error) from error

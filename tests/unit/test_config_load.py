@@ -501,3 +501,11 @@ def test_of_thousands_of_mistakes_the_first_are_told_in_a_moment(tmp_path: Path)
     assert time.monotonic() - started_s < 3
     assert len(caught.value.problems) == 51
     assert "1950 more mistakes" in str(caught.value)
+
+
+def test_a_dropin_that_leads_nowhere_is_told(tmp_path: Path) -> None:
+    (tmp_path / "phi4.toml").write_text('model = "/m.gguf"\n')
+    (tmp_path / "phi4.toml.d").mkdir()
+    (tmp_path / "phi4.toml.d" / "a.toml").symlink_to("/nonexistent/a.toml")
+    with pytest.raises(ConfigError, match="leads nowhere"):
+        load_definition("phi4", tmp_path)

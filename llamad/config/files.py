@@ -45,7 +45,12 @@ def dropin_files(file: Path) -> list[Path]:
         return []
     except OSError as error:
         raise _cannot_read(folder, error) from error
-    return [path for path in found if is_definition_file(path.name)]
+    files = [path for path in found if is_definition_file(path.name)]
+    for path in files:
+        if path.is_symlink() and not path.exists():
+            fix = "restore what it leads to, or remove the link"
+            raise ConfigError("it is a link that leads nowhere", where=Where(str(path), 1, 1), fix=fix)
+    return files
 
 
 def read_file(path: Path) -> bytes | None:
@@ -56,9 +61,6 @@ def read_file(path: Path) -> bytes | None:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     except (FileNotFoundError, NotADirectoryError):
-        if path.is_symlink():
-            fix = "restore what it leads to, or remove the link"
-            raise ConfigError("it is a link that leads nowhere", where=Where(str(path), 1, 1), fix=fix) from None
         return None
     except OSError as error:
         raise _cannot_read(path, error) from error

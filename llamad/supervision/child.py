@@ -42,7 +42,7 @@ class Child(Protocol):
         ...
 
     def progress(self) -> tuple[int, ...]:
-        """Figures that change while the child works on its load: bytes read and written, resident pages."""
+        """Figures that change while the child works on its load: bytes read, resident pages."""
         ...
 
 
@@ -120,7 +120,12 @@ class ProcessChild:
                 resident = int(file.read().split()[1])
         except OSError:
             return ()
-        return (*(int(line.split()[1]) for line in io_text.splitlines()[:2]), resident)
+        sizes = [
+            int(line.split()[1])
+            for line in io_text.splitlines()
+            if line.startswith((b"rchar", b"read_bytes"))
+        ]
+        return (*sizes, resident)
 
     def _watch_pipe(self, stream: int, fd: int) -> None:
         os.set_blocking(fd, False)

@@ -16,6 +16,8 @@ from llamad.supervision.words import device_names
 FIRST_POLL_S = 0.02
 POLL_S = 0.5
 LAST_LINES_S = 2.0
+PROGRESS_LINES = 20_000
+"""A load prints some hundred lines; a child that talks for ever makes no progress by it."""
 
 
 class NotUsable(Exception):
@@ -46,7 +48,7 @@ async def watch_load(child: Child, intake: Intake, launch: Launch, seams: Seams,
             break
         poll_s = min(POLL_S, poll_s * 1.5)
         now_s = clock.monotonic()
-        if (latest := (intake.line_count, *child.progress())) != sign:
+        if (latest := (min(intake.line_count, PROGRESS_LINES), *child.progress())) != sign:
             sign, since_s = latest, now_s
             if now_s - extended_s > 5.0:
                 extended_s = now_s

@@ -7,6 +7,7 @@ file `scenario.json` beside this program:
     lines        log lines to print on stderr while loading
     load_s       seconds until /health says 200 (default 0); "never" = never
     exit         leave with this status after the lines instead of serving; "SIGSEGV" etc. = by that signal
+    babble       print lines without end as long as /health is not 200
     ignore_term  SIGTERM is ignored
     flood        print this many lines after becoming healthy
     long_line    print one line of this many bytes
@@ -75,7 +76,10 @@ def leave(how: int | str) -> None:
 
 def chatter() -> None:
     while not healthy():
-        time.sleep(0.01)
+        if SCENARIO.get("babble"):
+            log("0.00.050.000 I still here")
+        else:
+            time.sleep(0.01)
     log("0.00.100.000 I srv  llama_server: model loaded")
     log(f"0.00.100.001 I srv  llama_server: listening on {sys.argv}")
     if SCENARIO.get("binary"):

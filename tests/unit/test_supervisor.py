@@ -166,6 +166,12 @@ def test_a_load_that_stands_still_is_ended(tmp_path: Path) -> None:
     assert "start-stalled" in rig.reporter.names()
 
 
+def test_talking_is_no_progress_for_ever(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, {"load_s": "never", "babble": True}, start_stall_s=20.0, restarts=0)
+    assert play(rig) is ExitCode.CRASH_LOOP
+    assert "start-stalled" in rig.reporter.names()
+
+
 def test_a_warm_up_without_a_token_is_a_failed_start(tmp_path: Path) -> None:
     rig = Rig(tmp_path, restarts=0)
     rig.engine.fail = ChildError("NaN")

@@ -10,9 +10,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
-
-from pydantic import ValidationError
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from llamad.config.definition import Definition, HostSettings, Table
 from llamad.config.files import read_all, read_definition
@@ -28,11 +26,11 @@ from llamad.config.names import (
     name_of_file,
     offer,
 )
-from llamad.config.problems import Problem, problems_of
-from llamad.config.rules import broken_rules
-from llamad.config.schema import read_json
 from llamad.config.text import TomlText, parse_toml
 from llamad.errors import ConfigError, ConfigErrors, LlamadError, Where
+
+if TYPE_CHECKING:
+    from llamad.config.problems import Problem
 
 __all__ = [
     "DEFAULT_ROOT",
@@ -161,6 +159,13 @@ def _defaults(text: TomlText) -> dict[str, Any]:
 
 
 def _validate(model: type[_Table], merged: Merged, file: Path) -> tuple[list[LlamadError], _Table | None]:
+    if not merged.tables and model is HostSettings:
+        return [], model()  # nothing is written: the judge, who costs a tenth of a second, stays out
+    from pydantic import ValidationError
+
+    from llamad.config.problems import problems_of
+    from llamad.config.schema import read_json
+
     try:
         # Strict validation takes lists for tuples, and texts for literals, only from JSON.
         return [], read_json(model, json.dumps(merged.tables))
@@ -172,6 +177,8 @@ def _validate(model: type[_Table], merged: Merged, file: Path) -> tuple[list[Lla
 def _validate_definition(merged: Merged, file: Path) -> tuple[list[LlamadError], Definition | None]:
     problems, definition = _validate(Definition, merged, file)
     if definition is not None:
+        from llamad.config.rules import broken_rules
+
         problems += [_located(problem, merged, file) for problem in broken_rules(definition)]
     return problems, definition
 

@@ -13,6 +13,7 @@ ATTEMPTS = 3  # the figure is about llamad: a neighbour that was busy for a minu
 BENCH = Path(__file__).parents[2] / "bench" / "start_overhead"
 
 
+@pytest.mark.timeout(900)
 def test_the_unit_is_ready_soon_after_a_bare_server_would_have_answered(
     bed: Bed, capsys: pytest.CaptureFixture[str]
 ) -> None:

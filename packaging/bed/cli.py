@@ -83,6 +83,7 @@ def main() -> int:
 
 
 def _end(number: int, _: FrameType | None) -> NoReturn:
+    print(f"ended by {signal.Signals(number).name}", file=sys.stderr)
     raise SystemExit(128 + number)
 
 

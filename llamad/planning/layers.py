@@ -1,0 +1,94 @@
+"""A model as the planner sees it: each layer in the few numbers that decide its buffers. Pure.
+
+What is generic is read here from the header's keys; what an architecture does its own way (which layers see a
+window, which are recurrent, who shares whose cache, what its graph keeps alive) is in `architectures`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from llamad.planning.choice import Choice
+
+Proof = Literal["proved", "bounded", "unknown"]
+"""How sure the computed bytes are: exact to a MiB; a bound on the safe side; no bound is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One block. Widths are elements per token, and of the cache per cell; 0 = it has none."""
+
+    heads: int = 0
+    heads_kv: int = 0
+    head_k: int = 0
+    head_v: int = 0
+    k_width: int = 0
+    """Elements of a cache row of keys; 0 = no cache, or that of another layer."""
+    v_width: int = 0
+    """Elements of a cache row of values; 0 beside a `k_width` = they are read from the keys (MLA)."""
+    window: int = 0
+    """Cells that it sees; 0 = all."""
+    conv_state: int = 0
+    """f32 elements of recurrent state a sequence: the part that shifts (llama.cpp's n_embd_r)."""
+    scan_state: int = 0
+    """The part that is summed up (n_embd_s)."""
+    ff: int = 0
+    """Width of the dense feed-forward part, or of the experts that every token takes."""
+    experts_used: int = 0
+    ff_expert: int = 0
+
+    @property
+    def query_width(self) -> int:
+        """Width of all query heads together."""
+        return self.heads * self.head_k
+
+    @property
+    def recurrent(self) -> bool:
+        """Whether it keeps a state a sequence."""
+        return self.conv_state + self.scan_state > 0
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """A model without its multi-token-prediction blocks, which are no part of the main graph.
+
+    `numbers` are the architecture's own scalar keys of the header without its prefix (`ssm.inner_size`, ...).
+    """
+
+    architecture: str
+    embd: int
+    vocab: int
+    layers: tuple[Layer, ...]
+    peaks: Peaks
+    proof: Proof
+    doubts: tuple[str, ...]
+    """Why the figures are not proved, in words."""
+    numbers: Mapping[str, int]
+
+    @property
+    def has_state(self) -> bool:
+        """Whether more slots cost memory although they share one cache."""
+        return any(layer.recurrent or layer.window for layer in self.layers)
+
+    @property
+    def widest_activation(self) -> int:
+        """The widest row that is multiplied with weights."""
+        return max(
+            (
+                max(layer.ff, layer.experts_used * max(self.embd, layer.ff_expert), layer.query_width)
+                for layer in self.layers
+            ),
+            default=self.embd,
+        )
+
+
+Peaks = Callable[[ModelShape, Layer, "Choice", int, int], Iterable[int]]
+"""The moments of a layer's graph at which most is alive, with flash attention: bytes of each, without the inputs.
+
+Called as `peaks(shape, layer, choice, extra, scratch_bytes)`. `extra`: elements per token of input embeddings that
+stay alive beside the layer (the graph may not need to add them at each moment). `scratch_bytes`: f16 copies of this
+layer's cache, alive during its attention. Inputs (masks, indexes, rotations) and logits are counted elsewhere.
+"""

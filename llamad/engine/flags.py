@@ -164,6 +164,20 @@ def _devices(args: _Args, plan: Plan) -> None:
         args.need("main_gpu", str(list(names).index(plan.main_device)), "-mg", "--main-gpu")
     elif len(plan.devices) > 1 and plan.tensor_split:
         args.need("tensor_split", ",".join(map(str, plan.tensor_split)), "-ts", "--tensor-split")
+    if plan.host_experts:
+        args.need("n_cpu_moe", str(plan.host_experts), "--n-cpu-moe")
+    if _stops_pipeline(plan):
+        args.need("devices that work one at a time", _NO_PIPELINE, "-ot", "--override-tensor")
+
+
+# Any override of tensors' places, also one that matches none, keeps llama.cpp from making copies of the inputs.
+_NO_PIPELINE = "llamad-no-pipeline=CPU"
+
+
+def _stops_pipeline(plan: Plan) -> bool:
+    """Whether llama.cpp would make copies for a pipeline that the plan does not count."""
+    whole = plan.layers >= plan.layers_total and not plan.host_experts and not plan.host_ffn
+    return len(plan.devices) > 1 and whole and not plan.pipeline
 
 
 _OLDER_LOAD_MODES: dict[str, tuple[str, ...]] = {
@@ -183,10 +197,6 @@ def _placement(args: _Args, placement: Placement) -> None:
     else:
         for flag in _OLDER_LOAD_MODES[placement.load_mode]:
             args.need(f'load_mode = "{placement.load_mode}"', None, flag)
-    if placement.cpu_moe:
-        args.need("cpu_moe", None, "--cpu-moe")
-    if placement.n_cpu_moe != "auto" and placement.n_cpu_moe > 0:
-        args.need("n_cpu_moe", str(placement.n_cpu_moe), "--n-cpu-moe")
     if placement.threads != "auto":
         args.need("threads", str(placement.threads), "-t", "--threads")
     if placement.threads_batch != "auto":

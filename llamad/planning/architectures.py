@@ -60,7 +60,7 @@ def _numbers(facts: ModelFacts) -> dict[str, int]:
     }
 
 
-def _peaks(architecture: str) -> Peaks:
+def _peaks(_architecture: str) -> Peaks:
     """The family's module is imported only for a model of it."""
     from llamad.planning.graphs.plain import plain_peaks
 

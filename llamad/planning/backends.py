@@ -23,6 +23,8 @@ class Backend:
     """Driver context of a process; None = by the size of the card (see overhead.py)."""
     library_bytes: int
     """Workspaces and graphs of the vendor's libraries."""
+    pipelines: bool
+    """It has events, so that several devices can work on different micro-batches at once."""
     process_bytes: int
     """Host memory of an idle llama-server with this backend: heap and libraries."""
 
@@ -30,16 +32,16 @@ class Backend:
 # alignment, padding and scratch of CUDA: ggml-cuda.cu (128 bytes, MATRIX_ROW_PADDING 512, f16 copies), reproduced
 # by the figures of real logs; HIP is the same source. Process sizes of CPU, Vulkan and RPC were measured on build
 # 11669 (resident 136, 193 and 135 MiB); of CUDA and HIP they are a guess on the safe side.
-_CUDA = Backend(128, 512, True, True, None, 40 * MIB, 400 * MIB)
+_CUDA = Backend(128, 512, True, True, None, 40 * MIB, True, 400 * MIB)
 
 _BACKENDS = {
     "CUDA": _CUDA,
     "ROCm": _CUDA,
     # 0 to 64 was measured on Vulkan (minStorageBufferOffsetAlignment of the driver), 32 over RPC (the remote CPU's)
-    "Vulkan": Backend(64, 0, False, True, 128 * MIB, 0, 200 * MIB),
+    "Vulkan": Backend(64, 0, False, True, 128 * MIB, 0, True, 200 * MIB),
     # The remote server has its context already when it tells its free bytes.
-    "RPC": Backend(32, 0, False, False, 0, 40 * MIB, 144 * MIB),
-    "CPU": Backend(32, 0, False, False, 0, 0, 144 * MIB),
+    "RPC": Backend(32, 0, False, False, 0, 40 * MIB, False, 144 * MIB),
+    "CPU": Backend(32, 0, False, False, 0, 0, False, 144 * MIB),
 }
 # SYCL, MTL, CANN, ...: the largest of everything known.
 _UNKNOWN = _CUDA

@@ -1,12 +1,14 @@
-"""Bytes of the KV cache, per layer and cell. Pure. From llama.cpp's llama-kv-cache.cpp."""
+"""Bytes of the KV cache and of recurrent states, per layer. Pure.
+
+From llama.cpp's llama-kv-cache.cpp, llama-kv-cache-iswa.cpp and llama-memory-recurrent.cpp.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import accumulate
 
-from llamad.gguf.facts import ModelFacts
 from llamad.planning.choice import Choice
+from llamad.planning.layers import Layer, ModelShape
 
 # type -> (elements in a block, bytes in a block)
 _TYPES = {
@@ -19,6 +21,7 @@ _TYPES = {
     "q4_1": (32, 20),
     "q4_0": (32, 18),
 }
+_STATE_ELEMENT_BYTES = 4  # recurrent states are f32, whatever the cache's type
 
 
 def is_quantised(cache_type: str) -> bool:
@@ -32,36 +35,52 @@ def row_bytes(cache_type: str, elements: int) -> int:
     return -(-elements // block) * size
 
 
-@dataclass(frozen=True)
 class CacheMap:
-    """Widths of each layer's cache, prepared once. A layer without a cache of its own has width 0."""
+    """The caches of a model's layers, for any choice and any run of layers. Prepared once."""
 
-    k_widths: tuple[int, ...]
-    v_widths: tuple[int, ...]
+    def __init__(self, shape: ModelShape, blocks: int) -> None:
+        """`blocks`: all blocks of the file; those after the shape's layers have no cache."""
+        self._layers = (*shape.layers, *(Layer() for _ in range(blocks - len(shape.layers))))
+        self._windows = tuple(dict.fromkeys(layer.window for layer in self._layers if layer.k_width))
+        states = (layer.conv_state + layer.scan_state for layer in self._layers)
+        self._states = tuple(accumulate((_STATE_ELEMENT_BYTES * state for state in states), initial=0))
+        self._widest_v = max((layer.v_width for layer in self._layers), default=0)
+        self._rows: dict[tuple[str, str, bool], tuple[tuple[int, tuple[int, ...]], ...]] = {}
 
-    def cell_sums(self, type_k: str, type_v: str, *, flash_attention: bool) -> tuple[int, ...]:
-        """Bytes of one cell summed over the first n layers, for n from 0 to all.
+    def bytes_between(self, choice: Choice, start: int, stop: int) -> int:
+        """Caches and states of the layers from `start` up to but without `stop`."""
+        size = (self._states[stop] - self._states[start]) * choice.slots
+        for window, sums in self._row_sums(choice):
+            size += (sums[stop] - sums[start]) * choice.window_cells(window) * choice.streams
+        return size
 
-        Without flash attention V is stored transposed, every layer as wide as the widest.
-        """
-        widest = max(self.v_widths, default=0)
-        v_widths = (
-            self.v_widths if flash_attention else tuple(widest if width else 0 for width in self.v_widths)
-        )
-        rows = (
-            row_bytes(type_k, k) + row_bytes(type_v, v) for k, v in zip(self.k_widths, v_widths, strict=True)
-        )
-        return tuple(accumulate(rows, initial=0))
+    def checkpoint_bytes(self, choice: Choice) -> int:
+        """What llama-server keeps in host memory a checkpoint of one slot: states, and caches with a window."""
+        size = self._states[-1]
+        for window, sums in self._row_sums(choice):
+            size += sums[-1] * min(window, choice.stream_cells)
+        return size
 
+    def _row_sums(self, choice: Choice) -> tuple[tuple[int, tuple[int, ...]], ...]:
+        """Bytes of one cell, summed over the first n layers with the same window."""
+        key = (choice.type_k, choice.type_v, choice.flash_attention)
+        if key not in self._rows:
+            rows = {layer: self._row(layer, key) for layer in set(self._layers)}
+            self._rows[key] = tuple(
+                (
+                    window,
+                    tuple(
+                        accumulate((rows[x] if x.window == window else 0 for x in self._layers), initial=0)
+                    ),
+                )
+                for window in self._windows
+            )
+        return self._rows[key]
 
-def cache_map(facts: ModelFacts) -> CacheMap:
-    """Widths from the header: heads per layer (scalar or array) by head size; MTP blocks have none."""
-    owners = facts.n_layers - facts.n_layers_nextn
-    heads = [facts.n_head_kv[layer] if layer < owners else 0 for layer in range(facts.n_layers)]
-    return CacheMap(tuple(h * facts.head_k for h in heads), tuple(h * facts.head_v for h in heads))
-
-
-def cache_bytes(cells_sums: tuple[int, ...], choice: Choice, host_layers: int) -> tuple[int, int]:
-    """Bytes of the cache on the device and on the host, with the first `host_layers` layers on the host."""
-    host = cells_sums[host_layers]
-    return (cells_sums[-1] - host) * choice.cells, host * choice.cells
+    def _row(self, layer: Layer, key: tuple[str, str, bool]) -> int:
+        """Without flash attention V is stored transposed, every layer as wide as the widest."""
+        if not layer.k_width:
+            return 0
+        type_k, type_v, flash_attention = key
+        v_width = layer.v_width if flash_attention or not layer.v_width else self._widest_v
+        return row_bytes(type_k, layer.k_width) + row_bytes(type_v, v_width)

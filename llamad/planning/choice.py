@@ -23,6 +23,24 @@ class Choice:
     batch_tokens: int
     flash_attention: bool
     layers: int
+    split: tuple[int, ...] = ()
+    """How many of the layers each of several devices takes, in order; () = one device takes all of them."""
+    pipeline: bool = False
+    """Several devices work on different micro-batches at once, with four copies of their inputs."""
+    host_experts: int = 0
+    """The experts of the first n blocks stay on the host."""
+    host_ffn: int = 0
+    """The dense feed-forward part of the first n blocks stays on the host."""
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Layers of each device."""
+        return self.split or (self.layers,)
+
+    @property
+    def overrides(self) -> bool:
+        """Whether tensors are placed apart from their layer."""
+        return self.host_experts + self.host_ffn > 0
 
     @property
     def streams(self) -> int:
@@ -38,6 +56,16 @@ class Choice:
     def cells(self) -> int:
         """Cells of all streams."""
         return self.stream_cells * self.streams
+
+    def window_cells(self, window: int) -> int:
+        """Cells of one stream that a layer with a window of `window` cells keeps (0 = it keeps all).
+
+        llama-kv-cache-iswa.cpp: the window of every sequence that shares the stream, and a micro-batch.
+        """
+        if not window:
+            return self.stream_cells
+        sequences = self.slots if self.unified else 1
+        return pad(min(self.stream_cells, window * sequences + self.ubatch_tokens), CELL_PADDING)
 
     @property
     def step_tokens(self) -> int:

@@ -1,120 +1,154 @@
 """Compute buffers by closed formula: what llama.cpp reserves for its worst micro-batch. Pure, no search.
 
-The peak of the graph is in the feed-forward part (gate, up and their product alive, with residual and norm), in
-the attention, or in the logits, on top of inputs that live through all of it (the attention mask above all). With
-flash attention nothing grows with the square of anything.
+The peak of the graph is in the feed-forward part, in the attention (or what a recurrent layer does instead), or in
+the logits, on top of inputs that live through all of it (the attention masks above all). With flash attention
+nothing grows with the square of anything. What a layer keeps alive is in `graphs`; here are the inputs, the logits,
+and what the place of a device adds: the first one gets the embeddings, a pipeline keeps four copies of every input,
+layers on the host are computed with copies of their weights.
 
-Proved against llama.cpp's own allocator on 13 shapes with plain attention (builds of August 2026), and against the
-first breakdown of llama-server build 11669 (tests/data/planning). u = tokens of a micro-batch, n = cells of a
-stream, E = width of the model, H = query heads, HD = width of all of them; in bytes, activations are f32.
+u = tokens of a micro-batch, n = cells of a stream, E = width of the model; activations are f32.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from dataclasses import dataclass
+
 from llamad.planning.choice import Choice
+from llamad.planning.layers import Layer, ModelShape
 from llamad.planning.plan import BuildGates
-from llamad.planning.shape import Shape
 from llamad.units import MIB
 
 _F32 = 4
 _F16 = 2
 # Token ids, positions, cell indexes and output ids of one token: 26 to 40 bytes were seen.
 _INDEX_BYTES = 48
+_PIPELINE_COPIES = 4  # GGML_SCHED_MAX_COPIES
+# Copies of activations that cross into a device, in micro-batches of E: measured on build 11669, see tests/data.
+_PIPELINE_FIRST = 12
+_PIPELINE_LATER = 9
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What a device's place in the model adds to its compute buffer."""
+
+    embeds: bool = True
+    """The embeddings of the input come here; else only what the layers before computed elsewhere."""
+    copies: bool = False
+    """A pipeline over several devices."""
+    copied_bytes: int = 0
+    """The largest matrix that is copied here from the host to compute with it."""
+    scratch: bool = False
+    """The backend copies a cache that is not f16 to f16 inside this buffer."""
+    outputs: bool = True
+    """It computes the logits."""
 
 
 def device_compute_bytes(
-    shape: Shape,
-    choice: Choice,
-    gates: BuildGates,
-    *,
-    scratch: bool,
-    partial: bool = False,
-    copied_bytes: int = 0,
+    shape: ModelShape, kinds: Collection[Layer], choice: Choice, gates: BuildGates, place: Place
 ) -> int:
-    """The compute buffer of a device.
-
-    `scratch`: the backend converts a cache that is not f16 inside this buffer. `partial`: the first layers stay on
-    the host; then the device copies matrices of up to `copied_bytes` to compute with them (a bound, not exact), or,
-    with 0, computes only what it holds.
-    """
+    """The compute buffer of a device that holds layers of these kinds (none: only the output)."""
     extra = shape.embd if gates.mixed_inputs else 0
-    if partial and not copied_bytes:
-        extra = (
-            -shape.embd
-        )  # the embeddings never come here: only the output of the last layer on the host does
-    graph = _graph_bytes(shape, choice, gates, extra=extra, scratch=scratch)
-    return _bounded(shape, max(graph, _logits_bytes(shape, choice, gates))) + copied_bytes
+    if not place.embeds:
+        extra = -shape.embd
+    graph = _graph_bytes(shape, kinds, choice, gates, extra=extra, place=place)
+    logits = _logits_bytes(shape, choice, gates) if place.outputs else 0
+    return _bounded(shape, max(graph, logits)) + place.copied_bytes
 
 
-def cpu_compute_bytes(shape: Shape, choice: Choice, gates: BuildGates) -> int:
+def cpu_compute_bytes(shape: ModelShape, choice: Choice, gates: BuildGates) -> int:
     """The one compute buffer of a run without a device: the inputs of the host are in it too."""
-    graph = _graph_bytes(shape, choice, gates, extra=2 * shape.embd, scratch=False)
+    kinds = set(shape.layers)
+    graph = _graph_bytes(shape, kinds, choice, gates, extra=2 * shape.embd, place=Place())
     return _bounded(shape, max(graph, _logits_bytes(shape, choice, gates)))
 
 
-def host_compute_bytes(shape: Shape, choice: Choice, gates: BuildGates) -> int:
-    """The host's buffer beside a device that computes all layers: mask, embeddings, indexes."""
+def host_compute_bytes(shape: ModelShape, choice: Choice, gates: BuildGates) -> int:
+    """The host's buffer beside devices that compute all layers: masks, embeddings, indexes."""
     u = choice.step_tokens
-    embeddings = _F32 * u * shape.embd * (4 if gates.mixed_inputs else 2)
+    rows = 4 if gates.mixed_inputs else 2
+    copies = _PIPELINE_COPIES if choice.pipeline else 1
+    embeddings = _F32 * u * shape.embd * (rows + (6 if choice.pipeline else 0))
     mask_size = _F16 if choice.flash_attention and gates.mask_f16 else _F32
-    mask = mask_size * u * choice.stream_cells * (2 if shape.windowed else 1)
-    transposed = 0 if choice.flash_attention else 8 * u * shape.v_width
-    return mask + embeddings + transposed + u * _INDEX_BYTES + _rotation_bytes(shape, choice)
+    masks = mask_size * u * _mask_cells(shape.layers, choice) * copies
+    transposed = 0 if choice.flash_attention else 8 * u * max(layer.v_width for layer in shape.layers)
+    return masks + embeddings + transposed + copies * (u * _INDEX_BYTES) + _rotation_bytes(shape, choice)
 
 
-def output_bytes(shape: Shape, choice: Choice, gates: BuildGates) -> int:
+def output_bytes(shape: ModelShape, choice: Choice, gates: BuildGates) -> int:
     """The host's buffer for finished logits. llama-server's breakdown leaves it out."""
     return _F32 * _output_rows(choice, gates) * shape.vocab
 
 
-def _graph_bytes(shape: Shape, choice: Choice, gates: BuildGates, *, extra: int, scratch: bool) -> int:
-    u, n = choice.step_tokens, choice.stream_cells
-    inputs = u * _INDEX_BYTES + _rotation_bytes(shape, choice)
-    step = _F32 * u
-    ffn = step * _feed_forward_width(shape, extra)
+def scratch_bytes(layer: Layer, choice: Choice) -> int:
+    """f16 copies of one layer's cache, for the whole of it, where the cache has another type."""
+    width = (layer.k_width if choice.type_k != "f16" else 0) + (
+        layer.v_width if choice.type_v != "f16" else 0
+    )
+    return _F16 * choice.window_cells(layer.window) * choice.streams * width
+
+
+def largest_scratch_bytes(shape: ModelShape, choice: Choice) -> int:
+    """The largest of all layers' scratch."""
+    return max((scratch_bytes(layer, choice) for layer in set(shape.layers)), default=0)
+
+
+def _graph_bytes(
+    shape: ModelShape,
+    kinds: Collection[Layer],
+    choice: Choice,
+    gates: BuildGates,
+    *,
+    extra: int,
+    place: Place,
+) -> int:
+    u = choice.step_tokens
+    copies = _PIPELINE_COPIES if place.copies else 1
+    inputs = copies * (u * _INDEX_BYTES) + _rotation_bytes(shape, choice)
+    if place.copies:
+        inputs += _F32 * u * shape.embd * (_PIPELINE_FIRST if place.embeds else _PIPELINE_LATER)
     if not choice.flash_attention:
-        # Scores of every head at once, in f32, and V written transposed through 8-byte indexes.
-        scores = step * n * shape.heads
-        attention = step * (2 * shape.attention_width + 2 * shape.embd + 2 * shape.v_width + max(0, extra))
-        return inputs + step * n + max(scores + attention, ffn)
-    mask = (_F16 if gates.mask_f16 else _F16 + _F32) * u * n * (2 if shape.windowed else 1)
-    attention = step * (2 * shape.attention_width + 2 * shape.embd + max(0, extra))
-    if scratch and gates.scratch_in_graph:
-        attention += scratch_bytes(shape, choice)
-    return inputs + mask + max(ffn, attention)
+        return inputs + _without_flash_bytes(shape, kinds, choice, extra, copies)
+    mask_size = _F16 if gates.mask_f16 else _F16 + _F32
+    masks = mask_size * u * _mask_cells(kinds, choice) * copies
+    peaks = [_F32 * u * (2 * shape.embd + max(0, extra))]
+    for layer in kinds:
+        scratch = scratch_bytes(layer, choice) if place.scratch and gates.scratch_in_graph else 0
+        peaks += shape.peaks(shape, layer, choice, extra, scratch)
+    return inputs + masks + max(peaks)
 
 
-def _feed_forward_width(shape: Shape, extra: int) -> int:
-    """Elements alive per token at the peak. `extra` shows in dense models only: measured on qwen3 and qwen3moe."""
-    dense = 3 * shape.ff + 2 * shape.embd + shape.attention_width
-    if not shape.experts_used:
-        return dense + extra
-    used, ff, embd = shape.experts_used, shape.ff_expert, shape.embd
-    return max(
-        dense,
-        3 * used * ff + 2 * embd + shape.attention_width,
-        2 * used * embd + used * ff + 2 * embd,
-        2 * shape.attention_width + 2 * embd,
-    )
+def _without_flash_bytes(
+    shape: ModelShape, kinds: Collection[Layer], choice: Choice, extra: int, copies: int
+) -> int:
+    """Scores of every head at once, in f32, and V written transposed through 8-byte indexes."""
+    u, n = choice.step_tokens, choice.stream_cells
+    step = _F32 * u
+    largest = 0
+    for layer in kinds:
+        scores = step * n * layer.heads
+        attention = step * (2 * layer.query_width + 2 * shape.embd + 2 * layer.v_width + max(0, extra))
+        largest = max(largest, scores + attention, *shape.peaks(shape, layer, choice, extra, 0))
+    return step * _mask_cells(kinds, choice) * copies + largest
 
 
-def scratch_bytes(shape: Shape, choice: Choice) -> int:
-    """f16 copies of one layer's cache, for the whole context, where the cache has another type."""
-    width = (shape.k_width if choice.type_k != "f16" else 0) + (
-        shape.v_width if choice.type_v != "f16" else 0
-    )
-    return _F16 * choice.cells * width
+def _mask_cells(kinds: Collection[Layer], choice: Choice) -> int:
+    """Cells in the rows of all masks: one for the layers that see everything, one for each window."""
+    windows = {layer.window for layer in kinds if layer.heads}
+    return sum(choice.window_cells(window) for window in windows)
 
 
-def _rotation_bytes(shape: Shape, choice: Choice) -> int:
+def _rotation_bytes(shape: ModelShape, choice: Choice) -> int:
     """Matrices that rotate keys and values before they are quantised (since b8619)."""
     if choice.type_k in ("f16", "f32", "bf16"):
         return 0
-    power = shape.head_k & -shape.head_k
+    head = max((layer.head_k for layer in shape.layers), default=0)
+    power = head & -head
     return _F32 * (power * power + 64 * 64)
 
 
-def _logits_bytes(shape: Shape, choice: Choice, gates: BuildGates) -> int:
+def _logits_bytes(shape: ModelShape, choice: Choice, gates: BuildGates) -> int:
     return _F32 * _output_rows(choice, gates) * (shape.vocab + shape.embd)
 
 
@@ -122,7 +156,7 @@ def _output_rows(choice: Choice, gates: BuildGates) -> int:
     return choice.slots if gates.outputs_limited else choice.ubatch_tokens
 
 
-def _bounded(shape: Shape, computed_bytes: int) -> int:
+def _bounded(shape: ModelShape, computed_bytes: int) -> int:
     """Room for what is not proved: a fifth and 256 MiB more."""
     if shape.proof == "proved":
         return computed_bytes

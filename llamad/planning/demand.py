@@ -1,135 +1,155 @@
-"""What a choice needs, on the device and on the host, part by part. Pure; prepared once, asked many times."""
+"""What a choice needs, on each device and on the host, part by part. Pure; prepared once, asked many times."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 from llamad.gguf.facts import ModelFacts
 from llamad.hardware.device import Device
 from llamad.planning import overhead
+from llamad.planning.architectures import shape_of
 from llamad.planning.backends import backend_of
-from llamad.planning.cache import CacheMap, cache_bytes, cache_map
+from llamad.planning.cache import CacheMap
 from llamad.planning.choice import Choice
 from llamad.planning.compute import (
+    Place,
     cpu_compute_bytes,
     device_compute_bytes,
     host_compute_bytes,
     output_bytes,
 )
+from llamad.planning.layers import Layer, ModelShape
 from llamad.planning.plan import BuildGates, Parts
-from llamad.planning.shape import Shape, shape_of
-from llamad.planning.weights import WeightMap, weight_map
+from llamad.planning.weights import WeightMap
 
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes that a choice takes. `device` is all zero for a run on the CPU alone."""
+    """Bytes that a choice takes: of each device in order (none for a run on the CPU alone), and of the host."""
 
-    device: Parts
+    devices: tuple[Parts, ...]
     host: Parts
 
 
+@dataclass(frozen=True)
+class Known:
+    """What is known of one device, or of the host, beyond the formulas. Bytes."""
+
+    overhead_bytes: int | None = None
+    """What a former load took outside its buffers; replaces driver context and growth."""
+    correction_bytes: int = 0
+    """How far computed buffers were from a better source; added to compute."""
+
+
+_NOTHING = Known()
+
+
 class Demand:
-    """The bytes of one model on one device, or on the CPU alone (`device` None)."""
+    """The bytes of one model on devices of one backend, in their order, or on the CPU alone (no device)."""
 
     def __init__(
         self,
         facts: ModelFacts,
-        device: Device | None,
+        devices: Sequence[Device],
         gates: BuildGates,
         weights: WeightMap | None = None,
         *,
+        shape: ModelShape | None = None,
         vram_margin: str = "auto",
-        measured_overhead_bytes: int | None = None,
-        correction_bytes: int = 0,
-        host_correction_bytes: int = 0,
+        known: Sequence[Known] = (),
+        known_host: Known = _NOTHING,
     ) -> None:
-        """`weights`: the map for the device's backend, if it was prepared before.
-
-        `measured_overhead_bytes`: what a former load took outside its buffers; replaces context and growth.
-
-        `correction_bytes`, `host_correction_bytes`: how far the computed buffers of the device and of the host were
-        from a better source; added to compute.
-        """
-        backend = device.backend if device else "CPU"
-        self._device = device
+        """`weights` and `shape`: prepared before, for the devices' backend. `known`: of each device in order."""
+        backend = devices[0].backend if devices else "CPU"
+        self._devices = tuple(devices)
         self._gates = gates
         self._rules = backend_of(backend)
         self._vram_margin = vram_margin
-        self._measured = measured_overhead_bytes
-        self._correction = correction_bytes
-        self._host_correction = host_correction_bytes
-        self.shape: Shape = shape_of(facts)
-        self.weights = weights or weight_map(facts, backend, mtp_skipped=gates.mtp_skipped)
-        self._cache: CacheMap = cache_map(facts)
+        self._known = tuple(known) or (_NOTHING,) * len(self._devices)
+        self._known_host = known_host
+        self.shape: ModelShape = shape or shape_of(facts)
+        self.weights = weights or WeightMap(facts, backend, mtp_skipped=gates.mtp_skipped)
+        self.cache = CacheMap(self.shape, facts.n_layers)
         self._unpacked = overhead.unpacked_bytes(facts) if self._rules.cache_scratch else 0
-        self._cells: dict[tuple[str, str, bool], tuple[int, ...]] = {}
+        kinds = {layer: index for index, layer in enumerate(dict.fromkeys(self.shape.layers))}
+        self._kinds: tuple[Layer, ...] = tuple(kinds)
+        self._kind_of = tuple(kinds[layer] for layer in self.shape.layers)
 
     def need(self, choice: Choice) -> Need:
         """All parts of a choice, margins included."""
-        if self._device is None or choice.layers <= 0:
-            return self._cpu_need(choice)
-        kept = self.weights.host_layers(choice.layers)
-        context_device, context_host = cache_bytes(self._cell_sums(choice), choice, kept)
-        device = Parts(
-            weights_bytes=self.weights.on_device(choice.layers),
-            context_bytes=context_device,
-            compute_bytes=self._device_compute(choice),
-            overhead_bytes=self._device_overhead(choice, self._device),
+        if not self._devices or choice.layers <= 0:
+            return Need((), self._cpu_parts(choice))
+        ends = list(accumulate(choice.counts, initial=self.weights.n_layers + 1 - choice.layers))
+        devices = tuple(
+            self.device_parts(choice, index, ends[index], ends[index + 1])
+            for index in range(len(choice.counts))
         )
-        host = Parts(
-            weights_bytes=self.weights.on_host(choice.layers),
-            context_bytes=context_host,
-            compute_bytes=max(0, self._host_compute(choice, kept) + self._host_correction),
-            overhead_bytes=self._rules.process_bytes + output_bytes(self.shape, choice, self._gates),
+        return Need(devices, self._host_parts(choice))
+
+    def device_parts(self, choice: Choice, index: int, start: int, stop: int) -> Parts:
+        """The parts of device `index` with the blocks from `start` up to `stop`; block n_layers is the output."""
+        device, known = self._devices[index], self._known[index]
+        blocks = min(stop, self.weights.n_layers)
+        first = max(0, start)
+        parts = Parts(
+            weights_bytes=self.weights.on_device(choice, first, stop),
+            context_bytes=self.cache.bytes_between(choice, first, blocks),
+            compute_bytes=max(0, self._device_compute(choice, index, first, stop) + known.correction_bytes),
+            overhead_bytes=self._device_overhead(choice, device, known),
         )
-        return Need(self._with_margin(device, self._device), self._with_margin(host, None))
-
-    def _cpu_need(self, choice: Choice) -> Need:
-        computed = cpu_compute_bytes(self.shape, choice, self._gates)
-        host = Parts(
-            weights_bytes=self.weights.on_host(0),
-            context_bytes=self._cell_sums(choice)[-1] * choice.cells,
-            compute_bytes=max(0, computed + self._host_correction),
-            overhead_bytes=backend_of("CPU").process_bytes + output_bytes(self.shape, choice, self._gates),
-        )
-        return Need(Parts(), self._with_margin(host, None))
-
-    def _device_compute(self, choice: Choice) -> int:
-        copied = self.weights.largest_on_host(choice.layers) if self._rules.copies_weights else 0
-        computed = device_compute_bytes(
-            self.shape,
-            choice,
-            self._gates,
-            scratch=self._rules.cache_scratch,
-            partial=self.weights.host_layers(choice.layers) > 0,
-            copied_bytes=copied,
-        )
-        return max(0, computed + self._correction)
-
-    def _host_compute(self, choice: Choice, kept_layers: int) -> int:
-        """With op offload the device computes the host's layers too, where the batch is large; else the host must."""
-        if kept_layers and not self._rules.copies_weights:
-            return cpu_compute_bytes(self.shape, choice, self._gates)
-        return host_compute_bytes(self.shape, choice, self._gates)
-
-    def _device_overhead(self, choice: Choice, device: Device) -> int:
-        if self._measured is not None:
-            return self._measured
-        growth = overhead.growth_bytes(device, self.shape, choice, self._gates, self._unpacked)
-        return overhead.context_bytes(device) + growth
-
-    def _with_margin(self, parts: Parts, device: Device | None) -> Parts:
-        written = self._vram_margin if device else "auto"
         margin = overhead.margin_bytes(
-            written, device, parts.buffers_bytes, measured=device is not None and self._measured is not None
+            self._vram_margin, device, parts.buffers_bytes, measured=known.overhead_bytes is not None
         )
         return replace(parts, margin_bytes=margin)
 
-    def _cell_sums(self, choice: Choice) -> tuple[int, ...]:
-        key = (choice.type_k, choice.type_v, choice.flash_attention)
-        if key not in self._cells:
-            self._cells[key] = self._cache.cell_sums(
-                choice.type_k, choice.type_v, flash_attention=choice.flash_attention
-            )
-        return self._cells[key]
+    def _device_compute(self, choice: Choice, index: int, start: int, stop: int) -> int:
+        copying = self._rules.copies_weights
+        partial = self.weights.host_layers(choice.layers) > 0
+        copied = self.weights.largest_on_host(choice) if copying and index == 0 else 0
+        # The first device computes what the host keeps, where it copies weights: then its kinds count too.
+        kinds = self._kinds_between(0 if copied else start, stop)
+        place = Place(
+            embeds=index == 0 and (copying or not partial),
+            copies=choice.pipeline,
+            copied_bytes=copied,
+            scratch=self._rules.cache_scratch,
+            outputs=stop > self.weights.n_layers,
+        )
+        return device_compute_bytes(self.shape, kinds, choice, self._gates, place)
+
+    def _kinds_between(self, start: int, stop: int) -> list[Layer]:
+        return [self._kinds[index] for index in set(self._kind_of[start:stop])]
+
+    def _host_parts(self, choice: Choice) -> Parts:
+        kept = self.weights.host_layers(choice.layers)
+        alone = (kept or choice.overrides) and not self._rules.copies_weights
+        computed = (cpu_compute_bytes if alone else host_compute_bytes)(self.shape, choice, self._gates)
+        host = Parts(
+            weights_bytes=self.weights.on_host(choice),
+            context_bytes=self.cache.bytes_between(choice, 0, kept),
+            compute_bytes=max(0, computed + self._known_host.correction_bytes),
+            overhead_bytes=self._rules.process_bytes + output_bytes(self.shape, choice, self._gates),
+        )
+        return self._with_host_margin(host)
+
+    def _cpu_parts(self, choice: Choice) -> Parts:
+        computed = cpu_compute_bytes(self.shape, choice, self._gates)
+        host = Parts(
+            weights_bytes=self.weights.on_host(choice),
+            context_bytes=self.cache.bytes_between(choice, 0, self.weights.n_layers),
+            compute_bytes=max(0, computed + self._known_host.correction_bytes),
+            overhead_bytes=backend_of("CPU").process_bytes + output_bytes(self.shape, choice, self._gates),
+        )
+        return self._with_host_margin(host)
+
+    def _with_host_margin(self, host: Parts) -> Parts:
+        margin = overhead.margin_bytes("auto", None, host.buffers_bytes, measured=False)
+        return replace(host, margin_bytes=margin)
+
+    def _device_overhead(self, choice: Choice, device: Device, known: Known) -> int:
+        if known.overhead_bytes is not None:
+            return known.overhead_bytes
+        growth = overhead.growth_bytes(device, self.shape, choice, self._gates, self._unpacked)
+        return overhead.context_bytes(device) + growth

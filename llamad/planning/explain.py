@@ -34,7 +34,7 @@ def explain(plan: Plan, args: Sequence[str] = (), *, program: str = "llama-serve
 
 
 def _head(plan: Plan) -> list[str]:
-    where = f"on {plan.main_device}" if plan.devices else "on the CPU"
+    where = f"on {' and '.join(device.name for device in plan.devices)}"
     layers = (
         f"{plan.layers} of {plan.layers_total} layers {where}" if plan.devices else "all layers on the CPU"
     )

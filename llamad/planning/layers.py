@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -68,21 +69,17 @@ class ModelShape:
     """Why the figures are not proved, in words."""
     numbers: Mapping[str, int]
 
-    @property
+    @cached_property
     def has_state(self) -> bool:
         """Whether more slots cost memory although they share one cache."""
         return any(layer.recurrent or layer.window for layer in self.layers)
 
-    @property
+    @cached_property
     def widest_activation(self) -> int:
         """The widest row that is multiplied with weights."""
-        return max(
-            (
-                max(layer.ff, layer.experts_used * max(self.embd, layer.ff_expert), layer.query_width)
-                for layer in self.layers
-            ),
-            default=self.embd,
-        )
+        kinds = set(self.layers)
+        widths = (max(k.ff, k.experts_used * max(self.embd, k.ff_expert), k.query_width) for k in kinds)
+        return max(widths, default=self.embd)
 
 
 Peaks = Callable[[ModelShape, Layer, "Choice", int, int], Iterable[int]]

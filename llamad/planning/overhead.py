@@ -10,9 +10,9 @@ from llamad.gguf.facts import ModelFacts
 from llamad.hardware.device import Device
 from llamad.planning.backends import backend_of
 from llamad.planning.choice import Choice
-from llamad.planning.compute import scratch_bytes
+from llamad.planning.compute import largest_scratch_bytes
+from llamad.planning.layers import ModelShape
 from llamad.planning.plan import BuildGates
-from llamad.planning.shape import Shape
 from llamad.units import GIB, MIB, parse_size
 
 _CONTEXT_BYTES = 460 * MIB
@@ -56,11 +56,13 @@ def unpacked_bytes(facts: ModelFacts) -> int:
     return max((2 * t.dims[0] * t.dims[1] for t in odd), default=0)
 
 
-def growth_bytes(device: Device, shape: Shape, choice: Choice, gates: BuildGates, unpacked: int) -> int:
+def growth_bytes(device: Device, shape: ModelShape, choice: Choice, gates: BuildGates, unpacked: int) -> int:
     """What pools and libraries take after the load: activations in q8_1, workspaces, scratch of older builds."""
     rules = backend_of(device.backend)
     activations = 9 * choice.step_tokens * shape.widest_activation // 8
-    scratch = scratch_bytes(shape, choice) if rules.cache_scratch and not gates.scratch_in_graph else 0
+    scratch = (
+        largest_scratch_bytes(shape, choice) if rules.cache_scratch and not gates.scratch_in_graph else 0
+    )
     libraries = 0 if is_software(device) else rules.library_bytes
     return activations + scratch + libraries + unpacked
 

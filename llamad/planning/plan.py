@@ -130,6 +130,12 @@ class Plan:
     source: Source = "computed"
     next_context: NextContext | None = None
     warnings: tuple[str, ...] = field(default=())
+    host_experts: int = 0
+    """The experts of the first n blocks stay on the host."""
+    host_ffn: int = 0
+    """The dense feed-forward part of the first n blocks stays on the host."""
+    pipeline: bool = False
+    """Several devices work on different micro-batches at once."""
 
     def with_parts(self, devices: dict[str, Parts], host: Parts, source: Source) -> Plan:
         """The same choices with bytes from a better source; devices not named keep theirs."""
@@ -144,8 +150,10 @@ class Plan:
             "slots": self.slots,
             "layers": self.layers,
             "layers_total": self.layers_total,
+            "host_experts": self.host_experts,
             "devices": [
-                {"name": d.name, **_parts_json(d.parts), "free_mib": mib(d.free_bytes)} for d in self.devices
+                {"name": d.name, "layers": d.layers, **_parts_json(d.parts), "free_mib": mib(d.free_bytes)}
+                for d in self.devices
             ],
             "host": {"name": "host", **_parts_json(self.host), "free_mib": mib(self.host_available_bytes)},
             "args": args,

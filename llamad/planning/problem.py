@@ -8,14 +8,15 @@ from dataclasses import dataclass, field, replace
 from llamad.config.definition import Placement
 from llamad.gguf.facts import ModelFacts
 from llamad.hardware.device import Device, HostMemory
-from llamad.planning.demand import Demand
+from llamad.planning.architectures import shape_of
+from llamad.planning.demand import Demand, Known
+from llamad.planning.layers import ModelShape
 from llamad.planning.overhead import shares_host
 from llamad.planning.plan import BuildGates
-from llamad.planning.search import Room, Search
-from llamad.planning.select import candidates
-from llamad.planning.shape import shape_of
+from llamad.planning.search import DeviceRoom, Room, Search
+from llamad.planning.select import candidates, device_sets
 from llamad.planning.terms import terms_of
-from llamad.planning.weights import WeightMap, weight_map
+from llamad.planning.weights import WeightMap
 from llamad.units import parse_size
 
 HOST = "host"
@@ -40,15 +41,27 @@ class Problem:
     corrections: Mapping[str, int] = field(default_factory=dict)
     _maps: dict[str, WeightMap] = field(default_factory=dict, compare=False, repr=False)
     """Prepared once per backend and shared with every variation of the problem."""
+    _shapes: list[ModelShape] = field(default_factory=list, compare=False, repr=False)
 
     @property
     def title(self) -> str:
         """What to call the model in messages."""
         return self.facts.name or self.facts.path.rpartition("/")[2]
 
+    @property
+    def shape(self) -> ModelShape:
+        """The model in numbers."""
+        if not self._shapes:
+            self._shapes.append(shape_of(self.facts))
+        return self._shapes[0]
+
     def candidates(self) -> tuple[Device, ...]:
         """Devices that the definition allows, the best first. Raises NoDevice if it names none that is here."""
         return candidates(self.devices, self.placement)
+
+    def sets(self) -> tuple[tuple[Device, ...], ...]:
+        """Sets of devices to try, in order. Raises NoDevice and PromiseError as `select.device_sets`."""
+        return device_sets(self.devices, self.placement)
 
     def free_bytes(self, device: Device) -> int:
         """Free bytes of a device, less what is held back for others."""
@@ -68,32 +81,39 @@ class Problem:
         """The prompt cache that the definition asks for; 0 where the planner may choose."""
         return 0 if self.cache_ram == "auto" else parse_size(self.cache_ram)
 
-    def search(self, device: Device | None) -> Search:
-        """The search on one device, or on the CPU alone. Raises PromiseError for promises that contradict the model."""
-        backend = device.backend if device else "CPU"
-        terms = terms_of(self.facts, shape_of(self.facts), self.placement, backend)
+    def search(self, devices: tuple[Device, ...]) -> Search:
+        """The search on these devices, of one backend, or on the CPU alone (none).
+
+        Raises PromiseError for promises that contradict the model.
+        """
+        backend = devices[0].backend if devices else "CPU"
+        terms = terms_of(self.facts, self.shape, self.placement, backend, len(devices))
         demand = Demand(
             self.facts,
-            device,
+            devices,
             self.gates,
             self._weights(backend),
+            shape=self.shape,
             vram_margin=self.placement.vram_margin,
-            measured_overhead_bytes=_keyed_or_none(self.measured_overhead, device),
-            correction_bytes=_keyed(self.corrections, device) if device else 0,
-            host_correction_bytes=self.corrections.get(HOST, 0),
+            known=[
+                Known(_keyed_or_none(self.measured_overhead, device), _keyed(self.corrections, device))
+                for device in devices
+            ],
+            known_host=Known(None, self.corrections.get(HOST, 0)),
         )
         room = Room(
-            device_bytes=self.free_bytes(device) if device else 0,
+            tuple(
+                DeviceRoom(self.free_bytes(device), self.limit_bytes(device), shares_host(device))
+                for device in devices
+            ),
             host_bytes=self.host.available_bytes - self.reserved.get(HOST, 0),
-            limit_bytes=self.limit_bytes(device) if device else None,
             cache_ram_bytes=self.promised_cache_ram_bytes,
-            shared=device is not None and shares_host(device),
         )
         return Search(terms, demand, room)
 
     def _weights(self, backend: str) -> WeightMap:
         if backend not in self._maps:
-            self._maps[backend] = weight_map(self.facts, backend, mtp_skipped=self.gates.mtp_skipped)
+            self._maps[backend] = WeightMap(self.facts, backend, mtp_skipped=self.gates.mtp_skipped)
         return self._maps[backend]
 
     def emptied(self) -> Problem:
@@ -105,13 +125,11 @@ class Problem:
         return replace(self, devices=devices, host=host, reserved={})
 
 
-def _keyed(sizes: Mapping[str, int], device: Device | None) -> int:
+def _keyed(sizes: Mapping[str, int], device: Device) -> int:
     return _keyed_or_none(sizes, device) or 0
 
 
-def _keyed_or_none(sizes: Mapping[str, int], device: Device | None) -> int | None:
-    if device is None:
-        return sizes.get(HOST)
+def _keyed_or_none(sizes: Mapping[str, int], device: Device) -> int | None:
     if device.uuid and device.uuid in sizes:
         return sizes[device.uuid]
     return sizes.get(device.name)

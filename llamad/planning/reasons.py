@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 from llamad.config.definition import Placement
-from llamad.hardware.device import Device
 from llamad.planning.choice import Choice
 from llamad.planning.plan import NextContext, Reason
 from llamad.planning.problem import Problem
 from llamad.planning.search import Search
+from llamad.planning.solution import Solution
 from llamad.units import MIB, format_bytes
 
 
 def reasons_of(
-    problem: Problem,
-    search: Search,
-    device: Device | None,
-    choice: Choice,
-    *,
-    cache_ram_mib: int,
-    following: NextContext | None,
+    problem: Problem, found: Solution, *, cache_ram_mib: int, following: NextContext | None
 ) -> tuple[Reason, ...]:
     """One reason for each thing that was chosen, in the order of the definition's keys."""
-    placement = problem.placement
+    placement, search, choice = problem.placement, found.search, found.choice
     texts = {
-        "devices": _device(problem, device),
-        "gpu_layers": _layers(problem, search, choice),
+        "devices": _devices(problem, found),
+        "gpu_layers": _layers(problem, found),
         "context": _context(search, choice, following),
         "parallel": _slots(placement, choice),
         "kv_cache": _cache(placement, choice),
@@ -33,33 +27,77 @@ def reasons_of(
         "flash_attention": _flash(placement, choice),
         "cache_ram": _cache_ram(problem, cache_ram_mib),
     }
-    if device is not None and placement.memory != "auto":
-        texts["memory"] = (
-            f"at most {format_bytes(problem.limit_bytes(device) or 0)} of {device.name}, as written"
+    if len(found.devices) > 1:
+        texts["split"] = _split(placement, found)
+    if search.demand.weights.has_experts and found.devices:
+        texts["experts"] = _experts(placement, found)
+    if found.devices and placement.memory != "auto":
+        limits = (
+            f"{format_bytes(problem.limit_bytes(device) or 0)} of {device.name}" for device in found.devices
         )
+        texts["memory"] = f"at most {' and '.join(limits)}, as written"
     return tuple(Reason(topic, text) for topic, text in texts.items())
 
 
-def _device(problem: Problem, device: Device | None) -> str:
-    if device is None:
+def _devices(problem: Problem, found: Solution) -> str:
+    if not found.devices:
         if problem.placement.gpu_layers == 0:
             return "the CPU alone: gpu_layers = 0"
         return "the CPU alone: " + ("no device has room" if problem.devices else "there is no device")
+    named = ", as named in gpus" if problem.placement.gpus != "auto" else ""
+    if len(found.devices) > 1:
+        frees = " and ".join(f"{d.name} with {format_bytes(d.free_bytes)} free" for d in found.devices)
+        return f"{frees}{named}: {_why_several(problem, found)}"
+    device = found.devices[0]
     free = f"{device.name} with {format_bytes(device.free_bytes)} free"
-    if problem.placement.gpus != "auto":
-        return f"{free}, as named in gpus"
-    return f"{free}, the only one" if len(problem.devices) == 1 else f"{free}, the first of those with room"
+    if named:
+        return f"{free}{named}"
+    if len(problem.devices) == 1:
+        return f"{free}, the only one"
+    others = "; ".join(f"{d.name} has {format_bytes(d.free_bytes)}" for d in problem.devices if d != device)
+    return f"{free}, enough for all of it, so no other is needed ({others})"
 
 
-def _layers(problem: Problem, search: Search, choice: Choice) -> str:
-    total = search.terms.layers_total
+def _why_several(problem: Problem, found: Solution) -> str:
+    if problem.placement.tensor_split:
+        return "shares as written in tensor_split"
+    if found.choice.context_tokens >= found.search.terms.comfort_tokens:
+        return "no single device has room for this context"
+    return "fewer devices hold a smaller context"
+
+
+def _split(placement: Placement, found: Solution) -> str:
+    counts = ", ".join(
+        f"{count} on {device.name}" for device, count in zip(found.devices, found.choice.counts, strict=True)
+    )
+    how = "as written" if placement.tensor_split else "so that the fullest has as much left as possible"
+    pipeline = (
+        "; they work on different micro-batches at once"
+        if found.choice.pipeline
+        else "; one works at a time, which saves three copies of the inputs"
+    )
+    return f"{counts}, {how}{pipeline}"
+
+
+def _experts(placement: Placement, found: Solution) -> str:
+    kept = found.choice.host_experts
+    if not kept:
+        return "on the device with everything else"
+    written = placement.cpu_moe or placement.n_cpu_moe != "auto"
+    why = "as written" if written else "as few as make the rest fit (allow_cpu = true)"
+    return f"those of {kept} of {found.search.terms.layers_total - 1} layers on the CPU, {why}"
+
+
+def _layers(problem: Problem, found: Solution) -> str:
+    total, choice = found.search.terms.layers_total, found.choice
+    where = "the device" if len(found.devices) < 2 else "the devices"
     if choice.layers == total:
-        return f"all {total} layers on the device"
+        return f"all {total} layers on {where}"
     if choice.layers == 0:
         return f"none of {total} layers on a device"
     if problem.placement.gpu_layers != "auto":
-        return f"{choice.layers} of {total} layers on the device, as written"
-    return f"{choice.layers} of {total} layers on the device: as many as fit (allow_cpu = true)"
+        return f"{choice.layers} of {total} layers on {where}, as written"
+    return f"{choice.layers} of {total} layers on {where}: as many as fit (allow_cpu = true)"
 
 
 def _context(search: Search, choice: Choice, following: NextContext | None) -> str:
@@ -101,6 +139,8 @@ def _ubatch(placement: Placement, search: Search, choice: Choice) -> str:
 def _batch(placement: Placement, choice: Choice) -> str:
     if placement.batch != "auto":
         return f"{choice.batch_tokens}, as written"
+    if choice.pipeline:
+        return f"{choice.batch_tokens}, so that every device has a micro-batch to work on"
     return (
         f"{choice.batch_tokens}, one micro-batch: larger ones make other streams wait and gain nothing here"
     )

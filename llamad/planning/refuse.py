@@ -21,13 +21,13 @@ _SMALLEST_UBATCH = 64
 
 def refusal(problem: Problem, written: frozenset[str]) -> NoRoomNow | NeverFits:
     """The error for a problem that `solve` found no solution for."""
-    device, search, choice = _nearest(problem)
+    devices, search, choice = _nearest(problem)
     changes = []
     for change in _changes(problem, search, choice):
         changes.append(change)
         if len(changes) == _MOST_CHANGES:
             break
-    lack = _lack(problem, device, search, choice, by_default=_by_default(problem, written))
+    lack = _lack(problem, devices, search, choice, by_default=_by_default(problem, written))
     return no_room(lack, tuple(changes), ever=solve(problem.emptied()) is not None)
 
 
@@ -39,42 +39,46 @@ def changed(problem: Problem, change: Change) -> Problem:
     return replace(problem, placement=replace(problem.placement, **edit))
 
 
-def _nearest(problem: Problem) -> tuple[Device | None, Search, Choice]:
-    """The smallest plan that keeps every promise, on the device where it lacks least."""
+def _nearest(problem: Problem) -> tuple[tuple[Device, ...], Search, Choice]:
+    """The smallest plan that keeps every promise, on the devices where it lacks least."""
     placement = problem.placement
-    devices: list[Device | None] = list(problem.candidates()) if placement.gpu_layers != 0 else []
-    if not devices or (placement.allow_cpu and placement.gpu_layers == "auto"):
-        devices = [None]  # the CPU alone was the last resort, so it is what lacks memory
-    tried: list[tuple[int, int, Device | None, Search, Choice]] = []
-    for device in devices:
-        search = problem.search(device)
-        layers = _smallest_layers(problem, search, device)
+    sets: list[tuple[Device, ...]] = list(problem.sets()) if placement.gpu_layers != 0 else []
+    if not sets or (placement.allow_cpu and placement.gpu_layers == "auto"):
+        sets = [()]  # the CPU alone was the last resort, so it is what lacks memory
+    tried: list[tuple[int, int, tuple[Device, ...], Search, Choice]] = []
+    for devices in sets:
+        search = problem.search(devices)
+        layers = _smallest_layers(problem, search, devices)
         for variant in search.terms.variants:
-            choice = search.choice(variant, search.terms.floor_tokens, layers)
+            choice = search.nearest(search.choice(variant, search.terms.floor_tokens, layers))
             need = search.demand.need(choice)
-            missing = max(search.room.device_missing(need), search.room.host_missing(need))
-            tried.append((missing, len(tried), device, search, choice))
+            missing = max(*search.room.missing(need), search.room.host_missing(need), 0)
+            tried.append((missing, len(tried), devices, search, choice))
     return min(tried, key=lambda entry: entry[:2])[2:]
 
 
-def _smallest_layers(problem: Problem, search: Search, device: Device | None) -> int:
-    if device is None:
+def _smallest_layers(problem: Problem, search: Search, devices: tuple[Device, ...]) -> int:
+    if not devices:
         return 0
     wanted = problem.placement.gpu_layers
     return search.terms.layers_total if wanted == "auto" else min(wanted, search.terms.layers_total)
 
 
 def _lack(
-    problem: Problem, device: Device | None, search: Search, choice: Choice, *, by_default: bool
+    problem: Problem, devices: tuple[Device, ...], search: Search, choice: Choice, *, by_default: bool
 ) -> Lack:
     need = search.demand.need(choice)
     at = f"{choice.context_tokens} tokens of context ({choice.type_k}, micro-batch {choice.ubatch_tokens})"
     if search.terms.context_tokens is None:
         at = f"context_min = {at}{', the default,' if by_default else ''}"
-    missing = search.room.device_missing(need)
-    if device is not None and missing > 0:
-        budget = search.room.device_budget(need)
-        return Lack(problem.title, device.name, need.device, at, device.free_bytes, budget, missing)
+    if len(devices) > 1:
+        at += f" over {len(devices)} devices"
+    lacks = search.room.missing(need)
+    if lacks and max(lacks) > 0:
+        index = lacks.index(max(lacks))
+        device, parts = devices[index], need.devices[index]
+        budget = search.room.devices[index].budget(parts)
+        return Lack(problem.title, device.name, parts, at, device.free_bytes, budget, lacks[index])
     available = problem.host.available_bytes
     return Lack(
         problem.title,
@@ -109,6 +113,12 @@ def _returns_to_auto(problem: Problem) -> Iterator[Change]:
     for key in ("memory", "vram_margin", "gpus", "main_gpu"):
         if getattr(placement, key) != "auto":
             yield Change(key, "auto")
+    if placement.tensor_split:
+        yield Change("tensor_split", ())
+    if placement.split_mode == "none":
+        yield Change("split_mode", "layer")
+    if placement.parallel not in ("auto", 1):
+        yield Change("parallel", 1)
     if problem.cache_ram != "auto":
         yield Change("cache_ram", "auto")
 
@@ -136,10 +146,18 @@ def _described(problem: Problem, change: Change) -> Iterator[Change]:
     if found is None:
         return
     if change.key == "allow_cpu":
-        note = f" with {found.choice.layers} of {found.search.terms.layers_total} layers on a device, much slower"
+        note = f" with {_on_devices(found)}, much slower"
     else:
         note = f" at {found.choice.context_tokens}"
     yield replace(change, note=note)
+
+
+def _on_devices(found: Solution) -> str:
+    choice, total = found.choice, found.search.terms.layers_total
+    where = "a device" if len(found.devices) < 2 else f"{len(found.devices)} devices"
+    if choice.host_experts and choice.layers == total:
+        return f"the experts of {choice.host_experts} layers on the CPU"
+    return f"{choice.layers} of {total} layers on {where}"
 
 
 def _solved(problem: Problem, change: Change) -> Solution | None:

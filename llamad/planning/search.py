@@ -1,4 +1,4 @@
-"""The search for the best choice on one device, or on the CPU: promises first, then as much context as fits. Pure.
+"""The search for the best choice on given devices, or on the CPU: promises first, then as much context as fits. Pure.
 
 Every part grows with context, slots, micro-batch and layers, so binary search finds the exact edge.
 """
@@ -10,35 +10,57 @@ from dataclasses import dataclass, replace
 
 from llamad.planning.choice import CELL_PADDING, Choice
 from llamad.planning.demand import Demand, Need
+from llamad.planning.plan import Parts
+from llamad.planning.spread import counts_of, filled
 from llamad.planning.terms import Terms, Variant
+from llamad.units import MIB
+
+_SLACK_STEP_BYTES = 16 * MIB
+
+
+@dataclass(frozen=True)
+class DeviceRoom:
+    """What a plan may take of one device."""
+
+    free_bytes: int
+    limit_bytes: int | None = None
+    """`memory`: the most that the model may take of it, its margin not counted."""
+    shared: bool = False
+    """Its memory is the host's, so that what it takes the host must have too."""
+
+    def budget(self, parts: Parts) -> int:
+        """What the device's parts may sum up to, margin included."""
+        if self.limit_bytes is None:
+            return self.free_bytes
+        return min(self.free_bytes, self.limit_bytes + parts.margin_bytes)
+
+    def missing(self, parts: Parts) -> int:
+        """Bytes that it lacks; 0 or less if it has room."""
+        return parts.total_bytes - self.budget(parts)
 
 
 @dataclass(frozen=True)
 class Room:
-    """What a plan may take. `shared`: the device's memory is the host's, so both together must fit the host."""
+    """What a plan may take: of each device in order, and of the host."""
 
-    device_bytes: int
+    devices: tuple[DeviceRoom, ...]
     host_bytes: int
-    limit_bytes: int | None = None
-    """`memory`: the most that the model may take of the device, its margin not counted."""
     cache_ram_bytes: int = 0
     """A prompt cache that was promised; 0 where it may shrink to nothing."""
-    shared: bool = False
 
-    def device_budget(self, need: Need) -> int:
-        """What the device's parts may sum up to, margin included."""
-        if self.limit_bytes is None:
-            return self.device_bytes
-        return min(self.device_bytes, self.limit_bytes + need.device.margin_bytes)
-
-    def device_missing(self, need: Need) -> int:
-        """Bytes that the device lacks; 0 or less if it has room."""
-        return need.device.total_bytes - self.device_budget(need)
+    def missing(self, need: Need) -> tuple[int, ...]:
+        """Bytes that each device lacks; 0 or less where it has room."""
+        return tuple(room.missing(parts) for room, parts in zip(self.devices, need.devices, strict=False))
 
     def host_missing(self, need: Need) -> int:
         """Bytes that the host lacks; 0 or less if it has room."""
-        taken = need.device.total_bytes if self.shared else 0
-        return need.host.total_bytes + taken + self.cache_ram_bytes - self.host_bytes
+        pairs = zip(self.devices, need.devices, strict=False)
+        shared = sum(parts.total_bytes for room, parts in pairs if room.shared)
+        return need.host.total_bytes + shared + self.cache_ram_bytes - self.host_bytes
+
+    def has(self, need: Need) -> bool:
+        """Whether devices and host all have room."""
+        return all(missing <= 0 for missing in self.missing(need)) and self.host_missing(need) <= 0
 
 
 class Search:
@@ -49,14 +71,13 @@ class Search:
         self.demand = demand
         self.room = room
 
-    def fits(self, choice: Choice) -> bool:
-        """Whether device and host both have room."""
-        need = self.demand.need(choice)
-        return self.room.device_missing(need) <= 0 and self.room.host_missing(need) <= 0
-
-    def choice(self, variant: Variant, context_tokens: int, layers: int) -> Choice:
-        """A choice from a variant."""
+    def choice(
+        self, variant: Variant, context_tokens: int, layers: int, host_experts: int | None = None
+    ) -> Choice:
+        """A choice from a variant, on one device or not spread over several yet."""
         terms = self.terms
+        experts = terms.host_experts if host_experts is None else host_experts
+        whole = layers >= terms.layers_total and not experts and not terms.host_ffn
         return Choice(
             context_tokens=context_tokens,
             slots=terms.slots,
@@ -64,37 +85,121 @@ class Search:
             type_k=variant.type_k,
             type_v=variant.type_v,
             ubatch_tokens=variant.ubatch_tokens,
-            batch_tokens=variant.batch_tokens,
+            batch_tokens=variant.batch_tokens if whole or not variant.pipeline else variant.ubatch_tokens,
             flash_attention=terms.flash_attention,
             layers=layers,
+            pipeline=variant.pipeline and whole,
+            host_experts=experts,
+            host_ffn=terms.host_ffn,
         )
 
-    def best(self, layers: int) -> Choice | None:
-        """The best choice with `layers` layers on the device; None if none keeps all promises.
+    def placed(self, choice: Choice, slack_bytes: int = 0) -> Choice | None:
+        """The choice with its layers spread so that every device keeps `slack_bytes` free; None where none do.
+
+        The host is looked at too.
+        """
+        if len(self.room.devices) > 1 and choice.layers > 0:
+            split = self._split(choice, slack_bytes)
+            if split is None:
+                return None
+            choice = replace(choice, split=split)
+            return choice if self.room.host_missing(self.demand.need(choice)) <= 0 else None
+        need = self.demand.need(choice)
+        fits = self.room.host_missing(need) <= 0 and all(m <= -slack_bytes for m in self.room.missing(need))
+        return choice if fits else None
+
+    def _split(self, choice: Choice, slack_bytes: int) -> tuple[int, ...] | None:
+        end = self.demand.weights.n_layers + 1
+        start = end - choice.layers
+
+        def fits(index: int, first: int, stop: int) -> bool:
+            parts = self.demand.device_parts(choice, index, first, stop)
+            return self.room.devices[index].missing(parts) <= -slack_bytes
+
+        if self.terms.tensor_split:
+            counts = counts_of(self.terms.tensor_split, choice.layers)
+            at, ends = start, []
+            for count in counts:
+                ends.append((at, at + count))
+                at += count
+            return counts if all(fits(index, *run) for index, run in enumerate(ends)) else None
+        return filled(fits, len(self.room.devices), start, end)
+
+    def nearest(self, choice: Choice) -> Choice:
+        """A choice that may not fit, spread so that the device which lacks most lacks as little as possible."""
+        if len(self.room.devices) < 2 or choice.layers < len(self.room.devices):
+            return choice
+        lack = _SLACK_STEP_BYTES
+        while (split := self._split(choice, -lack)) is None:
+            lack *= 2
+        low = 0 if lack == _SLACK_STEP_BYTES else lack // 2
+        while lack - low > _SLACK_STEP_BYTES:
+            middle = (lack + low) // 2
+            if found := self._split(choice, -middle):
+                split, lack = found, middle
+            else:
+                low = middle
+        return replace(choice, split=split)
+
+    def balanced(self, choice: Choice) -> Choice:
+        """The same choice with the layers spread so that the fullest device has as much left as possible."""
+        if len(choice.split) < 2 or self.terms.tensor_split:
+            return choice
+        most = min(room.free_bytes for room in self.room.devices) // _SLACK_STEP_BYTES
+        best = choice
+
+        def leaves(steps: int) -> bool:
+            nonlocal best
+            found = self.placed(replace(choice, split=()), steps * _SLACK_STEP_BYTES)
+            best = found or best
+            return found is not None
+
+        _largest_true(leaves, 1, max(1, most))
+        return best
+
+    def best(self, layers: int, host_experts: int | None = None) -> Choice | None:
+        """The best choice with `layers` layers on the devices; None if none keeps all promises.
 
         The first variant that reaches the comfortable context wins; if none does, the one with the largest.
         """
         best: Choice | None = None
         for variant in self.terms.variants:
-            found = self._largest(variant, layers)
+            found = self._largest(variant, layers, host_experts)
             if found and found.context_tokens >= self.terms.comfort_tokens:
                 return found
             if found and (best is None or found.context_tokens > best.context_tokens):
                 best = found
         return best
 
+    def best_with_host_experts(self) -> Choice | None:
+        """All layers on the devices, the experts of as few blocks as possible on the host."""
+        blocks = self.demand.weights.n_layers
+
+        def room_for(on_devices: int) -> bool:
+            """Turned round: with more experts on the devices it once stops to fit."""
+            return self._floor_fits(self.terms.layers_total, blocks - on_devices)
+
+        if not room_for(0):
+            return None
+        fewest = blocks - _largest_true(room_for, 0, blocks - 1, none=0)
+        return self.best(self.terms.layers_total, fewest)
+
     def best_partial(self) -> Choice | None:
-        """The most layers on the device that keep the promises at the smallest context, then the best with them."""
-        most = 0
-        for variant in self.terms.variants:
-            floor = self.choice(variant, self.terms.floor_tokens, 0)
+        """The most layers on the devices that keep the promises at the smallest context, then the best with them.
 
-            def room_for(layers: int, floor: Choice = floor) -> bool:
-                # The host is left to `best`: it needs less with every layer that it gives away.
-                return self.room.device_missing(self.demand.need(replace(floor, layers=layers))) <= 0
+        Of a mixture of experts all experts stay on the host then: they came first in the order of sacrifice.
+        """
+        experts = self.demand.weights.n_layers if self.demand.weights.has_experts else None
+        most = _largest_true(
+            lambda layers: self._floor_fits(layers, experts), 1, self.terms.layers_total - 1
+        )
+        return self.best(most, experts) if most else None
 
-            most = max(most, _largest_true(room_for, 1, self.terms.layers_total - 1))
-        return self.best(most) if most else None
+    def _floor_fits(self, layers: int, host_experts: int | None) -> bool:
+        """Whether any variant fits at the smallest context."""
+        floor = self.terms.floor_tokens
+        choices = (self.choice(variant, floor, layers, host_experts) for variant in self.terms.variants)
+        return any(self.placed(choice) is not None for choice in choices)
 
     def larger_context(self, choice: Choice, step_tokens: int = 4096) -> Choice | None:
         """The same choice with the next larger round context; None at the trained length."""
@@ -102,30 +207,33 @@ class Search:
         wanted = min(wanted, self.terms.context_limit_tokens)
         return replace(choice, context_tokens=wanted) if wanted > choice.context_tokens else None
 
-    def _largest(self, variant: Variant, layers: int) -> Choice | None:
+    def _largest(self, variant: Variant, layers: int, host_experts: int | None) -> Choice | None:
         """The largest context that fits: a promised one or none, else in steps of 256 per stream."""
         terms = self.terms
-        if terms.context_tokens is not None:
-            promised = self.choice(variant, terms.context_tokens, layers)
-            return promised if self.fits(promised) else None
-        tokens = self.largest_tokens(variant, layers)
-        return self.choice(variant, tokens, layers) if tokens >= terms.context_min_tokens else None
+        tokens = terms.context_tokens
+        if tokens is None:
+            tokens = self.largest_tokens(variant, layers, host_experts)
+            if tokens < terms.context_min_tokens:
+                return None
+        found = self.placed(self.choice(variant, tokens, layers, host_experts))
+        return self.balanced(found) if found else None
 
-    def largest_tokens(self, variant: Variant, layers: int) -> int:
+    def largest_tokens(self, variant: Variant, layers: int, host_experts: int | None = None) -> int:
         """The largest context that fits, whatever was promised; 0 if not even one step does."""
         limit = self.terms.context_limit_tokens
         step = CELL_PADDING * (1 if self.terms.unified else self.terms.slots)
 
         def room_for(steps: int) -> bool:
-            return self.fits(self.choice(variant, min(steps * step, limit), layers))
+            choice = self.choice(variant, min(steps * step, limit), layers, host_experts)
+            return self.placed(choice) is not None
 
         return min(_largest_true(room_for, 1, -(-limit // step)) * step, limit)
 
 
-def _largest_true(test: Callable[[int], bool], low: int, high: int) -> int:
-    """The largest number from `low` to `high` that passes a test which, once failed, stays failed; 0 if none does."""
+def _largest_true(test: Callable[[int], bool], low: int, high: int, *, none: int = 0) -> int:
+    """The largest number from `low` to `high` that passes a test which, once failed, stays failed; `none` if none."""
     if high < low or not test(low):
-        return 0
+        return none
     if test(high):
         return high
     while high - low > 1:

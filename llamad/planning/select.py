@@ -15,20 +15,61 @@ def candidates(devices: Sequence[Device], placement: Placement) -> tuple[Device,
 
     With `gpus = "auto"`: discrete cards before integrated ones, remote ones and CPUs in disguise; among equals the
     one with the most free memory. Named ones are tried by the same rule. Raises NoDevice if one that is named is
-    not there, PromiseError for promises that take several devices at once.
+    not there.
     """
-    several = [share for share in placement.tensor_split if share > 0]
-    if len(several) > 1:
-        raise PromiseError(
-            "tensor_split over several devices is not planned yet",
-            fix="remove tensor_split, and name one device in gpus",
-        )
     allowed = _unique(devices)
     if placement.gpus != "auto":
         allowed = [_named(devices, word) for word in placement.gpus]
     if placement.main_gpu != "auto" and devices:
         allowed = [_named(allowed, placement.main_gpu)]
     return tuple(sorted(allowed, key=_rank))
+
+
+def device_sets(devices: Sequence[Device], placement: Placement) -> tuple[tuple[Device, ...], ...]:
+    """The sets of devices that a model may be spread over, in the order in which they are tried.
+
+    Single devices come first, then of each backend the two with most room, the three, and so on. Slices of a GPU
+    (MIG) are not combined: a process sees one. Written shares (`tensor_split`) leave only the set that they are for.
+    Raises NoDevice as `candidates`, PromiseError if there are shares for more devices than there are.
+    """
+    allowed = candidates(devices, placement)
+    shares = placement.tensor_split
+    if shares and allowed:
+        return (_shared_out(devices, allowed, placement),)
+    singles = tuple((device,) for device in allowed)
+    if placement.split_mode == "none" or placement.main_gpu != "auto":
+        return singles
+    groups = dict.fromkeys((device.backend, is_software(device)) for device in allowed)
+    sets = []
+    for group in groups:
+        members = [
+            d for d in allowed if (d.backend, is_software(d)) == group and not d.uuid.startswith("MIG-")
+        ]
+        sets += [tuple(sorted(members[:count], key=_place)) for count in range(2, len(members) + 1)]
+    return (*singles, *sorted(sets, key=len))
+
+
+def _shared_out(
+    devices: Sequence[Device], allowed: Sequence[Device], placement: Placement
+) -> tuple[Device, ...]:
+    shares = placement.tensor_split
+    if placement.gpus == "auto":
+        order = sorted(allowed, key=_place)
+    else:
+        order = [_named(devices, word) for word in placement.gpus]
+    if len(order) < len(shares):
+        raise PromiseError(
+            f"tensor_split has {len(shares)} shares for {len(order)} devices",
+            why=f"devices: {', '.join(device.name for device in order) or 'none'}",
+            fix="write one share a device, or remove tensor_split",
+        )
+    return tuple(device for device, share in zip(order, shares, strict=False) if share > 0)
+
+
+def _place(device: Device) -> tuple[str, int]:
+    """The backend's own order."""
+    digits = device.name[len(device.backend) :]
+    return device.backend, int(digits) if digits else 0
 
 
 def _rank(device: Device) -> tuple[int, int]:

@@ -8,6 +8,7 @@ on the device (`allow_cpu`), the CPU alone (`allow_cpu`). What the definition pr
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 
 from llamad.config.definition import Placement
@@ -20,7 +21,6 @@ from llamad.planning.problem import HOST, Problem
 from llamad.planning.reasons import reasons_of
 from llamad.planning.refusal import NoDevice, PromiseError, UnsupportedModelError
 from llamad.planning.search import Search
-from llamad.planning.shape import shape_of
 from llamad.planning.solution import Solution, solve
 from llamad.units import MIB
 
@@ -65,7 +65,7 @@ def plan(
 
 
 def _refuse_unsupported(problem: Problem) -> None:
-    shape = shape_of(problem.facts)
+    shape = problem.shape
     if shape.proof == "unknown":
         raise UnsupportedModelError(
             f"the memory of {problem.title} cannot be planned",
@@ -73,8 +73,14 @@ def _refuse_unsupported(problem: Problem) -> None:
             fix="use a model with plain attention, or a newer llamad",
         )
     placement = problem.placement
-    if problem.facts.n_expert and (placement.cpu_moe or placement.n_cpu_moe not in ("auto", 0)):
-        raise PromiseError("cpu_moe and n_cpu_moe are not planned yet", fix="remove them")
+    if not placement.allow_cpu and problem.facts.n_expert:
+        for key, value in (("cpu_moe", placement.cpu_moe), ("n_cpu_moe", placement.n_cpu_moe)):
+            if value and value != "auto":
+                raise PromiseError(
+                    f"{key} = {str(value).lower()} leaves experts to the CPU",
+                    why="allow_cpu is false",
+                    fix=f"write allow_cpu = true, or remove {key}",
+                )
     layers = placement.gpu_layers
     if layers != "auto" and layers <= problem.facts.n_layers and not placement.allow_cpu:
         raise PromiseError(
@@ -100,10 +106,10 @@ def _refuse_without_device(problem: Problem) -> None:
 
 
 def _plan_of(problem: Problem, found: Solution) -> Plan:
-    device, search, choice = found.device, found.search, found.choice
+    devices, search, choice = found.devices, found.search, found.choice
     need = search.demand.need(choice)
     cache_ram_mib = _cache_ram_mib(problem, search, need)
-    following = _following(device, search, choice)
+    following = _following(found)
     return Plan(
         model=problem.facts.path,
         context_tokens=choice.context_tokens,
@@ -117,30 +123,35 @@ def _plan_of(problem: Problem, found: Solution) -> Plan:
         flash_attention=choice.flash_attention,
         layers=choice.layers,
         layers_total=search.terms.layers_total,
-        split_mode=problem.placement.split_mode if device else "layer",
-        main_device=device.name if device else "none",
-        tensor_split=(),
+        split_mode=problem.placement.split_mode if devices else "layer",
+        main_device=devices[0].name if devices else "none",
+        tensor_split=choice.split if len(devices) > 1 else (),
         cache_ram_mib=cache_ram_mib,
-        devices=(_device_plan(device, search, choice, need),) if device else (),
+        devices=_device_plans(found, need),
         host=need.host,
         host_available_bytes=problem.host.available_bytes,
-        reasons=reasons_of(
-            problem, search, device, choice, cache_ram_mib=cache_ram_mib, following=following
-        ),
+        reasons=reasons_of(problem, found, cache_ram_mib=cache_ram_mib, following=following),
         next_context=following,
         warnings=_warnings(problem, search, choice),
+        host_experts=choice.host_experts,
+        host_ffn=choice.host_ffn,
+        pipeline=choice.pipeline,
     )
 
 
-def _device_plan(device: Device, search: Search, choice: Choice, need: Need) -> DevicePlan:
-    return DevicePlan(
-        name=device.name,
-        uuid=device.uuid,
-        free_bytes=device.free_bytes,
-        total_device_bytes=device.total_bytes,
-        layers=choice.layers,
-        parts=need.device,
-        budget_bytes=search.room.device_budget(need),
+def _device_plans(found: Solution, need: Need) -> tuple[DevicePlan, ...]:
+    rows = zip(found.devices, found.choice.counts, need.devices, found.search.room.devices, strict=True)
+    return tuple(
+        DevicePlan(
+            name=device.name,
+            uuid=device.uuid,
+            free_bytes=device.free_bytes,
+            total_device_bytes=device.total_bytes,
+            layers=layers,
+            parts=parts,
+            budget_bytes=room.budget(parts),
+        )
+        for device, layers, parts, room in (rows if found.devices else ())
     )
 
 
@@ -153,15 +164,19 @@ def _cache_ram_mib(problem: Problem, search: Search, need: Need) -> int:
     return chosen // _CACHE_RAM_STEP_BYTES * (_CACHE_RAM_STEP_BYTES // MIB)
 
 
-def _following(device: Device | None, search: Search, choice: Choice) -> NextContext | None:
-    larger = search.larger_context(choice)
+def _following(found: Solution) -> NextContext | None:
+    """What the next larger round context lacks, on the device (or the host) where it lacks most."""
+    search = found.search
+    larger = search.larger_context(found.choice)
     if larger is None:
         return None
-    need = search.demand.need(larger)
-    on_device, on_host = search.room.device_missing(need), search.room.host_missing(need)
-    if device is not None and on_device >= on_host:
-        return NextContext(larger.context_tokens, device.name, max(0, on_device))
-    return NextContext(larger.context_tokens, HOST, max(0, on_host))
+    need = search.demand.need(search.nearest(replace(larger, split=())))
+    lacks = [
+        (missing, device.name)
+        for device, missing in zip(found.devices, search.room.missing(need), strict=False)
+    ]
+    missing, place = max([*lacks, (search.room.host_missing(need), HOST)], key=lambda lack: lack[0])
+    return NextContext(larger.context_tokens, place, max(0, missing))
 
 
 def _warnings(problem: Problem, search: Search, choice: Choice) -> tuple[str, ...]:
@@ -171,10 +186,10 @@ def _warnings(problem: Problem, search: Search, choice: Choice) -> tuple[str, ..
         found.append(
             f"not proved for this model ({', '.join(shape.doubts)}): a fifth and 256 MiB of compute buffer are added"
         )
-    if shape.windowed:
-        found.append("the cache is planned as if every layer saw the whole context: more than it will take")
     if not choice.flash_attention:
         found.append("without flash attention the compute buffer grows with every head and token")
+    if choice.host_experts and choice.layers:
+        found.append(f"the experts of {choice.host_experts} layers run on the CPU")
     if not problem.facts.n_expert and (
         problem.placement.cpu_moe or problem.placement.n_cpu_moe not in ("auto", 0)
     ):

@@ -7,9 +7,10 @@ from typing import Literal
 
 from llamad.config.definition import Placement
 from llamad.gguf.facts import ModelFacts
+from llamad.planning.backends import backend_of
 from llamad.planning.cache import is_quantised
+from llamad.planning.layers import ModelShape
 from llamad.planning.refusal import PromiseError
-from llamad.planning.shape import Shape
 
 CacheWord = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
 
@@ -17,6 +18,7 @@ COMFORT_TOKENS = 32768
 """Under `auto`, other things give way before the context falls below this (or the trained length)."""
 _AUTO_SLOTS = 4
 _AUTO_UBATCHES = (512, 256)
+_PIPELINE_BATCH = 2048
 _QUANT_BLOCK = 32
 # CUDA's flash attention (fattn.cu): head sizes where K and V are alike, and the pairs where they are not. For
 # others llama.cpp falls back without a word, and the compute buffer grows tenfold.
@@ -33,6 +35,8 @@ class Variant:
     type_v: str
     ubatch_tokens: int
     batch_tokens: int
+    pipeline: bool = False
+    """Several devices work on different micro-batches at once."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,11 @@ class Terms:
     flash_attention: bool
     variants: tuple[Variant, ...]
     layers_total: int
+    tensor_split: tuple[float, ...] = ()
+    """A promise; () = as it fits."""
+    host_experts: int = 0
+    """A promise: the experts of the first n blocks stay on the host."""
+    host_ffn: int = 0
 
     @property
     def floor_tokens(self) -> int:
@@ -63,7 +72,9 @@ class Terms:
         )
 
 
-def terms_of(facts: ModelFacts, shape: Shape, placement: Placement, backend: str) -> Terms:
+def terms_of(
+    facts: ModelFacts, shape: ModelShape, placement: Placement, backend: str, devices: int = 1
+) -> Terms:
     """Settle what needs no bytes. Raises PromiseError where written values contradict the model."""
     flash = _flash_attention(facts, shape, placement, backend)
     trained = facts.n_ctx_train if facts.n_ctx_train > 0 else max(placement.context_min, 4096)
@@ -82,39 +93,65 @@ def terms_of(facts: ModelFacts, shape: Shape, placement: Placement, backend: str
         slots=slots,
         unified=slots > 1,
         flash_attention=flash,
-        variants=_variants(shape, placement, flash=flash),
+        variants=_variants(
+            shape, placement, flash=flash, pipeline=devices > 1 and backend_of(backend).pipelines
+        ),
         layers_total=facts.n_layers + 1,
+        tensor_split=tuple(share for share in placement.tensor_split if share > 0) if devices > 1 else (),
+        host_experts=_host_experts(facts, placement),
     )
 
 
-def flash_usable(facts: ModelFacts, shape: Shape, backend: str) -> bool:
+def _host_experts(facts: ModelFacts, placement: Placement) -> int:
+    if not facts.n_expert:
+        return 0
+    if placement.cpu_moe:
+        return facts.n_layers
+    return 0 if placement.n_cpu_moe == "auto" else min(placement.n_cpu_moe, facts.n_layers)
+
+
+def flash_usable(facts: ModelFacts, shape: ModelShape, backend: str) -> bool:
     """Whether flash attention works for the model's heads on a backend."""
     if facts.architecture in _NO_FLASH_ARCHITECTURES:
         return False
     if backend not in ("CUDA", "ROCm"):
         return True
-    pair = (shape.head_k, shape.head_v)
-    return pair in _CUDA_PAIRS or (shape.head_k == shape.head_v and shape.head_k in _CUDA_HEADS)
+    return all(
+        pair in _CUDA_PAIRS or (pair[0] == pair[1] and pair[0] in _CUDA_HEADS) for pair in _head_pairs(shape)
+    )
 
 
-def _flash_attention(facts: ModelFacts, shape: Shape, placement: Placement, backend: str) -> bool:
+def _head_pairs(shape: ModelShape) -> set[tuple[int, int]]:
+    """Sizes of keys and values of the layers that have attention."""
+    return {(layer.head_k, layer.head_v) for layer in shape.layers if layer.heads and layer.heads_kv}
+
+
+def _heads(shape: ModelShape) -> str:
+    """`128`, `192 and 128`, or several of these."""
+    pairs = sorted(_head_pairs(shape))
+    return ", ".join(f"{k}" if k == v else f"{k} and {v}" for k, v in pairs)
+
+
+def _flash_attention(facts: ModelFacts, shape: ModelShape, placement: Placement, backend: str) -> bool:
     usable = flash_usable(facts, shape, backend)
     if placement.flash_attention is True and not usable:
         raise PromiseError(
             f"flash_attention = true cannot be kept on {backend}",
-            why=f"it has none for {facts.architecture} with heads of {shape.head_k} and {shape.head_v}",
+            why=f"it has none for {facts.architecture} with heads of {_heads(shape)}",
             fix='write flash_attention = "auto" or false',
         )
     return usable if placement.flash_attention == "auto" else placement.flash_attention
 
 
-def _auto_slots(shape: Shape) -> int:
+def _auto_slots(shape: ModelShape) -> int:
     """Slots that share one cache cost nothing, except where each has a window or a state of its own."""
-    return 1 if shape.windowed or shape.proof == "unknown" else _AUTO_SLOTS
+    return 1 if shape.has_state or shape.proof == "unknown" else _AUTO_SLOTS
 
 
-def _variants(shape: Shape, placement: Placement, *, flash: bool) -> tuple[Variant, ...]:
-    blocks = shape.head_k % _QUANT_BLOCK == 0 and shape.head_v % _QUANT_BLOCK == 0
+def _variants(
+    shape: ModelShape, placement: Placement, *, flash: bool, pipeline: bool
+) -> tuple[Variant, ...]:
+    blocks = all(size % _QUANT_BLOCK == 0 for pair in _head_pairs(shape) for size in pair)
     written = placement.kv_cache
     if written != "auto" and is_quantised(written):
         if not flash:
@@ -126,18 +163,28 @@ def _variants(shape: Shape, placement: Placement, *, flash: bool) -> tuple[Varia
         if not blocks:
             raise PromiseError(
                 f'kv_cache = "{written}" cannot be kept',
-                why=f"heads of {shape.head_k} and {shape.head_v} are no multiples of its block of {_QUANT_BLOCK}",
+                why=f"heads of {_heads(shape)} are no multiples of its block of {_QUANT_BLOCK}",
                 fix='write kv_cache = "f16"',
             )
     types: list[str] = [written] if written != "auto" else ["f16"]
     if written == "auto" and flash and blocks:
         types.append("q8_0")
     ubatches = _ubatches(placement)
-    pairs = [(kind, ubatches[0]) for kind in types] + [(types[-1], ubatch) for ubatch in ubatches[1:]]
+    ways = [(kind, ubatches[0], pipeline) for kind in types]
+    if pipeline:
+        ways.append((types[-1], ubatches[0], False))
+    ways += [(types[-1], ubatch, False) for ubatch in ubatches[1:]]
     return tuple(
-        Variant(kind, kind, ubatch, ubatch if placement.batch == "auto" else max(placement.batch, ubatch))
-        for kind, ubatch in pairs
+        Variant(kind, kind, ubatch, _batch(placement, ubatch, pipelined=pipelined), pipelined)
+        for kind, ubatch, pipelined in ways
     )
+
+
+def _batch(placement: Placement, ubatch: int, *, pipelined: bool) -> int:
+    """Tokens that are taken at once. A pipeline needs several micro-batches to work on; else they gain nothing."""
+    if placement.batch != "auto":
+        return max(placement.batch, ubatch)
+    return max(ubatch, _PIPELINE_BATCH) if pipelined else ubatch
 
 
 def _ubatches(placement: Placement) -> tuple[int, ...]:

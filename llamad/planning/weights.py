@@ -2,7 +2,7 @@
 
 From llama.cpp's llama-model.cpp: tensors of the input stay on the CPU, those of the output go where the last
 layer goes, and of the blocks the CPU keeps the first ones. An embedding that is also the output matrix is loaded
-twice when the output is on a device.
+twice when the output is on a device. `--n-cpu-moe` and `--n-cpu-ffn` keep single tensors of a block on the CPU.
 """
 
 from __future__ import annotations
@@ -13,75 +13,97 @@ from itertools import accumulate
 
 from llamad.gguf.facts import ModelFacts, Tensor
 from llamad.planning.backends import Backend, backend_of
+from llamad.planning.choice import Choice
 from llamad.units import pad
 
 _BLOCK = re.compile(r"blk\.(\d+)\.")
 _INPUT = frozenset({"token_embd", "position_embd", "token_types", "token_embd_norm", "per_layer_token_embd"})
+# common.h: what --n-cpu-moe and --n-cpu-ffn match.
+_EXPERT = re.compile(r"\.ffn_(up|down|gate|gate_up)_(ch|)exps")
+_DENSE_FFN = re.compile(r"\.ffn_(up|down|gate)\.")
 # Types that are not quantised have no row padding: f32, f16, i8 to i64, f64, bf16.
 _PLAIN_TYPES = frozenset({0, 1, 24, 25, 26, 27, 28, 30})
 
 
 @dataclass(frozen=True)
-class WeightMap:
-    """Bytes of a model's weights for any number of layers on one device, prepared once per backend.
+class BlockSums:
+    """Sums over the first n blocks, for n from 0 to all: as a device holds them, and as the host does.
 
-    `device_blocks[n]` and `host_blocks[n]` are sums over the first n blocks: as a device holds them, and as the
-    host does. `host_largest[n]` is the largest matrix among the first n blocks.
+    `largest` is the largest matrix among the first n blocks.
     """
 
-    n_layers: int
-    input_bytes: int
-    output_device_bytes: int
-    output_host_bytes: int
-    device_blocks: tuple[int, ...]
-    host_blocks: tuple[int, ...]
-    host_largest: tuple[int, ...]
+    device: tuple[int, ...]
+    host: tuple[int, ...]
+    largest: tuple[int, ...]
+
+    def on_device(self, start: int, stop: int) -> int:
+        """Bytes of the blocks from `start` up to but without `stop`."""
+        return self.device[stop] - self.device[start] if stop > start else 0
+
+    def on_host(self, start: int, stop: int) -> int:
+        """The same on the host."""
+        return self.host[stop] - self.host[start] if stop > start else 0
+
+
+class WeightMap:
+    """Bytes of a model's weights for any placement, prepared once per backend. About a millisecond."""
+
+    def __init__(self, facts: ModelFacts, backend: str, *, mtp_skipped: bool = True) -> None:
+        rules = backend_of(backend)
+        loaded = facts.n_layers - facts.n_layers_nextn if mtp_skipped else facts.n_layers
+        ends = _Ends()
+        everything, experts, dense = (_Sums(facts.n_layers) for _ in range(3))
+        for tensor in facts.tensors:
+            block = _BLOCK.match(tensor.name)
+            if not block:
+                ends.add(tensor, rules)
+            elif (layer := int(block[1])) < min(loaded, facts.n_layers):
+                everything.add(layer, tensor, rules)
+                if _EXPERT.search(tensor.name):
+                    experts.add(layer, tensor, rules)
+                elif _DENSE_FFN.search(tensor.name):
+                    dense.add(layer, tensor, rules)
+        self.n_layers = facts.n_layers
+        self.blocks = everything.sums()
+        self.experts = experts.sums()
+        self.dense = dense.sums()
+        self.input_bytes = ends.input_bytes
+        tied_bytes = ends.embedding_device_bytes if facts.tied_embeddings else 0
+        self.output_device_bytes = ends.output_device_bytes + tied_bytes
+        self.output_host_bytes = ends.output_host_bytes
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether any expert could stay on the host."""
+        return self.experts.device[-1] > 0
 
     def host_layers(self, layers: int) -> int:
-        """How many blocks stay on the host with `layers` on the device (the output counts as one of these)."""
+        """How many blocks stay on the host with `layers` on the devices (the output counts as one of these)."""
         return max(0, min(self.n_layers, self.n_layers + 1 - layers))
 
-    def on_device(self, layers: int) -> int:
-        """Bytes of the device's model buffer."""
-        if layers <= 0:
-            return 0
-        kept = self.host_layers(layers)
-        return self.output_device_bytes + self.device_blocks[-1] - self.device_blocks[kept]
+    def on_device(self, choice: Choice, start: int, stop: int) -> int:
+        """Bytes of one device's model buffer: blocks from `start` up to `stop`; block n_layers is the output."""
+        end = min(stop, self.n_layers)
+        size = self.blocks.on_device(start, end)
+        size -= self.experts.on_device(start, min(end, choice.host_experts))
+        size -= self.dense.on_device(start, min(end, choice.host_ffn))
+        return size + (self.output_device_bytes if stop > self.n_layers else 0)
 
-    def on_host(self, layers: int) -> int:
+    def on_host(self, choice: Choice) -> int:
         """Bytes of the host's model buffers, repacked copies not counted twice."""
-        output = self.output_host_bytes if layers <= 0 else 0
-        return self.input_bytes + output + self.host_blocks[self.host_layers(layers)]
+        kept = self.host_layers(choice.layers)
+        size = self.input_bytes + self.blocks.host[kept]
+        size += self.experts.on_host(kept, choice.host_experts) + self.dense.on_host(kept, choice.host_ffn)
+        return size + (self.output_host_bytes if choice.layers <= 0 else 0)
 
-    def largest_on_host(self, layers: int) -> int:
+    def largest_on_host(self, choice: Choice) -> int:
         """Bytes of the largest matrix that a device would have to copy to compute with it; 0 if none stays behind."""
-        return self.host_largest[self.host_layers(layers)]
-
-
-def weight_map(facts: ModelFacts, backend: str, *, mtp_skipped: bool = True) -> WeightMap:
-    """Prepare the sums for one model on one backend (`CUDA`, `Vulkan`, ...). About a millisecond."""
-    rules = backend_of(backend)
-    loaded = facts.n_layers - facts.n_layers_nextn if mtp_skipped else facts.n_layers
-    device, host, largest = ([0] * facts.n_layers for _ in range(3))
-    totals = _Ends()
-    for tensor in facts.tensors:
-        block = _BLOCK.match(tensor.name)
-        if not block:
-            totals.add(tensor, rules)
-        elif (layer := int(block[1])) < min(loaded, facts.n_layers):
-            device[layer] += device_bytes(tensor, rules)
-            host[layer] += _host_bytes(tensor)
-            if len(tensor.dims) > 1:
-                largest[layer] = max(largest[layer], tensor.size_bytes)
-    return WeightMap(
-        facts.n_layers,
-        totals.input_bytes,
-        totals.output_device_bytes + (totals.embedding_device_bytes if facts.tied_embeddings else 0),
-        totals.output_host_bytes,
-        tuple(accumulate(device, initial=0)),
-        tuple(accumulate(host, initial=0)),
-        tuple(accumulate(largest, max, initial=0)),
-    )
+        kept = self.host_layers(choice.layers)
+        return max(
+            self.blocks.largest[kept],
+            self.experts.largest[min(choice.host_experts, self.n_layers)],
+            self.dense.largest[min(choice.host_ffn, self.n_layers)],
+        )
 
 
 def device_bytes(tensor: Tensor, rules: Backend) -> int:
@@ -98,6 +120,26 @@ def device_bytes(tensor: Tensor, rules: Backend) -> int:
 
 def _host_bytes(tensor: Tensor) -> int:
     return pad(tensor.size_bytes, backend_of("CPU").alignment_bytes)
+
+
+class _Sums:
+    """Grows the sums of one kind of tensor."""
+
+    def __init__(self, n_layers: int) -> None:
+        self._device, self._host, self._largest = ([0] * n_layers for _ in range(3))
+
+    def add(self, layer: int, tensor: Tensor, rules: Backend) -> None:
+        self._device[layer] += device_bytes(tensor, rules)
+        self._host[layer] += _host_bytes(tensor)
+        if len(tensor.dims) > 1:
+            self._largest[layer] = max(self._largest[layer], tensor.size_bytes)
+
+    def sums(self) -> BlockSums:
+        return BlockSums(
+            tuple(accumulate(self._device, initial=0)),
+            tuple(accumulate(self._host, initial=0)),
+            tuple(accumulate(self._largest, max, initial=0)),
+        )
 
 
 class _Ends:

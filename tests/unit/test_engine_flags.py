@@ -73,9 +73,7 @@ def definition(**tables: object) -> Definition:
     return read_json(Definition, json.dumps({"model": "/srv/models/phi4.gguf", **tables}))
 
 
-def args_of(
-    a_plan: Plan, a_definition: Definition | None = None, caps: Capabilities = NEW, *written: str
-) -> list[str]:
+def args_of(a_plan: Plan, a_definition: Definition | None = None, caps: Capabilities = NEW, *written: str) -> list[str]:
     return server_args(
         a_plan, a_definition or definition(), caps,
         socket_path="/run/s.sock", alias_names=("phi4", "phi-4"), written=frozenset(written),
@@ -100,14 +98,12 @@ def test_the_whole_list_for_one_device() -> None:
 def test_every_flag_is_one_that_the_recorded_help_lists() -> None:
     full = definition(
         placement={
-            "load_mode": "mmap+mlock", "cpu_moe": True, "threads": 8, "threads_batch": 9,
+            "load_mode": "mmap+mlock", "threads": 8, "threads_batch": 9,
             "numa": "isolate",
         },
         server={"ui": True, "jinja": False, "chat_template": "chatml", "embeddings": True, "metrics": True},
     )  # fmt: skip
-    two = plan(
-        devices=(device("Vulkan0"), device("Vulkan1")), tensor_split=(20, 21), slots=2, unified_cache=False
-    )
+    two = plan(devices=(device("Vulkan0"), device("Vulkan1")), tensor_split=(20, 21), slots=2, unified_cache=False)
     args = args_of(two, full)
     assert [item for item in args if item.startswith("-") and not NEW.has(item)] == []
     assert value(args, "-ts") == "20,21"
@@ -123,15 +119,9 @@ def test_partial_offload_and_cpu() -> None:
 
 
 def test_split_none_names_the_main_device_by_its_place() -> None:
-    chosen = plan(
-        split_mode="none", main_device="CUDA3", devices=(device("CUDA1", "GPU-b"), device("CUDA3", "GPU-d"))
-    )
+    chosen = plan(split_mode="none", main_device="CUDA3", devices=(device("CUDA1", "GPU-b"), device("CUDA3", "GPU-d")))
     args = args_of(chosen)
-    assert (
-        value(args, "-sm") == "none"
-        and value(args, "-mg") == "1"
-        and value(args, "--device") == "CUDA0,CUDA1"
-    )
+    assert value(args, "-sm") == "none" and value(args, "-mg") == "1" and value(args, "--device") == "CUDA0,CUDA1"
 
 
 def test_extra_args_come_last_and_as_they_are() -> None:
@@ -140,9 +130,7 @@ def test_extra_args_come_last_and_as_they_are() -> None:
 
 
 def test_an_older_build_gets_its_own_spellings() -> None:
-    args = args_of(
-        plan(slots=1), definition(placement={"load_mode": "mlock"}, server={"embeddings": True}), OLD
-    )
+    args = args_of(plan(slots=1), definition(placement={"load_mode": "mlock"}, server={"embeddings": True}), OLD)
     assert "-fa" in args and args[args.index("-fa") + 1].startswith("-")
     assert {"--no-mmap", "--mlock", "--no-webui", "--embedding"} <= set(args)
     assert not {"--fit", "--load-mode", "--cache-ram", "--log-jsonl", "-lv", "--offline", "-kvu"} & set(args)
@@ -154,7 +142,7 @@ def test_an_older_build_gets_its_own_spellings() -> None:
     [
         (plan(), {}, "-kvu", "one cache shared by the slots"),
         (plan(slots=1), {"placement": {"load_mode": "dio"}}, "--direct-io", "load_mode"),
-        (plan(slots=1), {"placement": {"n_cpu_moe": 4}}, "--n-cpu-moe 4", "n_cpu_moe"),
+        (plan(slots=1, host_experts=4), {}, "--n-cpu-moe 4", "n_cpu_moe"),
         (plan(slots=1), {"server": {"reranking": True}}, "--reranking", "reranking"),
         (plan(slots=1, split_mode="tensor"), {}, "-sm tensor", "split_mode"),
     ],
@@ -198,9 +186,7 @@ def test_names_follow_the_visible_gpus() -> None:
 
 
 def test_host_buffers() -> None:
-    assert all(
-        map(is_host, ("CPU", "CPU_Mapped", "CPU_REPACK", "CUDA_Host", "Vulkan_Host", "ROCm_Host", "Host"))
-    )
+    assert all(map(is_host, ("CPU", "CPU_Mapped", "CPU_REPACK", "CUDA_Host", "Vulkan_Host", "ROCm_Host", "Host")))
     assert not any(map(is_host, ("CUDA0", "Vulkan0", "ROCm1", "RPC0", "SYCL0", "MTL0")))
 
 

@@ -13,7 +13,7 @@ from llamad.gguf.facts import ModelFacts, Tensor
 from llamad.planning.choice import Choice
 from llamad.planning.demand import Demand, Need
 from llamad.planning.plan import BuildGates
-from llamad.planning.weights import weight_map
+from llamad.planning.weights import WeightMap
 from llamad.units import MIB
 from tests.support.planning import card, facts_of
 from tests.support.shapes import QWEN3_8B, SHAPES, HollowShape
@@ -64,12 +64,12 @@ def oracle_facts(model: dict[str, Any]) -> ModelFacts:
 @pytest.mark.parametrize("model", ORACLE["models"], ids=lambda model: str(model["model"]))
 def test_cuda_oracle(model: dict[str, Any]) -> None:
     facts = oracle_facts(model)
-    demand = Demand(facts, card("CUDA0", 200), ORACLE_GATES)
+    demand = Demand(facts, [card("CUDA0", 200)], ORACLE_GATES)
     assert demand.shape.proof == "proved"
     for run, (context, compute, host) in zip(ORACLE["runs"], model["cells_mib"], strict=True):
         need = demand.need(choice_of(facts, run))
-        assert need.device.context_bytes / MIB == pytest.approx(context, abs=0.1)
-        assert need.device.compute_bytes / MIB == pytest.approx(compute, abs=1)
+        assert need.devices[0].context_bytes / MIB == pytest.approx(context, abs=0.1)
+        assert need.devices[0].compute_bytes / MIB == pytest.approx(compute, abs=1)
         assert need.host.compute_bytes / MIB == pytest.approx(host, abs=0.5)
 
 
@@ -86,8 +86,8 @@ def test_older_builds_keep_a_row_of_logits_per_token(shape: HollowShape, logged_
     """Real logs of builds before b9460, up to 8k tokens of context."""
     facts = facts_of(shape)
     gates = BuildGates.of_build(9272)
-    need = Demand(facts, card(), gates).need(choice_of(facts, {"context": 8192, "cache": "f16"}))
-    assert need.device.compute_bytes / MIB == pytest.approx(logged_mib, abs=0.1)
+    need = Demand(facts, [card()], gates).need(choice_of(facts, {"context": 8192, "cache": "f16"}))
+    assert need.devices[0].compute_bytes / MIB == pytest.approx(logged_mib, abs=0.1)
 
 
 def test_real_log_of_tied_q8_0_model() -> None:
@@ -95,9 +95,13 @@ def test_real_log_of_tied_q8_0_model() -> None:
     kind = replace(QWEN3_8B, arch="qwen2", tied=True, qk_norm=False, qkv_bias=True)
     shape = replace(kind, layers=36, embd=2048, ff=11008, heads=16, kv_heads=2)
     tensors = tuple(_as_q8_0(tensor) for tensor in facts_of(shape).tensors)
-    weights = weight_map(replace(facts_of(shape), tensors=tensors), "CUDA")
-    assert weights.on_device(37) / MIB == pytest.approx(3127.61, abs=0.01)
-    assert weights.on_host(37) / MIB == pytest.approx(315.30, abs=0.01)
+    weights = WeightMap(replace(facts_of(shape), tensors=tensors), "CUDA")
+    assert weights.on_device(_whole(37), 0, 37) / MIB == pytest.approx(3127.61, abs=0.01)
+    assert weights.on_host(_whole(37)) / MIB == pytest.approx(315.30, abs=0.01)
+
+
+def _whole(layers: int) -> Choice:
+    return Choice(8192, 1, False, "f16", "f16", 512, 512, True, layers)
 
 
 def _as_q8_0(tensor: Tensor) -> Tensor:
@@ -112,9 +116,9 @@ def _case_id(run: dict[str, Any]) -> str:
 
 def _need(run: dict[str, Any]) -> Need:
     facts = facts_of(SHAPES[run["shape"]])
-    device = card(DEVICES[run["backend"]], 60) if run["backend"] in DEVICES else None
-    layers = 0 if device is None else min(run.get("layers", 999), facts.n_layers + 1)
-    return Demand(facts, device, BuildGates.of_build(run["build"])).need(choice_of(facts, run, layers=layers))
+    devices = [card(DEVICES[run["backend"]], 60)] if run["backend"] in DEVICES else []
+    layers = 0 if not devices else min(run.get("layers", 999), facts.n_layers + 1)
+    return Demand(facts, devices, BuildGates.of_build(run["build"])).need(choice_of(facts, run, layers=layers))
 
 
 def _exact(run: dict[str, Any], *, host: bool) -> float:
@@ -138,7 +142,7 @@ def test_the_measured_table_covers_what_it_should() -> None:
 @pytest.mark.parametrize("run", RPC, ids=_case_id)
 def test_weights_and_context_equal_the_breakdown(run: dict[str, Any]) -> None:
     """Within 1 MiB: the breakdown prints whole MiB, rounded down."""
-    need = _need(run).device
+    need = _need(run).devices[0]
     (row,) = run["device"]
     assert 0 <= need.weights_bytes / MIB - row["weights_mib"] < 1
     assert 0 <= need.context_bytes / MIB - row["context_mib"] < 1
@@ -149,14 +153,14 @@ def test_compute_equals_the_breakdown(run: dict[str, Any]) -> None:
     need = _need(run)
     # Without flash attention a model with fused tensors (phi3) takes one activation less than planned.
     over_mib = 11 if run.get("flash") == "off" and run["shape"] == "phi4" else 0.1
-    assert 0 <= need.device.compute_bytes / MIB - _exact(run, host=False) < over_mib
+    assert 0 <= need.devices[0].compute_bytes / MIB - _exact(run, host=False) < over_mib
     assert -0.01 < need.host.compute_bytes / MIB - _exact(run, host=True) < 0.1
 
 
 @pytest.mark.parametrize("run", [r for r in MEASURED if "layers" in r], ids=_case_id)
 def test_partial_offload_is_bounded(run: dict[str, Any]) -> None:
     """A device that copies weights to compute with them has a bound; one that does not is exact."""
-    need = _need(run).device
+    need = _need(run).devices[0]
     over = need.compute_bytes / MIB - _exact(run, host=False)
     assert 0 <= over < (0.1 if run["backend"] == "RPC" else 64)
     assert need.context_bytes / MIB == run["device"][0]["context_mib"]
@@ -178,8 +182,8 @@ def test_cpu_alone(run: dict[str, Any]) -> None:
     [("llama31-8b", 4685), ("qwen3-8b", 4789), ("qwen25-32b", 18926), ("llama32-3b", 1918), ("phi4", 8630)],
 )
 def test_cpu_weights_without_repacking(shape: str, host_mib: int) -> None:
-    weights = weight_map(facts_of(SHAPES[shape]), "CPU")
-    assert 0 <= weights.on_host(0) / MIB - host_mib < 1
+    weights = WeightMap(facts_of(SHAPES[shape]), "CPU")
+    assert 0 <= weights.on_host(_whole(0)) / MIB - host_mib < 1
 
 
 # qwen3moe on build 11669, RPC device, f16: embd, heads, kv heads, experts used, expert ff, layers; context, ubatch;
@@ -200,8 +204,8 @@ def test_mixture_of_experts(
     embd, heads, kv_heads, used, ff_expert, layers = numbers
     model = {"model": "moe", "layers": layers, "embd": embd, "ff": 0, "heads": heads, "kv_heads": kv_heads}
     facts = oracle_facts({**model, "head_dim": 128, "experts_used": used, "ff_expert": ff_expert})
-    need = Demand(facts, card("RPC0", 200), BuildGates()).need(
+    need = Demand(facts, [card("RPC0", 200)], BuildGates()).need(
         choice_of(facts, {"context": context, "ubatch": ubatch, "cache": "f16"})
     )
-    found = (need.device.context_bytes, need.device.compute_bytes, need.host.compute_bytes)
+    found = (need.devices[0].context_bytes, need.devices[0].compute_bytes, need.host.compute_bytes)
     assert [size / MIB for size in found] == pytest.approx(expected, abs=0.1)

@@ -6,23 +6,38 @@ from dataclasses import replace
 
 import pytest
 
-from llamad.gguf.facts import Tensor
+from llamad.gguf.facts import ModelFacts, Tensor
 from llamad.hardware.device import Device
+from llamad.planning.architectures import shape_of
 from llamad.planning.backends import backend_of
-from llamad.planning.cache import cache_bytes, cache_map, row_bytes
+from llamad.planning.cache import CacheMap, row_bytes
 from llamad.planning.choice import Choice
-from llamad.planning.compute import scratch_bytes
-from llamad.planning.demand import Demand
+from llamad.planning.compute import largest_scratch_bytes
+from llamad.planning.demand import Demand, Known
 from llamad.planning.overhead import context_bytes, growth_bytes, margin_bytes, shares_host, unpacked_bytes
 from llamad.planning.plan import BuildGates
-from llamad.planning.shape import shape_of
-from llamad.planning.weights import device_bytes, weight_map
+from llamad.planning.weights import WeightMap, device_bytes
 from llamad.units import GIB, MIB, pad
 from tests.support.planning import card, facts_of
 from tests.support.shapes import LLAMA31_8B, LLAMA32_3B, QWEN3_8B
 
 CHOICE = Choice(8192, 4, True, "f16", "f16", 512, 512, True, 33)
+LAYERS = 32
 LLVMPIPE = Device("Vulkan0", 24 * GIB, 24 * GIB, description="llvmpipe (LLVM 21.1.8, 256 bits)", context_included=True)
+
+
+def with_layers(layers: int) -> Choice:
+    return replace(CHOICE, layers=layers)
+
+
+def on_device(weights: WeightMap, layers: int) -> int:
+    """One device with the last `layers`, the output included."""
+    end = weights.n_layers + 1
+    return weights.on_device(with_layers(layers), end - layers, end) if layers else 0
+
+
+def cache_of(facts: ModelFacts) -> CacheMap:
+    return CacheMap(shape_of(facts), facts.n_layers)
 
 
 # The file's own figures for 3 tensors of Llama 3.1 8B.
@@ -32,38 +47,40 @@ OUTPUT = 4096 * 128256 * 210 // 256
 
 class TestWeights:
     def test_input_stays_on_the_host_and_output_goes_last(self) -> None:
-        weights = weight_map(facts_of(LLAMA31_8B), "RPC")
-        assert weights.on_host(33) == EMBEDDING
-        assert weights.on_device(1) == pytest.approx(OUTPUT + 4096 * 4, abs=1024)
-        assert weights.on_device(0) == 0
+        weights = WeightMap(facts_of(LLAMA31_8B), "RPC")
+        assert weights.on_host(with_layers(33)) == EMBEDDING
+        assert on_device(weights, 1) == pytest.approx(OUTPUT + 4096 * 4, abs=1024)
+        assert on_device(weights, 0) == 0
 
     def test_the_host_keeps_the_first_blocks(self) -> None:
         facts = facts_of(LLAMA31_8B)
-        weights = weight_map(facts, "RPC")
+        weights = WeightMap(facts, "RPC")
         first = sum(t.size_bytes for t in facts.tensors if t.name.startswith("blk.0."))
-        assert weights.on_host(32) - weights.on_host(33) == first
-        assert weights.on_device(33) - weights.on_device(32) == first
+        assert weights.on_host(with_layers(32)) - weights.on_host(with_layers(33)) == first
+        assert on_device(weights, 33) - on_device(weights, 32) == first
 
     @pytest.mark.parametrize("layers", range(34))
     def test_nothing_is_lost_between_device_and_host(self, layers: int) -> None:
         facts = facts_of(LLAMA31_8B)
-        weights = weight_map(facts, "RPC")
-        assert weights.on_device(layers) + weights.on_host(layers) == pytest.approx(facts.file_bytes, abs=64 * 300)
+        weights = WeightMap(facts, "RPC")
+        assert on_device(weights, layers) + weights.on_host(with_layers(layers)) == pytest.approx(
+            facts.file_bytes, abs=64 * 300
+        )
 
     def test_tied_embeddings_are_loaded_twice_unless_all_is_on_the_host(self) -> None:
         facts = facts_of(LLAMA32_3B)
-        weights = weight_map(facts, "RPC")
+        weights = WeightMap(facts, "RPC")
         embedding = facts.tensors[0].size_bytes
-        assert weights.on_host(29) == embedding
-        assert weights.on_device(29) == pytest.approx(facts.file_bytes, abs=4096)
-        assert weights.on_host(0) == pytest.approx(facts.file_bytes, abs=4096)
+        assert weights.on_host(with_layers(29)) == embedding
+        assert on_device(weights, 29) == pytest.approx(facts.file_bytes, abs=4096)
+        assert weights.on_host(with_layers(0)) == pytest.approx(facts.file_bytes, abs=4096)
 
     def test_blocks_for_multi_token_prediction_are_not_loaded(self) -> None:
         facts = replace(facts_of(LLAMA31_8B), n_layers_nextn=1)
-        skipped, loaded = weight_map(facts, "RPC"), weight_map(facts, "RPC", mtp_skipped=False)
+        skipped, loaded = WeightMap(facts, "RPC"), WeightMap(facts, "RPC", mtp_skipped=False)
         last = sum(t.size_bytes for t in facts.tensors if t.name.startswith("blk.31."))
-        assert loaded.on_device(33) - skipped.on_device(33) == last
-        assert cache_map(facts).k_widths[-1] == 0
+        assert on_device(loaded, 33) - on_device(skipped, 33) == last
+        assert cache_of(facts).bytes_between(CHOICE, 31, 32) == 0
 
     def test_cuda_fills_quantised_rows(self) -> None:
         """gpt-oss: rows of 2880 are filled up to 3072, once per tensor."""
@@ -75,32 +92,34 @@ class TestWeights:
         assert device_bytes(quantised, backend_of("Vulkan")) == pad(quantised.size_bytes, 64)
 
     def test_largest_matrix_left_behind(self) -> None:
-        weights = weight_map(facts_of(LLAMA31_8B), "CUDA")
-        assert weights.largest_on_host(33) == 0
-        assert weights.largest_on_host(20) == 14336 * 4096 * 210 // 256
+        weights = WeightMap(facts_of(LLAMA31_8B), "CUDA")
+        assert weights.largest_on_host(with_layers(33)) == 0
+        assert weights.largest_on_host(with_layers(20)) == 14336 * 4096 * 210 // 256
 
 
 class TestCache:
     @pytest.mark.parametrize(
-        ("cache_type", "expected"), [("f32", 4096), ("f16", 2048), ("q8_0", 1088), ("q5_1", 768), ("q4_0", 576)]
+        ("cache_type", "expected"),
+        [("f32", 4096), ("f16", 2048), ("q8_0", 1088), ("q5_1", 768), ("q4_0", 576)],
     )
     def test_row(self, cache_type: str, expected: int) -> None:
         assert row_bytes(cache_type, 1024) == expected
 
     def test_heads_may_differ_per_layer(self) -> None:
         facts = replace(facts_of(LLAMA31_8B), n_head_kv=(8, 0, *(4,) * 30))
-        sums = cache_map(facts).cell_sums("f16", "f16", flash_attention=True)
-        assert sums[:3] == (0, 4096, 4096)
-        assert sums[-1] == 4096 + 30 * 2048
+        cache = cache_of(facts)
+        assert [cache.bytes_between(CHOICE, 0, stop) // 8192 for stop in (0, 1, 2)] == [0, 4096, 4096]
+        assert cache.bytes_between(CHOICE, 0, LAYERS) == (4096 + 30 * 2048) * 8192
 
     def test_without_flash_attention_v_is_as_wide_as_the_widest(self) -> None:
         facts = replace(facts_of(LLAMA31_8B), n_head_kv=(8, 0, *(4,) * 30))
-        sums = cache_map(facts).cell_sums("f16", "f16", flash_attention=False)
-        assert sums[-1] == 4096 + 30 * (1024 + 2048)
+        choice = replace(CHOICE, flash_attention=False)
+        assert cache_of(facts).bytes_between(choice, 0, LAYERS) == (4096 + 30 * (1024 + 2048)) * 8192
 
     def test_layers_on_the_host_keep_their_cache_there(self) -> None:
-        sums = cache_map(facts_of(LLAMA31_8B)).cell_sums("f16", "f16", flash_attention=True)
-        assert cache_bytes(sums, CHOICE, 13) == (19 * 4096 * 8192, 13 * 4096 * 8192)
+        need = Demand(facts_of(LLAMA31_8B), [card()], BuildGates()).need(with_layers(20))
+        assert need.devices[0].context_bytes == 19 * 4096 * 8192
+        assert need.host.context_bytes == 13 * 4096 * 8192
 
     @pytest.mark.parametrize(
         ("context", "slots", "unified", "cells"),
@@ -134,12 +153,12 @@ class TestOverhead:
 
     def test_older_builds_grow_by_the_scratch_of_a_quantised_cache(self) -> None:
         """A real log: 150016 tokens of q8_0 with rows of 512 and 512 grew by 294 MiB, outside the buffers."""
-        shape = replace(shape_of(facts_of(LLAMA31_8B)), k_width=512, v_width=512)
+        shape = shape_of(replace(facts_of(LLAMA31_8B), n_head_kv=(4,) * LAYERS))
         choice = replace(CHOICE, context_tokens=150016, type_k="q8_0", type_v="q8_0")
         old = growth_bytes(card("CUDA0"), shape, choice, BuildGates.of_build(9400), 0)
         new = growth_bytes(card("CUDA0"), shape, choice, BuildGates(), 0)
         assert (old - new) / MIB == pytest.approx(293, abs=1)
-        assert old - new == scratch_bytes(shape, choice)
+        assert old - new == largest_scratch_bytes(shape, choice)
 
     def test_types_that_must_be_unpacked(self) -> None:
         facts = facts_of(QWEN3_8B)
@@ -158,9 +177,10 @@ class TestOverhead:
         assert margin_bytes("auto", crowded, 0, measured=False) == 528 * MIB
 
     def test_measured_overhead_replaces_the_default(self) -> None:
-        need = Demand(facts_of(LLAMA31_8B), card("CUDA0"), BuildGates(), measured_overhead_bytes=300 * MIB).need(CHOICE)
-        assert need.device.overhead_bytes == 300 * MIB
-        assert need.device.margin_bytes == 70 * MIB
+        known = Known(overhead_bytes=300 * MIB)
+        (need,) = Demand(facts_of(LLAMA31_8B), [card("CUDA0")], BuildGates(), known=[known]).need(CHOICE).devices
+        assert need.overhead_bytes == 300 * MIB
+        assert need.margin_bytes == 70 * MIB
 
 
 class TestGates:
@@ -189,17 +209,18 @@ class TestProof:
     def test_states_and_own_caches_have_no_bound(self, key: str) -> None:
         assert shape_of(replace(facts_of(LLAMA31_8B), hparams={key: 4})).proof == "unknown"
 
-    def test_a_window_is_planned_as_if_it_were_none(self) -> None:
+    def test_layers_with_a_window_keep_its_cells(self) -> None:
+        """Gemma 3: every sixth layer sees all, the others 1024 cells and a micro-batch, per slot in one cache."""
         plain = facts_of(LLAMA31_8B)
         windowed = replace(plain, architecture="gemma3", sliding_window=1024)
-        shape = shape_of(windowed)
-        assert (shape.proof, shape.windowed) == ("bounded", True)
-        need, safe = (Demand(facts, card("CUDA0", 40), BuildGates()).need(CHOICE) for facts in (plain, windowed))
-        assert safe.device.context_bytes == need.device.context_bytes
-        assert safe.device.compute_bytes > 1.2 * need.device.compute_bytes + 256 * MIB
+        (need,) = Demand(windowed, [card("CUDA0", 40)], BuildGates()).need(CHOICE).devices
+        assert need.context_bytes == 4096 * (5 * 8192 + 27 * (4 * 1024 + 512))
+        one = replace(CHOICE, slots=1)
+        (need,) = Demand(windowed, [card("CUDA0", 40)], BuildGates()).need(one).devices
+        assert need.context_bytes == 4096 * (5 * 8192 + 27 * 1536)
 
     def test_a_window_that_llama_cpp_does_not_read(self) -> None:
         """Phi-4-mini and Qwen2 write one; it is ignored."""
         facts = replace(facts_of(LLAMA31_8B), architecture="phi3", sliding_window=2047)
-        assert shape_of(facts).windowed is False
+        assert not any(layer.window for layer in shape_of(facts).layers)
         assert shape_of(facts).proof == "proved"

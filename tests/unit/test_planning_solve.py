@@ -299,9 +299,14 @@ class TestDevices:
             planned(LLAMA, [card("CUDA0", 4), card("CUDA1", 24)], gpus=("CUDA0",))
         assert caught.value.changes[0].key == "gpus"
 
-    def test_several_at_once_are_refused(self) -> None:
-        with pytest.raises(PromiseError, match="tensor_split"):
-            planned(LLAMA, [card("CUDA0"), card("CUDA1")], tensor_split=(1.0, 1.0))
+    def test_written_shares_are_kept(self) -> None:
+        found = planned(LLAMA, [card("CUDA0"), card("CUDA1")], tensor_split=(1.0, 1.0))
+        assert found.tensor_split == (17, 16)
+        assert [device.layers for device in found.devices] == [17, 16]
+
+    def test_more_shares_than_devices(self) -> None:
+        with pytest.raises(PromiseError, match="tensor_split has 3 shares for 2 devices"):
+            planned(LLAMA, [card("CUDA0"), card("CUDA1")], tensor_split=(1.0, 1.0, 1.0))
 
     def test_memory_of_an_integrated_device_is_the_hosts(self) -> None:
         device = card("Vulkan0", 14, integrated=True)

@@ -2,7 +2,7 @@
 
 A family is its block written out, `NAME ROWS COLUMNS` a tensor; a model is a family with numbers. Letters stand for
 widths: E the model, Q all query heads, K and V the keys and values, F the feed-forward part, H one head, X the feed-forward
-part of an expert, G the experts, N the query heads; `2F` is twice F. Names without an ending are weights.
+part of an expert, G the experts, N the query heads, L the layers, B the vocabulary; `2F` is twice F. Names without an ending are weights.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class ZooShape:
         """What the letters of the block stand for."""
         q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
         letters = {"E": self.embd, "Q": q, "K": kv, "V": kv, "F": self.ff, "H": self.head_dim, "L": self.layers}
-        return letters | {"X": self.ff_expert, "G": self.experts, "N": self.heads, "A": q + 2 * kv}
+        return letters | {"B": self.vocab, "R": self.head_dim // 2, "X": self.ff_expert, "G": self.experts, "N": self.heads, "A": q + 2 * kv}
 
     def block_of(self, layer: int) -> str:
         """The block's tensors; all are alike unless a family says otherwise."""
@@ -190,7 +190,7 @@ _LAUREL = (
     "altup_router E 4; altup_router_norm E; laurel_l E 64; laurel_r 64 E; laurel_post_norm E"
 )
 _ALTUP_ENDS = (
-    "altup_proj E E 3; altup_unembd_proj E E 3; per_layer_token_embd 256L {vocab}; per_layer_model_proj E 256L; "
+    "altup_proj E E 3; altup_unembd_proj E E 3; per_layer_token_embd 256L B; per_layer_model_proj E 256L; "
     "per_layer_proj_norm 256"
 )
 
@@ -257,7 +257,7 @@ class Gemma4Shape(ZooShape):
 _GEMMA4 = _GEMMA3 + "; layer_output_scale 1"
 _GEMMA4_PLE = _GEMMA4 + "; inp_gate E P; proj P E; post_norm E"
 _GEMMA4_ENDS = "rope_freqs 256"
-_GEMMA4_PLE_ENDS = "rope_freqs 256; per_layer_token_embd PL 262144; per_layer_model_proj E PL; per_layer_proj_norm P"
+_GEMMA4_PLE_ENDS = "rope_freqs 256; per_layer_token_embd PL B; per_layer_model_proj E PL; per_layer_proj_norm P"
 _GEMMA4_MOE = _GEMMA4 + (
     "; ffn_gate_inp E G; ffn_gate_inp.scale E; pre_ffw_norm_2 E; post_ffw_norm_1 E; post_ffw_norm_2 E; "
     "ffn_gate_up_exps E 2X G; ffn_down_exps X E G; ffn_down_exps.scale G"
@@ -278,9 +278,8 @@ def _gemma(title: str, arch: str, window: int, numbers: tuple[int, ...], ctx: in
 
 
 def _gemma3n(title: str, numbers: tuple[int, ...]) -> ZooShape:
-    ends = _ALTUP_ENDS.format(vocab=numbers[5])
     keys = {"attention.sliding_window": 512}
-    return _shape(title, "gemma3n", _GEMMA3 + _LAUREL, numbers, 32768, tied=True, ends=ends, keys=keys)
+    return _shape(title, "gemma3n", _GEMMA3 + _LAUREL, numbers, 32768, tied=True, ends=_ALTUP_ENDS, keys=keys)
 
 
 def _gemma4(title: str, numbers: tuple[int, ...], ctx: int, window: int, **more: object) -> ZooShape:
@@ -299,7 +298,7 @@ def _gpt_oss(title: str, layers: int, experts: int) -> ZooShape:
 
 
 _YARN = {"attention.temperature_scale": 0.1, "rope.scaling.original_context_length": 16384}
-_PHI35_ENDS = "rope_factors_long 48; rope_factors_short 48"
+_PHI35_ENDS = "rope_factors_long R; rope_factors_short R"
 _LAYER_NORM = {"rms": False}
 _EMBED = {"attention.causal": False, "pooling_type": 2}
 

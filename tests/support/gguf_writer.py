@@ -23,20 +23,24 @@ class GgmlType(IntEnum):
 
     F32 = 0
     F16 = 1
+    Q5_0 = 6
     Q8_0 = 8
     Q4_K = 12
     Q5_K = 13
     Q6_K = 14
+    MXFP4 = 39
 
 
 # type -> (elements in a block, bytes in a block), from ggml.c's type_traits.
 _BLOCKS: Mapping[GgmlType, tuple[int, int]] = {
     GgmlType.F32: (1, 4),
     GgmlType.F16: (1, 2),
+    GgmlType.Q5_0: (32, 22),
     GgmlType.Q8_0: (32, 34),
     GgmlType.Q4_K: (256, 144),
     GgmlType.Q5_K: (256, 176),
     GgmlType.Q6_K: (256, 210),
+    GgmlType.MXFP4: (32, 17),
 }
 
 
@@ -117,6 +121,11 @@ def strings(texts: Sequence[str]) -> Value:
 def i32s(numbers: Sequence[int]) -> Value:
     """An array of int32."""
     return Value(9, struct.pack("<IQ", 5, len(numbers)) + struct.pack(f"<{len(numbers)}i", *numbers))
+
+
+def booleans(flags: Sequence[bool]) -> Value:
+    """An array of bool."""
+    return Value(9, struct.pack("<IQ", 7, len(flags)) + bytes(map(int, flags)))
 
 
 def f32s(numbers: Sequence[float]) -> Value:

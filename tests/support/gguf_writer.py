@@ -23,6 +23,7 @@ class GgmlType(IntEnum):
 
     F32 = 0
     F16 = 1
+    Q5_0 = 6
     Q8_0 = 8
     Q4_K = 12
     Q5_K = 13
@@ -33,6 +34,7 @@ class GgmlType(IntEnum):
 _BLOCKS: Mapping[GgmlType, tuple[int, int]] = {
     GgmlType.F32: (1, 4),
     GgmlType.F16: (1, 2),
+    GgmlType.Q5_0: (32, 22),
     GgmlType.Q8_0: (32, 34),
     GgmlType.Q4_K: (256, 144),
     GgmlType.Q5_K: (256, 176),

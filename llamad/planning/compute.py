@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from llamad.planning.cache import row_bytes
 from llamad.planning.choice import Choice
 from llamad.planning.layers import Layer, ModelShape
 from llamad.planning.plan import BuildGates
@@ -39,6 +40,8 @@ class Place:
     """A pipeline over several devices."""
     copied_bytes: int = 0
     """The largest matrix that is copied here from the host to compute with it."""
+    copied_kinds: frozenset[Layer] = frozenset()
+    """Layers whose caches are on the host and copied here, one at a time, for their attention."""
     scratch: bool = False
     """The backend copies a cache that is not f16 to f16 inside this buffer."""
     outputs: bool = True
@@ -54,7 +57,7 @@ def device_compute_bytes(
         extra = -shape.embd
     graph = _graph_bytes(shape, kinds, choice, gates, extra=extra, place=place)
     logits = _logits_bytes(shape, choice, gates) if place.outputs else 0
-    return _bounded(shape, max(graph, logits)) + place.copied_bytes
+    return _bounded(shape, max(graph, logits))
 
 
 def cpu_compute_bytes(shape: ModelShape, choice: Choice, gates: BuildGates) -> int:
@@ -109,27 +112,43 @@ def _graph_bytes(
     if place.copies:
         inputs += _F32 * u * shape.embd * (_PIPELINE_FIRST if place.embeds else _PIPELINE_LATER)
     if not choice.flash_attention:
-        return inputs + _without_flash_bytes(shape, kinds, choice, extra, copies)
+        return inputs + _without_flash_bytes(shape, kinds, choice, extra, place)
     mask_size = _F16 if gates.mask_f16 else _F16 + _F32
     masks = mask_size * u * _mask_cells(kinds, choice) * copies
     peaks = [_F32 * u * (2 * shape.embd + max(0, extra))]
-    for layer in kinds:
+    for layer in place.copied_kinds.union(kinds):
         scratch = scratch_bytes(layer, choice) if place.scratch and gates.scratch_in_graph else 0
+        if layer in place.copied_kinds:
+            scratch += copied_cache_bytes(layer, choice)
         peaks += shape.peaks(shape, layer, choice, extra, scratch)
+        if place.copied_bytes:
+            peaks += (peak + place.copied_bytes for peak in shape.peaks(shape, layer, choice, extra, 0))
     return inputs + masks + max(peaks)
 
 
+def copied_cache_bytes(layer: Layer, choice: Choice) -> int:
+    """The copy of a layer's cache that is on the host: its keys, its values, and once more the larger of both.
+
+    A bound: the holes that the copies for one layer leave may not take those for the next, which depends on the
+    order of everything between them. Without that the sum is exact.
+    """
+    sizes = (row_bytes(choice.type_k, layer.k_width), row_bytes(choice.type_v, layer.v_width))
+    return (sum(sizes) + max(sizes)) * choice.window_cells(layer.window) * choice.streams
+
+
 def _without_flash_bytes(
-    shape: ModelShape, kinds: Collection[Layer], choice: Choice, extra: int, copies: int
+    shape: ModelShape, kinds: Collection[Layer], choice: Choice, extra: int, place: Place
 ) -> int:
     """Scores of every head at once, in f32, and V written transposed through 8-byte indexes."""
     u, n = choice.step_tokens, choice.stream_cells
     step = _F32 * u
     largest = 0
-    for layer in kinds:
-        scores = step * n * layer.heads
+    for layer in place.copied_kinds.union(kinds):
+        scores = step * n * layer.heads + place.copied_bytes
+        scores += copied_cache_bytes(layer, choice) if layer in place.copied_kinds else 0
         attention = step * (2 * layer.query_width + 2 * shape.embd + 2 * layer.v_width + max(0, extra))
         largest = max(largest, scores + attention, *shape.peaks(shape, layer, choice, extra, 0))
+    copies = _PIPELINE_COPIES if place.copies else 1
     return step * _mask_cells(kinds, choice) * copies + largest
 
 

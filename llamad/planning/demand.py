@@ -15,6 +15,7 @@ from llamad.planning.cache import CacheMap
 from llamad.planning.choice import Choice
 from llamad.planning.compute import (
     Place,
+    copied_cache_bytes,
     cpu_compute_bytes,
     device_compute_bytes,
     host_compute_bytes,
@@ -23,6 +24,7 @@ from llamad.planning.compute import (
 from llamad.planning.layers import Layer, ModelShape
 from llamad.planning.plan import BuildGates, Parts
 from llamad.planning.weights import WeightMap
+from llamad.units import MIB
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Known:
 
 
 _NOTHING = Known()
+_SMALL_COPY_BYTES = 48 * MIB
 
 
 class Demand:
@@ -88,6 +91,13 @@ class Demand:
         )
         return Need(devices, self._host_parts(choice))
 
+    def exact(self, choice: Choice) -> bool:
+        """Whether the computed bytes are llama.cpp's own to the MiB or so, not a bound on the safe side."""
+        if self.shape.proof != "proved" or not choice.flash_attention:
+            return False
+        copied = self._copied_kinds(choice)
+        return all(copied_cache_bytes(layer, choice) < _SMALL_COPY_BYTES for layer in copied)
+
     def device_parts(self, choice: Choice, index: int, start: int, stop: int) -> Parts:
         """The parts of device `index` with the blocks from `start` up to `stop`; block n_layers is the output."""
         device, known = self._devices[index], self._known[index]
@@ -108,16 +118,22 @@ class Demand:
         copying = self._rules.copies_weights
         partial = self.weights.host_layers(choice.layers) > 0
         copied = self.weights.largest_on_host(choice) if copying and index == 0 else 0
-        # The first device computes what the host keeps, where it copies weights: then its kinds count too.
-        kinds = self._kinds_between(0 if copied else start, stop)
         place = Place(
             embeds=index == 0 and (copying or not partial),
             copies=choice.pipeline,
             copied_bytes=copied,
+            copied_kinds=self._copied_kinds(choice) if index == 0 else frozenset(),
             scratch=self._rules.cache_scratch,
             outputs=stop > self.weights.n_layers,
         )
+        kinds = self._kinds_between(start, stop)
         return device_compute_bytes(self.shape, kinds, choice, self._gates, place)
+
+    def _copied_kinds(self, choice: Choice) -> frozenset[Layer]:
+        """The layers that the host keeps and the first device computes, where its backend copies weights."""
+        if not self._rules.copies_weights:
+            return frozenset()
+        return frozenset(self._kinds_between(0, self.weights.host_layers(choice.layers)))
 
     def _kinds_between(self, start: int, stop: int) -> list[Layer]:
         return [self._kinds[index] for index in set(self._kind_of[start:stop])]

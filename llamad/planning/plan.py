@@ -136,6 +136,8 @@ class Plan:
     """The dense feed-forward part of the first n blocks stays on the host."""
     pipeline: bool = False
     """Several devices work on different micro-batches at once."""
+    exact: bool = True
+    """Whether the formulas are proved for this; else the computed bytes are a bound."""
 
     def with_parts(self, devices: dict[str, Parts], host: Parts, source: Source) -> Plan:
         """The same choices with bytes from a better source; devices not named keep theirs."""

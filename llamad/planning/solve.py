@@ -136,6 +136,7 @@ def _plan_of(problem: Problem, found: Solution) -> Plan:
         host_experts=choice.host_experts,
         host_ffn=choice.host_ffn,
         pipeline=choice.pipeline,
+        exact=search.demand.exact(choice),
     )
 
 

@@ -5,7 +5,7 @@ The plan is made in process, by its formulas alone; what it is compared with sha
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -15,7 +15,6 @@ from llamad.engine.build import Capabilities
 from llamad.engine.flags import server_args
 from llamad.gguf.facts import ModelFacts
 from llamad.hardware.device import Device, HostMemory
-from llamad.planning.architectures import shape_of
 from llamad.planning.plan import Parts, Plan
 from llamad.planning.solve import plan
 from llamad.units import GIB, MIB
@@ -75,11 +74,17 @@ class Outcome:
         ]
 
 
-def cases(models: Iterator[tuple[str, ModelFacts]], contexts: tuple[int, ...], caches: tuple[str, ...]) -> Iterator[Case]:
-    """Every model at every context, cache type, one and two devices, and place that it can have."""
-    for (name, facts), context, cache, devices, place in product(models, contexts, caches, (1, 2), PLACES):
+def cases(
+    models: Iterable[tuple[str, ModelFacts]],
+    contexts: Iterable[int],
+    caches: Iterable[str],
+    devices: Iterable[int] = (1, 2),
+    places: Iterable[str] = PLACES,
+) -> Iterator[Case]:
+    """Every model at every context, cache type, number of devices, and place that it can have."""
+    for (name, facts), context, cache, count, place in product(models, contexts, caches, devices, places):
         if (place != "experts" or facts.n_expert) and context <= max(facts.n_ctx_train, 131072):
-            yield Case(name, context, cache, devices, place)
+            yield Case(name, context, cache, count, place)
 
 
 def planned(facts: ModelFacts, case: Case, caps: Capabilities) -> tuple[Plan, list[str]]:
@@ -109,7 +114,7 @@ def outcome(facts: ModelFacts, case: Case, caps: Capabilities, library: Path) ->
     return Outcome(
         case=case,
         architecture=facts.architecture,
-        proved=shape_of(facts).proof == "proved",
+        proved=found.exact,
         device_rows=tuple((device.parts, real.devices[device.name]) for device in found.devices),
         host=(found.host, real.host),
         exact_mib=real.compute_exact_mib,

@@ -39,6 +39,8 @@ class Problem:
     reserved: Mapping[str, int] = field(default_factory=dict)
     measured_overhead: Mapping[str, int] = field(default_factory=dict)
     corrections: Mapping[str, int] = field(default_factory=dict)
+    share: Mapping[str, int] | None = None
+    """What this model may take of each device beside all others that are meant to run; None = all that is free."""
     _maps: dict[str, WeightMap] = field(default_factory=dict, compare=False, repr=False)
     """Prepared once per backend and shared with every variation of the problem."""
     _shapes: list[ModelShape] = field(default_factory=list, compare=False, repr=False)
@@ -64,8 +66,11 @@ class Problem:
         return device_sets(self.devices, self.placement)
 
     def free_bytes(self, device: Device) -> int:
-        """Free bytes of a device, less what is held back for others."""
-        return device.free_bytes - _keyed(self.reserved, device)
+        """Free bytes of a device, less what is held back for others. A promised context needs what it needs."""
+        free_bytes = device.free_bytes - _keyed(self.reserved, device)
+        if self.share is None or self.placement.context != "auto":
+            return free_bytes
+        return min(free_bytes, _keyed(self.share, device))
 
     def limit_bytes(self, device: Device) -> int | None:
         """The most that `memory` lets the model take of a device; None = no limit."""
@@ -122,7 +127,7 @@ class Problem:
             replace(d, free_bytes=max(d.free_bytes, d.total_bytes), foreign_bytes=0) for d in self.devices
         )
         host = HostMemory(self.host.total_bytes, max(self.host.available_bytes, self.host.total_bytes))
-        return replace(self, devices=devices, host=host, reserved={})
+        return replace(self, devices=devices, host=host, reserved={}, share=None)
 
 
 def _keyed(sizes: Mapping[str, int], device: Device) -> int:

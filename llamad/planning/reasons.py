@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from llamad.config.definition import Placement
 from llamad.planning.choice import Choice
 from llamad.planning.plan import NextContext, Reason
@@ -12,14 +14,19 @@ from llamad.units import MIB, format_bytes
 
 
 def reasons_of(
-    problem: Problem, found: Solution, *, cache_ram_mib: int, following: NextContext | None
+    problem: Problem,
+    found: Solution,
+    *,
+    cache_ram_mib: int,
+    following: NextContext | None,
+    others: Sequence[str] = (),
 ) -> tuple[Reason, ...]:
     """One reason for each thing that was chosen, in the order of the definition's keys."""
     placement, search, choice = problem.placement, found.search, found.choice
     texts = {
         "devices": _devices(problem, found),
         "gpu_layers": _layers(problem, found),
-        "context": _context(search, choice, following),
+        "context": _context(search, choice, following) + _left_to(problem, found, others),
         "parallel": _slots(placement, choice),
         "kv_cache": _cache(placement, choice),
         "ubatch": _ubatch(placement, search, choice),
@@ -111,6 +118,25 @@ def _context(search: Search, choice: Choice, following: NextContext | None) -> s
         missing_mib = -(-following.missing_bytes // MIB)
         text += f"; {following.context_tokens} would need {missing_mib} MiB more on {following.device}"
     return text
+
+
+def _left_to(problem: Problem, found: Solution, others: Sequence[str]) -> str:
+    """What is held back for others, where that makes the context smaller."""
+    choice, terms = found.choice, found.search.terms
+    if (
+        problem.share is None
+        or not others
+        or terms.context_tokens
+        or choice.context_tokens >= terms.context_limit_tokens
+    ):
+        return ""
+    kept = (
+        f"{format_bytes(held)} of {device.name}"
+        for device in found.devices
+        if (held := device.free_bytes - problem.free_bytes(device)) > 0
+    )
+    text = " and ".join(kept)
+    return f"; {text} is left to {', '.join(others)}, which are enabled too" if text else ""
 
 
 def _slots(placement: Placement, choice: Choice) -> str:

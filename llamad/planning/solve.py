@@ -41,27 +41,42 @@ def plan(
     reserved: Mapping[str, int] = _NOTHING,
     measured_overhead: Mapping[str, int] = _NOTHING,
     corrections: Mapping[str, int] = _NOTHING,
+    share: Mapping[str, int] | None = None,
+    others: Sequence[str] = (),
 ) -> Plan:
     """The best plan for a model on this machine at this moment.
 
     `written`: keys that the admin wrote, as `placement.context`; they only change wording, since every value that
     is not `auto` is kept or refused. `reserved`, `measured_overhead` and `corrections` are bytes by device name or
     UUID, or `host`: held back for others; taken outside llama.cpp's buffers by a former load; found missing in the
-    computed buffers by a better source (see confirm.py).
+    computed buffers by a better source (see confirm.py). `share`: what the model may take beside `others`, which
+    are meant to run too (see shares.py); without a plan that keeps to it, all that is free may be taken.
 
     Raises NoDevice (69), NoRoomNow (75), NeverFits or PromiseError (78), UnsupportedModelError (65).
     """
     problem = Problem(
-        facts, tuple(devices), host, placement, gates, cache_ram, reserved, measured_overhead, corrections
+        facts,
+        tuple(devices),
+        host,
+        placement,
+        gates,
+        cache_ram,
+        reserved,
+        measured_overhead,
+        corrections,
+        share,
     )
     _refuse_unsupported(problem)
     _refuse_without_device(problem)
     found = solve(problem)
+    if found is None and share is not None:
+        problem, others = replace(problem, share=None), ()
+        found = solve(problem)
     if found is None:
         from llamad.planning.refuse import refusal  # only for what is refused: a start has no time for it
 
         raise refusal(problem, written)
-    return _plan_of(problem, found)
+    return _plan_of(problem, found, others)
 
 
 def _refuse_unsupported(problem: Problem) -> None:
@@ -105,7 +120,7 @@ def _refuse_without_device(problem: Problem) -> None:
     )
 
 
-def _plan_of(problem: Problem, found: Solution) -> Plan:
+def _plan_of(problem: Problem, found: Solution, others: Sequence[str]) -> Plan:
     devices, search, choice = found.devices, found.search, found.choice
     need = search.demand.need(choice)
     cache_ram_mib = _cache_ram_mib(problem, search, need)
@@ -130,7 +145,7 @@ def _plan_of(problem: Problem, found: Solution) -> Plan:
         devices=_device_plans(found, need),
         host=need.host,
         host_available_bytes=problem.host.available_bytes,
-        reasons=reasons_of(problem, found, cache_ram_mib=cache_ram_mib, following=following),
+        reasons=reasons_of(problem, found, cache_ram_mib=cache_ram_mib, following=following, others=others),
         next_context=following,
         warnings=_warnings(problem, search, choice),
         host_experts=choice.host_experts,

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from tests.support.gguf_writer import GgmlType, Tensor, Value, f32, i32s, string, u32
 from tests.support.zoo_parts import (
     Attention,
-    Dense,
     DeltaNet,
+    Dense,
     Experts,
     Kda,
     Latent,
@@ -353,7 +353,7 @@ _HYBRIDS = {
         extra={"leading_dense_block_count": u32(1)}, per_layer=_KV_PER_LAYER,
     ),
     "rwkv7-29b": MixedShape(
-        "RWKV 7 World 2.9B", "rwkv7", 2560, 65536, 1048576, 
+        "RWKV 7 World 2.9B", "rwkv7", 2560, 65536, 1048576,
         # The first layer has the rank of another part, and never uses it.
         _alike(1, TimeMix(64, 10240, 96, 96, 96, 320)) + _alike(31, TimeMix(64, 10240, 96, 96, 64, 320)),
         norms=("attn_norm.weight",), extra={"attention.value_residual_mix_lora_rank": u32(64)},

@@ -38,8 +38,11 @@ def make_parser() -> argparse.ArgumentParser:
     plan.add_argument(
         "--computed", action="store_true", help="from the formulas alone; do not ask llama-server"
     )
-    plan.add_argument("--gpu", metavar="NAME=FREE", action="append", default=[],
+    plan.add_argument("--gpu", "--what-if", metavar="NAME=FREE", action="append", default=[],
                       help="plan for this device instead, for example CUDA0=15.6GiB (repeatable)")  # fmt: skip
+    plan.add_argument(
+        "--compare", metavar="NAME|FILE", help="show this other plan beside it, and what differs"
+    )
 
     check = verbs.add_parser(
         "check", help="check definitions: file:line:column, what is wrong, what to write"

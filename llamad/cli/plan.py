@@ -34,8 +34,22 @@ def run(args: argparse.Namespace) -> int:
         if code is not None:
             return code
     made = make(loaded, what_if, computed=args.computed)
-    print_plan(made, as_json=args.json)
+    if args.compare is not None:
+        other = make(load_target(args.compare, args.config), what_if, computed=args.computed)
+        _print_both((args.model, args.compare), (made, other), as_json=args.json)
+    else:
+        print_plan(made, as_json=args.json)
     return 0
+
+
+def _print_both(names: tuple[str, str], made: tuple[Made, Made], *, as_json: bool) -> None:
+    first, second = made
+    if as_json:
+        print(json.dumps([one.plan.to_json(list(one.args)) for one in made], indent=2))
+        return
+    from llamad.planning.compare import compare
+
+    print(compare(names, (first.plan, second.plan), (first.args, second.args)), end="")
 
 
 def make(loaded: Loaded, what_if: list[Device], *, computed: bool) -> Made:
@@ -91,12 +105,13 @@ def parse_device(text: str) -> Device:
 
 
 def _same_words(args: argparse.Namespace) -> list[str]:
-    model = (
-        args.model
-        if "/" not in args.model and not args.model.endswith(".gguf")
-        else str(Path(args.model).absolute())
-    )
-    words = ["--config", str(args.config.absolute()), "plan", model]
+    words = ["--config", str(args.config.absolute()), "plan", _absolute(args.model)]
     words += ["--json"] if args.json else []
     words += ["--computed"] if args.computed else []
+    words += ["--compare", _absolute(args.compare)] if args.compare is not None else []
     return words
+
+
+def _absolute(word: str) -> str:
+    """A file as seen from anywhere; a name stays a name."""
+    return word if "/" not in word and not word.endswith(".gguf") else str(Path(word).absolute())

@@ -176,7 +176,9 @@ def _output_rows(choice: Choice, gates: BuildGates) -> int:
 
 
 def _bounded(shape: ModelShape, computed_bytes: int) -> int:
-    """Room for what is not proved: a fifth and 256 MiB more."""
+    """Room for what is not proved: a fifth and 256 MiB more; without any form, half and 512 MiB."""
     if shape.proof == "proved":
         return computed_bytes
-    return computed_bytes + computed_bytes // 5 + 256 * MIB
+    if shape.proof == "bounded":
+        return computed_bytes + computed_bytes // 5 + 256 * MIB
+    return computed_bytes + computed_bytes // 2 + 512 * MIB

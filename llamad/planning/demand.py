@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
@@ -79,17 +79,22 @@ class Demand:
         kinds = {layer: index for index, layer in enumerate(dict.fromkeys(self.shape.layers))}
         self._kinds: tuple[Layer, ...] = tuple(kinds)
         self._kind_of = tuple(kinds[layer] for layer in self.shape.layers)
+        self._kind_sets: dict[frozenset[int], frozenset[Layer]] = {}
 
     def need(self, choice: Choice) -> Need:
         """All parts of a choice, margins included."""
         if not self._devices or choice.layers <= 0:
             return Need((), self._cpu_parts(choice))
         ends = list(accumulate(choice.counts, initial=self.weights.n_layers + 1 - choice.layers))
+        footprint = self.footprint(choice)
         devices = tuple(
-            self.device_parts(choice, index, ends[index], ends[index + 1])
-            for index in range(len(choice.counts))
+            footprint.parts(index, ends[index], ends[index + 1]) for index in range(len(choice.counts))
         )
-        return Need(devices, self._host_parts(choice))
+        return Need(devices, self.host_parts(choice))
+
+    def footprint(self, choice: Choice) -> Footprint:
+        """The choice's parts on each device, for any run of layers."""
+        return Footprint(self, choice)
 
     def exact(self, choice: Choice) -> bool:
         """Whether the computed bytes are llama.cpp's own to the MiB or so, not a bound on the safe side."""
@@ -98,23 +103,8 @@ class Demand:
         copied = self._copied_kinds(choice)
         return all(copied_cache_bytes(layer, choice) < _SMALL_COPY_BYTES for layer in copied)
 
-    def device_parts(self, choice: Choice, index: int, start: int, stop: int) -> Parts:
-        """The parts of device `index` with the blocks from `start` up to `stop`; block n_layers is the output."""
-        device, known = self._devices[index], self._known[index]
-        blocks = min(stop, self.weights.n_layers)
-        first = max(0, start)
-        parts = Parts(
-            weights_bytes=self.weights.on_device(choice, first, stop),
-            context_bytes=self.cache.bytes_between(choice, first, blocks),
-            compute_bytes=max(0, self._device_compute(choice, index, first, stop) + known.correction_bytes),
-            overhead_bytes=self._device_overhead(choice, device, known),
-        )
-        margin = overhead.margin_bytes(
-            self._vram_margin, device, parts.buffers_bytes, measured=known.overhead_bytes is not None
-        )
-        return replace(parts, margin_bytes=margin)
-
-    def _device_compute(self, choice: Choice, index: int, start: int, stop: int) -> int:
+    def compute_bytes(self, choice: Choice, index: int, kinds: Collection[Layer], *, outputs: bool) -> int:
+        """The compute buffer of device `index` with layers of these kinds, and the output or not."""
         copying = self._rules.copies_weights
         partial = self.weights.host_layers(choice.layers) > 0
         copied = self.weights.largest_on_host(choice) if copying and index == 0 else 0
@@ -124,27 +114,36 @@ class Demand:
             copied_bytes=copied,
             copied_kinds=self._copied_kinds(choice) if index == 0 else frozenset(),
             scratch=self._rules.cache_scratch,
-            outputs=stop > self.weights.n_layers,
+            outputs=outputs,
         )
-        kinds = self._kinds_between(start, stop)
-        return device_compute_bytes(self.shape, kinds, choice, self._gates, place)
+        computed = device_compute_bytes(self.shape, kinds, choice, self._gates, place)
+        return max(0, computed + self._known[index].correction_bytes)
+
+    def context_bytes(self, choice: Choice, start: int, stop: int) -> int:
+        """Caches and states of the blocks from `start` up to `stop`; without a formula half as much again."""
+        size = self.cache.bytes_between(choice, start, stop)
+        return size if self.shape.proof != "unknown" else size + size // 2
 
     def _copied_kinds(self, choice: Choice) -> frozenset[Layer]:
         """The layers that the host keeps and the first device computes, where its backend copies weights."""
         if not self._rules.copies_weights:
             return frozenset()
-        return frozenset(self._kinds_between(0, self.weights.host_layers(choice.layers)))
+        return self.kinds_between(0, self.weights.host_layers(choice.layers))
 
-    def _kinds_between(self, start: int, stop: int) -> list[Layer]:
-        return [self._kinds[index] for index in set(self._kind_of[start:stop])]
+    def kinds_between(self, start: int, stop: int) -> frozenset[Layer]:
+        """The kinds of layers from `start` up to `stop`."""
+        places = frozenset(self._kind_of[start:stop])
+        if places not in self._kind_sets:
+            self._kind_sets[places] = frozenset(self._kinds[place] for place in places)
+        return self._kind_sets[places]
 
-    def _host_parts(self, choice: Choice) -> Parts:
+    def host_parts(self, choice: Choice) -> Parts:
         kept = self.weights.host_layers(choice.layers)
         alone = (kept or choice.overrides) and not self._rules.copies_weights
         computed = (cpu_compute_bytes if alone else host_compute_bytes)(self.shape, choice, self._gates)
         host = Parts(
             weights_bytes=self.weights.on_host(choice),
-            context_bytes=self.cache.bytes_between(choice, 0, kept),
+            context_bytes=self.context_bytes(choice, 0, kept),
             compute_bytes=max(0, computed + self._known_host.correction_bytes),
             overhead_bytes=self._rules.process_bytes + output_bytes(self.shape, choice, self._gates),
         )
@@ -154,7 +153,7 @@ class Demand:
         computed = cpu_compute_bytes(self.shape, choice, self._gates)
         host = Parts(
             weights_bytes=self.weights.on_host(choice),
-            context_bytes=self.cache.bytes_between(choice, 0, self.weights.n_layers),
+            context_bytes=self.context_bytes(choice, 0, self.weights.n_layers),
             compute_bytes=max(0, computed + self._known_host.correction_bytes),
             overhead_bytes=backend_of("CPU").process_bytes + output_bytes(self.shape, choice, self._gates),
         )
@@ -164,8 +163,45 @@ class Demand:
         margin = overhead.margin_bytes("auto", None, host.buffers_bytes, measured=False)
         return replace(host, margin_bytes=margin)
 
-    def _device_overhead(self, choice: Choice, device: Device, known: Known) -> int:
+    def overhead_bytes(self, choice: Choice, index: int) -> int:
+        """What device `index` holds outside llama.cpp's buffers."""
+        device, known = self._devices[index], self._known[index]
         if known.overhead_bytes is not None:
             return known.overhead_bytes
         growth = overhead.growth_bytes(device, self.shape, choice, self._gates, self._unpacked)
         return overhead.context_bytes(device) + growth
+
+    def margin_bytes(self, index: int, buffers_bytes: int) -> int:
+        """What stays free on device `index` on purpose."""
+        measured = self._known[index].overhead_bytes is not None
+        return overhead.margin_bytes(
+            self._vram_margin, self._devices[index], buffers_bytes, measured=measured
+        )
+
+
+class Footprint:
+    """One choice's parts on each device for any run of layers: what does not depend on the run is worked out once."""
+
+    def __init__(self, demand: Demand, choice: Choice) -> None:
+        self._demand = demand
+        self._choice = choice
+        self._computed: dict[tuple[int, bool, frozenset[Layer]], int] = {}
+        self._overheads: dict[int, int] = {}
+
+    def parts(self, index: int, start: int, stop: int) -> Parts:
+        """The parts of device `index` with the blocks from `start` up to `stop`; block n_layers is the output."""
+        demand, choice = self._demand, self._choice
+        blocks, first = min(stop, demand.weights.n_layers), max(0, start)
+        weights = demand.weights.on_device(choice, first, stop)
+        context = demand.context_bytes(choice, first, blocks)
+        compute = self._compute(index, first, stop)
+        if index not in self._overheads:
+            self._overheads[index] = demand.overhead_bytes(choice, index)
+        margin = demand.margin_bytes(index, weights + context + compute)
+        return Parts(weights, context, compute, self._overheads[index], margin)
+
+    def _compute(self, index: int, start: int, stop: int) -> int:
+        key = (index, stop > self._demand.weights.n_layers, self._demand.kinds_between(start, stop))
+        if key not in self._computed:
+            self._computed[key] = self._demand.compute_bytes(self._choice, index, key[2], outputs=key[1])
+        return self._computed[key]

@@ -28,8 +28,8 @@ def explain(plan: Plan, args: Sequence[str] = (), *, program: str = "llama-serve
     if args:
         sections.append(_command(program, args))
     sections.append(_why(plan))
-    if plan.warnings:
-        sections.append(["Warnings:", *_items(plan.warnings)])
+    if plan.remarks:
+        sections.append(["Warnings:", *_items(plan.remarks)])
     return "\n\n".join("\n".join(lines) for lines in sections) + "\n"
 
 
@@ -40,7 +40,7 @@ def _head(plan: Plan) -> list[str]:
     )
     slots = f"{plan.slots} slot{'s' if plan.slots > 1 else ''}"
     return [
-        _plain(plan.model),
+        plain(plan.model),
         f"  context {plan.context_tokens} of {plan.context_train_tokens}, {slots}, {plan.cache_type_k} cache, {layers}",
     ]
 
@@ -103,7 +103,7 @@ def _drawn(whole: int, shares: Sequence[tuple[str, int]]) -> str:
 
 def _command(program: str, args: Sequence[str]) -> list[str]:
     """The command, an option and its value never torn apart."""
-    words = [shlex.quote(_plain(word)) for word in (program, *args)]
+    words = [shlex.quote(plain(word)) for word in (program, *args)]
     groups: list[str] = []
     for word in words:
         if groups and not word.startswith("-") and groups[-1].startswith("-") and " " not in groups[-1]:
@@ -126,15 +126,15 @@ def _why(plan: Plan) -> list[str]:
     for reason in plan.reasons:
         indent = " " * (width + 4)
         first = f"  {reason.topic:<{width}}  "
-        lines += textwrap.wrap(_plain(reason.text), WIDTH, initial_indent=first, subsequent_indent=indent)
+        lines += textwrap.wrap(plain(reason.text), WIDTH, initial_indent=first, subsequent_indent=indent)
     return lines
 
 
 def _items(texts: Sequence[str]) -> Iterator[str]:
     for text in texts:
-        yield from textwrap.wrap(_plain(text), WIDTH, initial_indent="  - ", subsequent_indent="    ")
+        yield from textwrap.wrap(plain(text), WIDTH, initial_indent="  - ", subsequent_indent="    ")
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Printable ASCII: a model's name comes from its file and may hold anything."""
     return "".join(char if char.isascii() and char.isprintable() else "?" for char in text)

@@ -138,6 +138,13 @@ class Plan:
     """Several devices work on different micro-batches at once."""
     exact: bool = True
     """Whether the formulas are proved for this; else the computed bytes are a bound."""
+    doubts: tuple[str, ...] = ()
+    """Why computed bytes are no more than a bound."""
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """Everything to warn of: doubts are none any more once the bytes come from a better source."""
+        return (*self.doubts, *self.warnings) if self.source == "computed" else self.warnings
 
     def with_parts(self, devices: dict[str, Parts], host: Parts, source: Source) -> Plan:
         """The same choices with bytes from a better source; devices not named keep theirs."""
@@ -160,7 +167,7 @@ class Plan:
             "host": {"name": "host", **_parts_json(self.host), "free_mib": mib(self.host_available_bytes)},
             "args": args,
             "reasons": [f"{reason.topic}: {reason.text}" for reason in self.reasons],
-            "warnings": list(self.warnings),
+            "warnings": list(self.remarks),
             "source": self.source,
         }
 

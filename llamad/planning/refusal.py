@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llamad.errors import BadModelError, BusyError, ConfigError, DeviceError
+from llamad.errors import BusyError, ConfigError, DeviceError
 from llamad.planning.plan import Parts
 from llamad.units import MIB
 
@@ -27,10 +27,6 @@ class NoDevice(DeviceError):
 
 class PromiseError(ConfigError):
     """Values of the definition that cannot be kept together, on any machine or with this file."""
-
-
-class UnsupportedModelError(BadModelError):
-    """The planner knows no safe bound for the memory of this architecture."""
 
 
 class NoRoom:

@@ -58,6 +58,15 @@ class Room:
         shared = sum(parts.total_bytes for room, parts in pairs if room.shared)
         return need.host.total_bytes + shared + self.cache_ram_bytes - self.host_bytes
 
+    @property
+    def shared(self) -> bool:
+        """Whether what a device takes is taken from the host."""
+        return any(room.shared for room in self.devices)
+
+    def host_has(self, host: Parts) -> bool:
+        """Whether the host has room for its own parts."""
+        return host.total_bytes + self.cache_ram_bytes <= self.host_bytes
+
     def has(self, need: Need) -> bool:
         """Whether devices and host all have room."""
         return all(missing <= 0 for missing in self.missing(need)) and self.host_missing(need) <= 0
@@ -99,11 +108,13 @@ class Search:
         The host is looked at too.
         """
         if len(self.room.devices) > 1 and choice.layers > 0:
+            if not self.room.host_has(self.demand.host_parts(choice)):
+                return None
             split = self._split(choice, slack_bytes)
             if split is None:
                 return None
             choice = replace(choice, split=split)
-            return choice if self.room.host_missing(self.demand.need(choice)) <= 0 else None
+            return choice if not self.room.shared or self.room.has(self.demand.need(choice)) else None
         need = self.demand.need(choice)
         fits = self.room.host_missing(need) <= 0 and all(m <= -slack_bytes for m in self.room.missing(need))
         return choice if fits else None
@@ -112,8 +123,10 @@ class Search:
         end = self.demand.weights.n_layers + 1
         start = end - choice.layers
 
+        footprint = self.demand.footprint(choice)
+
         def fits(index: int, first: int, stop: int) -> bool:
-            parts = self.demand.device_parts(choice, index, first, stop)
+            parts = footprint.parts(index, first, stop)
             return self.room.devices[index].missing(parts) <= -slack_bytes
 
         if self.terms.tensor_split:

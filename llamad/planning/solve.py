@@ -19,7 +19,7 @@ from llamad.planning.demand import Need
 from llamad.planning.plan import BuildGates, DevicePlan, NextContext, Plan
 from llamad.planning.problem import HOST, Problem
 from llamad.planning.reasons import reasons_of
-from llamad.planning.refusal import NoDevice, PromiseError, UnsupportedModelError
+from llamad.planning.refusal import NoDevice, PromiseError
 from llamad.planning.search import Search
 from llamad.planning.solution import Solution, solve
 from llamad.units import MIB
@@ -52,7 +52,7 @@ def plan(
     computed buffers by a better source (see confirm.py). `share`: what the model may take beside `others`, which
     are meant to run too (see shares.py); without a plan that keeps to it, all that is free may be taken.
 
-    Raises NoDevice (69), NoRoomNow (75), NeverFits or PromiseError (78), UnsupportedModelError (65).
+    Raises NoDevice (69), NoRoomNow (75), NeverFits or PromiseError (78).
     """
     problem = Problem(
         facts,
@@ -66,7 +66,7 @@ def plan(
         corrections,
         share,
     )
-    _refuse_unsupported(problem)
+    _refuse_half_kept(problem)
     _refuse_without_device(problem)
     found = solve(problem)
     if found is None and share is not None:
@@ -79,14 +79,7 @@ def plan(
     return _plan_of(problem, found, others)
 
 
-def _refuse_unsupported(problem: Problem) -> None:
-    shape = problem.shape
-    if shape.proof == "unknown":
-        raise UnsupportedModelError(
-            f"the memory of {problem.title} cannot be planned",
-            why=f"{' and '.join(shape.doubts)}, and no safe bound is known for that",
-            fix="use a model with plain attention, or a newer llamad",
-        )
+def _refuse_half_kept(problem: Problem) -> None:
     placement = problem.placement
     if not placement.allow_cpu and problem.facts.n_expert:
         for key, value in (("cpu_moe", placement.cpu_moe), ("n_cpu_moe", placement.n_cpu_moe)):
@@ -152,6 +145,7 @@ def _plan_of(problem: Problem, found: Solution, others: Sequence[str]) -> Plan:
         host_ffn=choice.host_ffn,
         pipeline=choice.pipeline,
         exact=search.demand.exact(choice),
+        doubts=_doubts(search, choice),
     )
 
 
@@ -196,12 +190,7 @@ def _following(found: Solution) -> NextContext | None:
 
 
 def _warnings(problem: Problem, search: Search, choice: Choice) -> tuple[str, ...]:
-    shape = search.demand.shape
     found = []
-    if shape.doubts:
-        found.append(
-            f"not proved for this model ({', '.join(shape.doubts)}): a fifth and 256 MiB of compute buffer are added"
-        )
     if not choice.flash_attention:
         found.append("without flash attention the compute buffer grows with every head and token")
     if choice.host_experts and choice.layers:
@@ -210,4 +199,17 @@ def _warnings(problem: Problem, search: Search, choice: Choice) -> tuple[str, ..
         problem.placement.cpu_moe or problem.placement.n_cpu_moe not in ("auto", 0)
     ):
         found.append("cpu_moe and n_cpu_moe do nothing: the model has no experts")
+    return tuple(found)
+
+
+def _doubts(search: Search, choice: Choice) -> tuple[str, ...]:
+    """Why the computed bytes are no more than a bound."""
+    shape, found = search.demand.shape, []
+    why = ", ".join(shape.doubts)
+    if shape.proof == "bounded":
+        found.append(f"not proved for this model ({why}): a fifth and 256 MiB of compute buffer are added")
+    if shape.proof == "unknown":
+        found.append(f"no formula is known for this model ({why}): half as much again and 512 MiB are added")
+    if not found and choice.flash_attention and not search.demand.exact(choice):
+        found.append("the first device copies caches of the layers on the CPU: the larger half counts twice")
     return tuple(found)

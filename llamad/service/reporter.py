@@ -54,7 +54,7 @@ class DaemonReporter:
             CONTEXT=str(plan.context_tokens),
             DEVICE=device,
         )
-        for warning in plan.warnings:
+        for warning in plan.remarks:
             self._journal.record(warning, "warning", "llamad", LLAMAD_MODEL=self._name)
 
     def serving(self, launch: Launch) -> None:

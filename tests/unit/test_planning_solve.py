@@ -17,7 +17,7 @@ from llamad.gguf.facts import ModelFacts
 from llamad.hardware.device import Device, HostMemory
 from llamad.planning.plan import BuildGates, Plan
 from llamad.planning.problem import Problem
-from llamad.planning.refusal import NeverFits, NoDevice, NoRoomNow, PromiseError, UnsupportedModelError
+from llamad.planning.refusal import NeverFits, NoDevice, NoRoomNow, PromiseError
 from llamad.planning.refuse import changed
 from llamad.planning.solve import plan
 from llamad.units import GIB, MIB
@@ -342,13 +342,18 @@ class TestRefusals:
 
     def test_an_unknown_architecture_is_planned_on_the_safe_side_and_says_so(self) -> None:
         found = planned(replace(LLAMA, architecture="granite"), card("CUDA0", 15.6))
-        assert "not compared with llama.cpp yet" in found.warnings[0]
-        assert not planned(LLAMA, card("CUDA0", 15.6)).warnings
+        assert "not compared with llama.cpp yet" in found.remarks[0]
+        assert not found.exact
+        assert not planned(LLAMA, card("CUDA0", 15.6)).remarks
 
-    def test_no_bound_no_plan(self) -> None:
-        with pytest.raises(UnsupportedModelError, match="recurrent layers") as caught:
-            planned(replace(LLAMA, hparams={"qwen35.ssm.conv_kernel": 4}), card("CUDA0", 15.6))
-        assert caught.value.exit_code == 65
+    def test_without_any_formula_the_guess_is_larger_and_no_doubt_is_left_once_the_engine_was_asked(self) -> None:
+        odd = replace(LLAMA, architecture="deepseek4")
+        found, plain = (planned(facts, card("CUDA0", 40), context=16384, parallel=1) for facts in (odd, LLAMA))
+        assert "no formula is known" in found.remarks[0]
+        guessed, computed = found.devices[0].parts, plain.devices[0].parts
+        assert guessed.context_bytes == computed.context_bytes * 3 // 2
+        assert guessed.compute_bytes >= computed.compute_bytes * 3 // 2 + 512 * MIB
+        assert not found.with_parts({"CUDA0": computed}, plain.host, "asked").remarks
 
 
 SIZES = st.integers(min_value=500, max_value=60_000)
@@ -503,12 +508,20 @@ def test_the_same_question_has_the_same_answer() -> None:
     assert planned(QWEN8, devices).main_device == "CUDA0"
 
 
+@pytest.mark.parametrize("cards", [("CUDA0",), ("CUDA0", "CUDA1"), ("CUDA0", "CUDA1", "CUDA2", "CUDA3")], ids=len)
 @pytest.mark.parametrize("free_gib", [4, 9, 15.6, 23.6, 60])
-def test_a_plan_or_a_refusal_takes_at_most_20_ms(free_gib: float) -> None:
-    """Best of five: the machine may be busy with other things."""
+def test_a_plan_or_a_refusal_takes_at_most_20_ms(free_gib: float, cards: tuple[str, ...]) -> None:
+    """Of a processor, best of five: it reads and waits for nothing, and the machine may be busy with other things.
+
+    A refusal on several devices may take longer: it tries what would help on each set of them.
+    """
     took_s = []
+    bar_s = 0.02
     for _ in range(5):
-        start = time.perf_counter()
-        outcome(QWEN32, int(free_gib * 1024), "CUDA0", {"kv_cache": "auto"}, 11669)
-        took_s.append(time.perf_counter() - start)
-    assert min(took_s) < 0.02
+        start = time.process_time()
+        try:
+            planned(QWEN32, [card(name, free_gib) for name in cards], kv_cache="auto")
+        except LlamadError:
+            bar_s = 0.02 if len(cards) == 1 else 0.2
+        took_s.append(time.process_time() - start)
+    assert min(took_s) < bar_s

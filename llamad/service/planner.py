@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,21 +20,21 @@ from llamad.engine.devices import DeviceFinder
 from llamad.engine.environment import child_environment
 from llamad.engine.flags import can_ask, dry_run_args, server_args
 from llamad.engine.names import plan_names, visible_uuids
-from llamad.errors import BusyError, DeviceError, LlamadError
+from llamad.errors import DeviceError, LlamadError
 from llamad.gguf.facts import ModelFacts
 from llamad.hardware.amdgpu import AmdGpus
 from llamad.hardware.device import Device, Probe
 from llamad.hardware.host import host_memory
 from llamad.hardware.nvml import Nvml
-from llamad.planning.confirm import Asked, Refit, confirmed
+from llamad.planning.confirm import Asked
 from llamad.planning.plan import BuildGates, Plan
+from llamad.planning.settle import settled
 from llamad.planning.solve import plan as solve
 from llamad.service.checks import FactsReader, located_facts
 from llamad.supervision.launch import Launch
 
 SOCKET_NAME = "llama.sock"
 ASK_SOCKET_NAME = "ask.sock"
-ROUNDS = 3
 
 
 @dataclass(frozen=True)
@@ -131,25 +131,19 @@ class PlanMaker:
         self, facts: ModelFacts, devices: Sequence[Device], caps: Capabilities | None, *, ask: bool
     ) -> Plan:
         definition = self._loaded.definition
-        corrections: dict[str, int] = {}
-        for _ in range(ROUNDS):
-            plan = solve(
+
+        def solved(corrections: Mapping[str, int]) -> Plan:
+            return solve(
                 facts, devices, host_memory(), definition.placement, self._loaded.written,
                 caps.gates if caps else BuildGates(), cache_ram=definition.server.cache_ram, corrections=corrections,
             )  # fmt: skip
-            if not ask or caps is None or not can_ask(caps):
-                return plan
-            asked = self._ask(plan, facts, caps)
-            if asked is None:
-                return plan
-            answer = confirmed(plan, asked, corrections=corrections)
-            if not isinstance(answer, Refit):
-                return answer
-            corrections = dict(answer.corrections)
-        raise BusyError(
-            f"no plan for {definition.model} that llama-server confirms",
-            why=f"after {ROUNDS} tries {answer}",
-            fix="lower `context` in [placement], or set a larger `vram_margin`",
+
+        if not ask or caps is None or not can_ask(caps):
+            return solved({})
+        return settled(
+            solved,
+            lambda plan: self._ask(plan, facts, caps),
+            grows=definition.placement.context == "auto",
         )
 
     def _ask(self, plan: Plan, facts: ModelFacts, caps: Capabilities) -> Asked | None:

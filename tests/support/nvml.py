@@ -13,7 +13,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,45 @@ def mig_slice(place: int, uuid: str, total: int, free: int, *, gpu: int = 0, nam
 def fail(function: str, code: int, unit: int = -1) -> str:
     """`unit` is the number of a `gpu` or `slice` line of the state."""
     return f"fail {function} {code} {unit}\n"
+
+
+BOTH, ONE, REFUSED, ABSENT = "both", "one", "refused", "absent"
+GONE = {1, 9, 12, 18}
+UNASKED = {3, 13}
+MEMORY_V1 = fail("nvmlDeviceGetMemoryInfo_v2", 13)
+SLICED = gpu("GPU-a", "0:10", mig=1) + gpu("GPU-b", "0:20") + mig_slice(0, "MIG-a", 5 * GIB, 4 * GIB)
+PLAIN = gpu("GPU-a", "0:10") + gpu("GPU-b", "0:20")
+
+
+def per_gpu(code: int, *, unasked: set[int]) -> str:
+    return REFUSED if code in GONE - unasked else BOTH if code in unasked else ONE
+
+
+# Where an error comes up, on which machine, and what must come of it.
+ERRORS_AT: dict[str, tuple[str, Callable[[int], str]]] = {
+    "nvmlInitWithFlags": (PLAIN, lambda code: ABSENT if code in (9, 12) else REFUSED),
+    "nvmlShutdown": (PLAIN, lambda code: BOTH),
+    "nvmlSystemGetDriverVersion": (PLAIN, lambda code: BOTH if code in UNASKED else REFUSED),
+    "nvmlDeviceGetCount_v2": (PLAIN, lambda code: REFUSED),
+    "nvmlDeviceGetHandleByIndex_v2": (PLAIN, lambda code: per_gpu(code, unasked=set())),
+    "nvmlDeviceGetPciInfo_v3": (PLAIN, lambda code: per_gpu(code, unasked=UNASKED)),
+    "nvmlDeviceGetMemoryInfo_v2": (PLAIN, lambda code: per_gpu(code, unasked=UNASKED | {25})),
+    "nvmlDeviceGetMemoryInfo": (PLAIN + MEMORY_V1, lambda code: per_gpu(code, unasked={3})),
+    "nvmlDeviceGetUUID": (PLAIN, lambda code: per_gpu(code, unasked=UNASKED)),
+    "nvmlDeviceGetName": (PLAIN, lambda code: per_gpu(code, unasked=UNASKED)),
+    "nvmlDeviceGetMigMode": (PLAIN, lambda code: per_gpu(code, unasked=UNASKED)),
+    "nvmlDeviceGetMaxMigDeviceCount": (SLICED, lambda code: per_gpu(code, unasked=set())),
+    "nvmlDeviceGetDisplayActive": (PLAIN, lambda code: BOTH),
+    "nvmlDeviceGetComputeRunningProcesses_v3": (PLAIN, lambda code: BOTH),
+    "nvmlDeviceGetGraphicsRunningProcesses_v3": (PLAIN, lambda code: BOTH),
+}
+
+
+def error_codes() -> list[int]:
+    import pynvml
+
+    codes = {value for name, value in vars(pynvml).items() if name.startswith("NVML_ERROR_")}
+    return sorted(codes | {31, 77})  # and two that no binding knows yet
 
 
 def look(shim: Path, folder: Path, cases: Sequence[Sequence[str]], *, deadline_s: float = 20.0) -> list[list[Any]]:

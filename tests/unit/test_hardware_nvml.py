@@ -15,7 +15,20 @@ import pytest
 from llamad.errors import DeviceError
 from llamad.hardware.deadline import Bounded
 from llamad.hardware.nvml import Nvml
-from tests.support.nvml import GIB, HOST, ROOT, build_shim, fail, gpu, look, mig_slice, needs_shim
+from tests.support.nvml import (
+    ERRORS_AT,
+    GIB,
+    HOST,
+    PLAIN,
+    ROOT,
+    build_shim,
+    error_codes,
+    fail,
+    gpu,
+    look,
+    mig_slice,
+    needs_shim,
+)
 
 
 @pytest.fixture(scope="module")
@@ -132,61 +145,22 @@ def test_texts_that_are_no_utf8(shim: Path, tmp_path: Path) -> None:
     assert (device["uuid"], device["driver"], device["description"]) == ("", "", "NVIDIA GPU")
 
 
-BOTH, ONE, REFUSED, ABSENT = "both", "one", "refused", "absent"
-GONE = {1, 9, 12, 18}
-UNASKED = {3, 13}
-MEMORY_V1 = fail("nvmlDeviceGetMemoryInfo_v2", 13)
-SLICED = gpu("GPU-a", "0:10", mig=1) + gpu("GPU-b", "0:20") + mig_slice(0, "MIG-a", 5 * GIB, 4 * GIB)
-PLAIN = gpu("GPU-a", "0:10") + gpu("GPU-b", "0:20")
-
-
-def per_gpu(code: int, *, unasked: set[int]) -> str:
-    return REFUSED if code in GONE - unasked else BOTH if code in unasked else ONE
-
-
-# Where an error comes up, on which machine, and what must come of it.
-POSITIONS: dict[str, tuple[str, Any]] = {
-    "nvmlInitWithFlags": (PLAIN, lambda code: ABSENT if code in (9, 12) else REFUSED),
-    "nvmlShutdown": (PLAIN, lambda code: BOTH),
-    "nvmlSystemGetDriverVersion": (PLAIN, lambda code: BOTH if code in UNASKED else REFUSED),
-    "nvmlDeviceGetCount_v2": (PLAIN, lambda code: REFUSED),
-    "nvmlDeviceGetHandleByIndex_v2": (PLAIN, lambda code: per_gpu(code, unasked=set())),
-    "nvmlDeviceGetPciInfo_v3": (PLAIN, lambda code: per_gpu(code, unasked=UNASKED)),
-    "nvmlDeviceGetMemoryInfo_v2": (PLAIN, lambda code: per_gpu(code, unasked=UNASKED | {25})),
-    "nvmlDeviceGetMemoryInfo": (PLAIN + MEMORY_V1, lambda code: per_gpu(code, unasked={3})),
-    "nvmlDeviceGetUUID": (PLAIN, lambda code: per_gpu(code, unasked=UNASKED)),
-    "nvmlDeviceGetName": (PLAIN, lambda code: per_gpu(code, unasked=UNASKED)),
-    "nvmlDeviceGetMigMode": (PLAIN, lambda code: per_gpu(code, unasked=UNASKED)),
-    "nvmlDeviceGetMaxMigDeviceCount": (SLICED, lambda code: per_gpu(code, unasked=set())),
-    "nvmlDeviceGetDisplayActive": (PLAIN, lambda code: BOTH),
-    "nvmlDeviceGetComputeRunningProcesses_v3": (PLAIN, lambda code: BOTH),
-    "nvmlDeviceGetGraphicsRunningProcesses_v3": (PLAIN, lambda code: BOTH),
-}
-
-
-def error_codes() -> list[int]:
-    import pynvml
-
-    codes = {value for name, value in vars(pynvml).items() if name.startswith("NVML_ERROR_")}
-    return sorted(codes | {31, 77})  # and two that no binding knows yet
-
-
 @pytest.fixture(scope="module")
 def every_error(shim: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], list[Any]]:
     """Each code at each position: on GPU 0 of two, then on all GPUs, then a well machine, with one probe."""
-    keys = list(itertools.product(POSITIONS, error_codes()))
+    keys = list(itertools.product(ERRORS_AT, error_codes()))
     cases = []
     for function, code in keys:
-        state = POSITIONS[function][0]
+        state = ERRORS_AT[function][0]
         per_unit = 0 if "Device" in function and "Count_v2" not in function else -1
         cases.append([state + fail(function, code, per_unit), state + fail(function, code), PLAIN])
     return dict(zip(keys, look(shim, tmp_path_factory.mktemp("errors"), cases), strict=True))
 
 
 @needs_shim
-@pytest.mark.parametrize("function", POSITIONS)
+@pytest.mark.parametrize("function", ERRORS_AT)
 def test_every_error_at_every_call(every_error: dict[tuple[str, int], list[Any]], function: str) -> None:
-    wanted = POSITIONS[function][1]
+    wanted = ERRORS_AT[function][1]
     codes = [code for position, code in every_error if position == function]
     assert len(codes) >= 31
     for code in codes:

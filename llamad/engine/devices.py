@@ -27,8 +27,8 @@ from llamad.store import load_cache, store_cache
 from llamad.units import MIB
 
 _ROW = re.compile(
-    # A name is CUDA0, Vulkan1, SYCL0, MTL0, RPC0; older builds write RPC[127.0.0.1:50052].
-    r"^\s+(?P<name>[A-Za-z]\w*(?:\[\S+\])?): (?P<text>.*) "
+    # A name is CUDA0, Vulkan1, SYCL0, MTL0, RPC0.
+    r"^\s+(?P<name>[A-Za-z]\w*): (?P<text>.*) "
     r"\((?P<total>\d{1,9}) MiB, (?P<free>\d{1,9}) MiB free\)\s*$",
     re.ASCII,
 )

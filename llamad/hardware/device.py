@@ -36,8 +36,8 @@ class Device:
 
     @property
     def backend(self) -> str:
-        """`CUDA` of `CUDA0`: the name without its index; `RPC` of `RPC[host:port]`, as older builds write."""
-        return self.name.partition("[")[0].rstrip("0123456789")
+        """`CUDA` of `CUDA0`: the name without its index."""
+        return self.name.rstrip("0123456789")
 
 
 @dataclass(frozen=True)

@@ -145,6 +145,25 @@ def test_a_gpu_in_mig_mode_without_slices_is_refused(shim: Path, folder: Path) -
     assert (found["refused"], found["exit"]) == ("DeviceError", 69) and "mig -cgi" in found["text"]
 
 
+def test_a_model_is_never_spread_over_slices(shim: Path, folder: Path) -> None:
+    """Each of the two has half the room that it needs; two whole cards like that do."""
+    slices = [mig_slice(place, f"MIG-{place}", 4 * GIB, 4 * GIB - (1 << 27)) for place in (0, 1)]
+    cards = [gpu(f"GPU-{n}", f"0:{n}0", total=4 * GIB, reserved=0, free=4 * GIB - (1 << 27)) for n in (1, 2)]
+    listing = SLICE_LISTED.replace("4864", "4096").replace("4800", "3900")
+    two = "".join(f"  CUDA{n}: NVIDIA RTX 4080 (4096 MiB, 3900 MiB free)\n" for n in (0, 1))
+    sliced, beside, whole = outcomes(
+        shim,
+        folder,
+        [
+            {"state": gpu(mig=1) + "".join(slices), "listing": listing},
+            {"state": gpu(mig=1, bus="0:50") + slices[0] + cards[0], "listing": listing},
+            {"state": "".join(cards), "listing": two},
+        ],
+    )
+    assert sliced.get("exit") in (75, 78) and beside.get("exit") in (75, 78), (sliced, beside)
+    assert len(whole["plan"]) == 2 and whole["visible"] == "GPU-1,GPU-2"
+
+
 @pytest.fixture(scope="module")
 def every_error(shim: Path, folder: Path) -> dict[tuple[str, int], dict[str, Any]]:
     keys = [(function, code) for function in ERRORS_AT for code in error_codes()]

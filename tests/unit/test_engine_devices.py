@@ -411,6 +411,14 @@ def test_a_gpu_that_the_driver_left_out_is_said(tmp_path: Path) -> None:
     assert again.left_out == () and again.hints == ()
 
 
+def test_a_number_of_a_gpu_says_nothing_where_one_is_left_out(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, "Available devices:\n  CUDA0: NVIDIA RTX 3090 (24124 MiB, 8000 MiB free)\n")
+    bench.nvml = Known(TWIN_A, TWIN_B)
+    assert [d.uuid for d in bench.finder(CUDA_VISIBLE_DEVICES="1").find()] == ["GPU-aa22"]
+    bench.nvml = Troubled(TWIN_A, TWIN_B)
+    assert [d.uuid for d in bench.finder(CUDA_VISIBLE_DEVICES="1").find()] == [""]
+
+
 def test_failures_name_the_command(tmp_path: Path) -> None:
     bench = Bench(tmp_path, NO_DEVICES)
     server = Path(bench.caps.path)

@@ -82,6 +82,8 @@ def test_others_processes_count_and_ours_do_not(shim: Path, tmp_path: Path) -> N
     (denied,) = read(shim, tmp_path, state + fail("nvmlDeviceGetComputeRunningProcesses_v3", 4)
                      + fail("nvmlDeviceGetComputeRunningProcesses_v2", 4))  # fmt: skip
     assert denied["devices"][0]["foreign_bytes"] == GIB + GIB // 2
+    (nonsense,) = read(shim, tmp_path, gpu() + f"process 0 5 {1 << 62}\nprocess 0 6 {GIB}\n")
+    assert nonsense["devices"][0]["foreign_bytes"] == GIB
 
 
 @needs_shim
@@ -205,7 +207,12 @@ def test_errors_say_what_to_do(shim: Path, tmp_path: Path, state: str, error: st
 @needs_shim
 def test_a_gpu_that_vanishes_between_two_reads_and_one_that_comes(shim: Path, tmp_path: Path) -> None:
     two, one = gpu("GPU-a", "0:10") + gpu("GPU-b", "0:20"), gpu("GPU-b", "0:20")
+    # A lost GPU is seen again only by a library that was opened anew: opened once more, this one is refused.
     lost = two + fail("nvmlDeviceGetMemoryInfo_v2", 15, 0)
+    (first, again) = read(shim, tmp_path, lost, two + fail("nvmlInitWithFlags", 4))
+    assert len(first["devices"]) == 1 and "permission denied" in again["error"]
+    (first, again) = read(shim, tmp_path, two + fail("nvmlDeviceGetHandleByIndex_v2", 4, 0), two + fail("nvmlInitWithFlags", 4))
+    assert len(first["devices"]) == 1 and len(again["devices"]) == 2, "one that we may not use is no reason"
     seen = read(shim, tmp_path, two, one, two, lost, two, "driver 1\n")
     uuids = [[d["uuid"] for d in look["devices"]] for look in seen]
     assert uuids == [["GPU-a", "GPU-b"], ["GPU-b"], ["GPU-a", "GPU-b"], ["GPU-b"], ["GPU-a", "GPU-b"], []]

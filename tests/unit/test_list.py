@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from llamad.cli.main import main
+from llamad.gguf.glance import glance
 from llamad.service.models import CACHE_NAME, ModelFile, cache_folder, model_files
-from tests.support.gguf_fuzz import keys, model
+from tests.support.gguf_fuzz import keys, model, read_all
 from tests.support.gguf_writer import Tensor, string, u32, write_gguf, write_shards
 
 
@@ -87,6 +88,13 @@ def test_what_is_broken_has_its_reason_and_bothers_nobody(models: Path) -> None:
     assert "keys" in problems["bad\x1b[31m\nname.gguf"] or "tensors" in problems["bad\x1b[31m\nname.gguf"]
     assert "folder.gguf" not in found
     assert found["plain.gguf"].glance is not None and len(problems) == 8
+
+
+def test_damaged_headers_of_every_kind(tmp_path: Path) -> None:
+    found = read_all(tmp_path, 1500, 5, read=lambda path: model_files([os.path.dirname(path)], None))
+    assert not found["failures"], found
+    found = read_all(tmp_path, 1500, 6, read=glance)
+    assert not found["failures"], found
 
 
 def printed(capsys: pytest.CaptureFixture[str], config: Path, *words: str) -> str:

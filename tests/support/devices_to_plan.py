@@ -37,7 +37,7 @@ def outcome(case: dict[str, Any], folder: Path) -> dict[str, Any]:
     (folder / "listing").write_text(f"Available devices:\n{case['listing']}")
     placement = Placement(**case.get("placement", {}))
     written: dict[str, str] = case.get("environment", {})
-    nvml = Nvml(host=lambda: HOST, driver_files=["/"])
+    nvml = Nvml(host=lambda: HOST, driver_files=["/"], deadline_s=case.get("deadline_s", 20.0))
     server = Capabilities(str(folder / "llama-server"), "x", 1, frozenset(), key=case["listing"])
     finder = DeviceFinder(
         server,

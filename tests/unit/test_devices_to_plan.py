@@ -145,6 +145,14 @@ def test_a_gpu_in_mig_mode_without_slices_is_refused(shim: Path, folder: Path) -
     assert (found["refused"], found["exit"]) == ("DeviceError", 69) and "mig -cgi" in found["text"]
 
 
+@pytest.mark.parametrize("function", ["nvmlInitWithFlags", "nvmlDeviceGetHandleByIndex_v2", "nvmlDeviceGetMemoryInfo_v2"])
+def test_a_driver_that_hangs_is_a_refusal_that_is_tried_again(shim: Path, folder: Path, function: str) -> None:
+    (found,) = outcomes(
+        shim, folder, [{"state": gpu() + f"hang {function}\n", "listing": ONE_LISTED, "deadline_s": 0.5}]
+    )
+    assert (found["refused"], found["exit"]) == ("DeviceError", 69) and "does not answer" in found["text"]
+
+
 def test_a_model_is_never_spread_over_slices(shim: Path, folder: Path) -> None:
     """Each of the two has half the room that it needs; two whole cards like that do."""
     slices = [mig_slice(place, f"MIG-{place}", 4 * GIB, 4 * GIB - (1 << 27)) for place in (0, 1)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from llamad.config.loaded import Loaded
@@ -69,6 +69,7 @@ class PlanMaker:
         self._read = read or FactsReader()
         self._nvml = nvml or Nvml()
         self._hints: tuple[str, ...] = ()
+        self._left_out: tuple[str, ...] = ()
         self.engine = engine
         self._scratch = scratch or engine
         self._cache = cache
@@ -90,6 +91,8 @@ class PlanMaker:
         except DeviceError as error:
             error.why = "; ".join(filter(None, (error.why, *self._hints)))
             raise
+        if self._left_out:
+            plan = replace(plan, warnings=(*plan.warnings, *self._left_out))
         args = self._args(plan, caps) if caps else []
         return Made(plan, facts, caps, tuple(args))
 
@@ -106,7 +109,7 @@ class PlanMaker:
             deadline_s=self._loaded.host.query_s,
         )
         found = finder.find(trust_none=self._loaded.definition.placement.allow_cpu)
-        self._hints = finder.hints
+        self._hints, self._left_out = finder.hints, finder.left_out
         return found
 
     def environment(self, plan: Plan) -> dict[str, str]:

@@ -72,9 +72,9 @@ def host_compute_bytes(shape: ModelShape, choice: Choice, gates: BuildGates) -> 
     u = choice.step_tokens
     rows = 4 if gates.mixed_inputs else 2
     copies = _PIPELINE_COPIES if choice.pipeline else 1
-    embeddings = _F32 * u * shape.embd * (rows + (6 if choice.pipeline else 0))
+    embeddings = _F32 * u * (shape.embd * (rows + (6 if choice.pipeline else 0)) + shape.looked_up)
     mask_size = _F16 if choice.flash_attention and gates.mask_f16 else _F32
-    masks = mask_size * u * _mask_cells(shape.layers, choice) * copies
+    masks = mask_size * u * _mask_cells(shape, shape.layers, choice) * copies
     transposed = 0 if choice.flash_attention else 8 * u * max(layer.v_width for layer in shape.layers)
     return masks + embeddings + transposed + copies * (u * _INDEX_BYTES) + _rotation_bytes(shape, choice)
 
@@ -86,9 +86,10 @@ def output_bytes(shape: ModelShape, choice: Choice, gates: BuildGates) -> int:
 
 def scratch_bytes(layer: Layer, choice: Choice) -> int:
     """f16 copies of one layer's cache, for the whole of it, where the cache has another type."""
-    width = (layer.k_width if choice.type_k != "f16" else 0) + (
-        layer.v_width if choice.type_v != "f16" else 0
-    )
+    k_width, v_width = layer.k_width, layer.v_width
+    if layer.shares:
+        k_width, v_width = layer.heads_kv * layer.head_k, layer.heads_kv * layer.head_v
+    width = (k_width if choice.type_k != "f16" else 0) + (v_width if choice.type_v != "f16" else 0)
     return _F16 * choice.window_cells(layer.window) * choice.streams * width
 
 
@@ -114,7 +115,7 @@ def _graph_bytes(
     if not choice.flash_attention:
         return inputs + _without_flash_bytes(shape, kinds, choice, extra, place)
     mask_size = _F16 if gates.mask_f16 else _F16 + _F32
-    masks = mask_size * u * _mask_cells(kinds, choice) * copies
+    masks = mask_size * u * _mask_cells(shape, kinds, choice) * copies
     peaks = [_F32 * u * (2 * shape.embd + max(0, extra))]
     for layer in place.copied_kinds.union(kinds):
         scratch = scratch_bytes(layer, choice) if place.scratch and gates.scratch_in_graph else 0
@@ -149,11 +150,13 @@ def _without_flash_bytes(
         attention = step * (2 * layer.query_width + 2 * shape.embd + 2 * layer.v_width + max(0, extra))
         largest = max(largest, scores + attention, *shape.peaks(shape, layer, choice, extra, 0))
     copies = _PIPELINE_COPIES if place.copies else 1
-    return step * _mask_cells(kinds, choice) * copies + largest
+    return step * _mask_cells(shape, kinds, choice) * copies + largest
 
 
-def _mask_cells(kinds: Collection[Layer], choice: Choice) -> int:
+def _mask_cells(shape: ModelShape, kinds: Collection[Layer], choice: Choice) -> int:
     """Cells in the rows of all masks: one for the layers that see everything, one for each window."""
+    if not shape.caches:
+        return choice.step_tokens * len({bool(layer.window) for layer in kinds})
     windows = {layer.window for layer in kinds if layer.heads}
     return sum(choice.window_cells(window) for window in windows)
 

@@ -18,10 +18,11 @@ from llamad.planning.layers import Layer, ModelShape, Peaks, Proof
 _GRAPHS: Mapping[str, tuple[str, str]] = {
     **dict.fromkeys(
         ("llama", "mistral3", "qwen2", "qwen3", "phi3", "gemma2", "gemma3", "glm4", "chatglm", "olmo2", "granite",
-         "exaone4", "nomic-bert"),
+         "nomic-bert"),
         ("dense", "gated_peaks"),
     ),
     "starcoder2": ("dense", "ungated_peaks"),
+    "exaone4": ("dense", "post_norm_peaks"),
     "smollm3": ("dense", "unrotated_peaks"),
     "command-r": ("dense", "parallel_peaks"),
     "cohere2": ("dense", "parallel_peaks"),

@@ -162,12 +162,12 @@ def _mask_cells(shape: ModelShape, kinds: Collection[Layer], choice: Choice) -> 
 
 
 def _rotation_bytes(shape: ModelShape, choice: Choice) -> int:
-    """Matrices that rotate keys and values before they are quantised (since b8619)."""
+    """Matrices that rotate keys and values before they are quantised (since b8619), for each kind of cache."""
     if choice.type_k in ("f16", "f32", "bf16"):
         return 0
-    head = max((layer.head_k for layer in shape.layers), default=0)
-    power = head & -head
-    return _F32 * (power * power + 64 * 64)
+    heads = {bool(layer.window): layer.head_k for layer in shape.layers}
+    powers = (head & -head for head in heads.values())
+    return _F32 * sum(power * power + 64 * 64 for power in powers)
 
 
 def _logits_bytes(shape: ModelShape, choice: Choice, gates: BuildGates) -> int:

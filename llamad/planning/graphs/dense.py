@@ -1,9 +1,9 @@
 """Graphs of dense transformers as llama-server build 11669 lays them out, and of gpt-oss and encoders. Pure.
 
-Proved against that server's own breakdown on CUDA's rules (tests/data/planning/card_dense.json). E = width of the model,
-Q = width of all query heads, F = of the feed-forward part, K = of one layer's keys. llama.cpp gives each tensor the
-smallest hole that holds it, so a sum of what is alive is not enough: the embeddings of the input leave holes of E, and a
-tensor that is wider than them goes on top.
+Proved against that server's own breakdown on CUDA's rules (tests/data/planning/card_dense.json). E = width of the
+model, Q = width of all query heads, F = of the feed-forward part, K = of one layer's keys. llama.cpp gives each tensor
+the smallest hole that holds it, so a sum of what is alive is not enough: the embeddings of the input leave holes of E,
+and a tensor that is wider than them goes on top.
 """
 
 from __future__ import annotations
@@ -61,6 +61,16 @@ def unrotated_peaks(
     yield step * (attention_width(shape, layer, extra) + layer.query_width) + scratch_bytes
 
 
+def post_norm_peaks(
+    shape: ModelShape, layer: Layer, choice: Choice, extra: int, scratch_bytes: int
+) -> Iterator[int]:
+    """exaone4: norms come after, not before; a narrow feed-forward part leaves no hole for one more."""
+    yield from _serial(shape, layer, choice, extra, scratch_bytes, parts=3)
+    if layer.ff <= 2 * shape.embd:
+        width = attention_width(shape, layer, extra) + shape.embd
+        yield F32 * choice.step_tokens * width + scratch_bytes
+
+
 def _serial(
     shape: ModelShape, layer: Layer, choice: Choice, extra: int, scratch_bytes: int, *, parts: int
 ) -> Iterator[int]:
@@ -68,7 +78,9 @@ def _serial(
     held = held_width(shape, layer, extra)
     yield step * (held + parts * layer.ff)
     yield step * attention_width(shape, layer, extra) + scratch_bytes
-    keys = layer.heads_kv * layer.head_k  # with as many key heads as query heads, these are the widest moment
+    keys = (
+        layer.heads_kv * layer.head_k
+    )  # with as many key heads as query heads, these are the widest moment
     yield step * ((held if extra else 2 * shape.embd) + layer.query_width + 2 * keys)
 
 
@@ -76,7 +88,11 @@ def parallel_peaks(
     shape: ModelShape, layer: Layer, choice: Choice, extra: int, scratch_bytes: int
 ) -> Iterator[int]:
     """command-r, cohere2: attention and feed-forward read one norm."""
-    norms = 1 if layer.window or shape.architecture == "cohere2" else 0
+    norms = 0
+    if shape.architecture == "cohere2":
+        norms = (
+            2 if scratch_bytes and layer == shape.layers[0] else 1
+        )  # the first one finds the input's holes
     yield from _parallel(shape, layer, choice, extra, scratch_bytes, parts=3, norms=norms)
 
 
@@ -91,22 +107,28 @@ def falcon_peaks(
     shape: ModelShape, layer: Layer, choice: Choice, extra: int, scratch_bytes: int
 ) -> Iterator[int]:
     """falcon: with one norm (one key head) more stays alive than with two."""
-    norms = 1 if layer.heads_kv == 1 else 0
-    yield from _parallel(shape, layer, choice, extra, scratch_bytes, parts=1, norms=norms)
-    if norms:
+    single = layer.heads_kv == 1
+    yield from _parallel(shape, layer, choice, extra, scratch_bytes, parts=1, norms=1 if single else 0)
+    if single and scratch_bytes:
         width = held_width(shape, layer, extra) + 3 * layer.query_width + 2 * layer.heads_kv * layer.head_k
         yield F32 * choice.step_tokens * (width + layer.ff) + scratch_bytes
 
 
 def _parallel(
-    shape: ModelShape, layer: Layer, choice: Choice, extra: int, scratch_bytes: int, *, parts: int, norms: int
+    shape: ModelShape,
+    layer: Layer,
+    choice: Choice,
+    extra: int,
+    scratch_bytes: int,
+    *,
+    parts: int,
+    norms: int,
 ) -> Iterator[int]:
-    """The feed-forward part comes first; its result lies above the hole it leaves, which the attention may not fit."""
+    """Attention with scratch lies beside the feed-forward part, without it in a hole of that."""
     step = F32 * choice.step_tokens
     held = held_width(shape, layer, extra) + norms * shape.embd
-    hole = step * parts * layer.ff
-    attention = step * layer.query_width + scratch_bytes
-    yield step * held + hole + (attention if attention > hole else 0)
+    beside = layer.query_width if scratch_bytes else 0
+    yield step * (held + parts * layer.ff + beside) + scratch_bytes
     yield step * (held + layer.query_width + 2 * layer.heads_kv * layer.head_k)
 
 
@@ -123,4 +145,6 @@ def bert_peaks(
     shape: ModelShape, layer: Layer, choice: Choice, extra: int, scratch_bytes: int
 ) -> Iterator[int]:
     """An encoder: embeddings of token, kind and position; no cache, so no scratch."""
-    yield F32 * choice.step_tokens * (held_width(shape, layer, extra) + shape.embd + layer.ff)
+    yield (
+        F32 * choice.step_tokens * (held_width(shape, layer, extra) + shape.embd + layer.ff) + scratch_bytes
+    )

@@ -109,7 +109,7 @@ def falcon_peaks(
     """falcon: with one norm (one key head) more stays alive than with two."""
     single = layer.heads_kv == 1
     yield from _parallel(shape, layer, choice, extra, scratch_bytes, parts=1, norms=1 if single else 0)
-    if single and scratch_bytes:
+    if single and scratch_bytes and choice.flash_attention:
         width = held_width(shape, layer, extra) + 3 * layer.query_width + 2 * layer.heads_kv * layer.head_k
         yield F32 * choice.step_tokens * (width + layer.ff) + scratch_bytes
 
@@ -124,11 +124,12 @@ def _parallel(
     parts: int,
     norms: int,
 ) -> Iterator[int]:
-    """Attention with scratch lies beside the feed-forward part, without it in a hole of that."""
+    """Attention with scratch lies beside the feed-forward part; otherwise one lies in the hole of the other."""
     step = F32 * choice.step_tokens
     held = held_width(shape, layer, extra) + norms * shape.embd
-    beside = layer.query_width if scratch_bytes else 0
-    yield step * (held + parts * layer.ff + beside) + scratch_bytes
+    beside = choice.flash_attention and scratch_bytes > 0
+    yield step * (held + layer.query_width + (parts * layer.ff if beside else 0)) + scratch_bytes
+    yield step * (held + parts * layer.ff)
     yield step * (held + layer.query_width + 2 * layer.heads_kv * layer.head_k)
 
 

@@ -341,7 +341,7 @@ class TestRefusals:
         assert planned(PHI4, card("CUDA0", 11), context=16384, kv_cache="q8_0")
 
     def test_an_unknown_architecture_is_planned_on_the_safe_side_and_says_so(self) -> None:
-        found = planned(replace(LLAMA, architecture="granite"), card("CUDA0", 15.6))
+        found = planned(replace(LLAMA, architecture="baichuan"), card("CUDA0", 15.6))
         assert "not compared with llama.cpp yet" in found.remarks[0]
         assert not found.exact
         assert not planned(LLAMA, card("CUDA0", 15.6)).remarks

@@ -160,7 +160,12 @@ def _transposed_bytes(shape: ModelShape, kinds: Collection[Layer], choice: Choic
     if not shape.caches:
         return 0
     widest = max(layer.v_width for layer in shape.layers)
-    return _INDEX_SIZE * choice.step_tokens * widest * len({bool(layer.window) for layer in kinds if layer.heads})
+    return (
+        _INDEX_SIZE
+        * choice.step_tokens
+        * widest
+        * len({bool(layer.window) for layer in kinds if layer.heads})
+    )
 
 
 def _mask_cells(shape: ModelShape, kinds: Collection[Layer], choice: Choice) -> int:

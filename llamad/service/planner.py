@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from llamad.config.definition import Definition
 from llamad.config.loaded import Loaded
 from llamad.engine.breakdowns import BreakdownCache
 from llamad.engine.build import Capabilities, Mode
@@ -83,7 +84,7 @@ class PlanMaker:
         `returning`: devices to use as they are here instead of looking (their memory is about to be free).
         Raises LlamadError; a problem of the model file is located at the definition's `model`.
         """
-        facts = located_facts(self._loaded, self._read)
+        facts = stretched(located_facts(self._loaded, self._read), self._loaded.definition)
         caps = self._capabilities(needed=not what_if)
         devices = list(what_if) or list(returning) or (self.devices(caps) if caps else [])
         try:
@@ -175,6 +176,15 @@ class PlanMaker:
             plan, self._loaded.definition, caps,
             socket_path=socket_path, alias_names=names, written=self._loaded.written,
         )  # fmt: skip
+
+
+def stretched(facts: ModelFacts, definition: Definition) -> ModelFacts:
+    """The facts with the length that the definition's `[rope]` stretches the model to."""
+    rope = definition.rope
+    factor = rope.scale or (1 / rope.freq_scale if rope.freq_scale else 1.0)
+    if rope.scaling == "none" or factor <= 1.0:
+        return facts
+    return replace(facts, n_ctx_train=int((rope.yarn_orig_ctx or facts.n_ctx_train) * factor))
 
 
 def make_launch(maker: PlanMaker, loaded: Loaded) -> Launch:

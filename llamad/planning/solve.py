@@ -159,7 +159,7 @@ def _plan_of(problem: Problem, found: Solution, others: Sequence[str]) -> Plan:
             *checkpoint_reasons(problem, checkpoints, checkpoints_bytes),
         ),
         next_context=following,
-        warnings=_warnings(problem, search, choice),
+        warnings=_warnings(problem, choice),
         host_experts=choice.host_experts,
         host_ffn=choice.host_ffn,
         pipeline=choice.pipeline,
@@ -226,7 +226,7 @@ def _following(found: Solution) -> NextContext | None:
     return NextContext(larger.context_tokens, place, max(0, missing))
 
 
-def _warnings(problem: Problem, search: Search, choice: Choice) -> tuple[str, ...]:
+def _warnings(problem: Problem, choice: Choice) -> tuple[str, ...]:
     found = []
     if not choice.flash_attention:
         found.append("without flash attention the compute buffer grows with every head and token")

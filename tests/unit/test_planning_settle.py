@@ -23,7 +23,7 @@ from tests.support.shapes import LLAMA31_8B
 
 HOST = HostMemory(256 * GIB, 250 * GIB)
 LLAMA = facts_of(LLAMA31_8B)
-ODD = replace(LLAMA, architecture="granite")  # a bound of a fifth and 256 MiB too much
+ODD = replace(LLAMA, architecture="unheard-of")  # a bound of a fifth and 256 MiB too much
 Truth = Callable[[Plan], int]
 """Compute MiB that the engine reports for a plan."""
 

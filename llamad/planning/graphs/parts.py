@@ -24,8 +24,8 @@ class Site:
     """f16 copies of this layer's cache, behind the result of its attention."""
     rotated: bool = False
     """Queries, keys and values are rotated before they meet a quantised cache."""
-    prefetched: Block | None = None
-    """The shifting state of this layer, already fetched by an earlier one."""
+    carried: tuple[Block, ...] = ()
+    """Results of earlier layers for this one: its states, already fetched."""
     fetch_bytes: int = 0
     """The shifting state that this layer fetches for a later one; 0 = none."""
 
@@ -33,10 +33,13 @@ class Site:
         """A scalar of the header."""
         return self.shape.numbers.get(key, otherwise)
 
-    def fetch(self, tape: Tape) -> None:
-        """Fetch for a later layer, where the builder has expanded the graph for the last time in this one."""
-        if self.fetch_bytes:
-            self.prefetched = tape.take_bytes(self.fetch_bytes)
+    def fetch(self, tape: Tape, *, routed: bool = False) -> None:
+        """Fetch for a later layer, where the builder has expanded the graph for the last time in this one.
+
+        `routed`: that is behind the experts, if it has some.
+        """
+        if self.fetch_bytes and routed == (self.layer.experts_used > 0):
+            self.carried = (tape.take_bytes(self.fetch_bytes),)
 
     def add(self, tape: Tape, result: Block, *, in_result: bool = True) -> Block:
         """Add to the residual stream: in the place of the result, or of the stream."""
@@ -62,6 +65,22 @@ def attention(
     `keys_last`: values are computed before the keys (where the builder keeps the order of the graph's expansion).
     `gated`: the query projection has a gate beside each head.
     """
+    out, full = attended(tape, site, copied=copied, keys_last=keys_last, gated=gated)
+    out_width = site.layer.heads * site.layer.head_v
+    out = unrotated(tape, site, out)
+    if full:
+        gate = tape.take(out_width)
+        tape.drop(full, out)
+        out = gate
+    result = tape.take(site.shape.embd)
+    tape.drop(out)
+    site.add(tape, result, in_result=in_result)
+
+
+def attended(
+    tape: Tape, site: Site, *, copied: bool = True, keys_last: bool = True, gated: bool = False
+) -> tuple[Block, Block | None]:
+    """Attention up to its result, not yet projected; and the projection that has the gate in it."""
     layer = site.layer
     norm = tape.take(site.shape.embd)
     queries, full = _queries(tape, site, copied=copied, gated=gated)
@@ -77,17 +96,14 @@ def attention(
         keys = _moved(tape, keys, layer.k_width) if copied else keys
         values = tape.take(layer.v_width)
         tape.drop(norm)
-        tape.drop(_rotated(tape, site, keys, layer.k_width), _rotated(tape, site, values, layer.v_width))
-    out_width = layer.heads * layer.head_v
-    out = _attended(tape, site, queries, out_width)
-    out = _rotated(tape, site, out, out_width)
-    if full:
-        gate = tape.take(out_width)
-        tape.drop(full, out)
-        out = gate
-    result = tape.take(site.shape.embd)
-    tape.drop(out)
-    site.add(tape, result, in_result=in_result)
+        keys = _rotated(tape, site, keys, layer.k_width)
+        tape.drop(keys, _rotated(tape, site, values, layer.v_width))
+    return _attended(tape, site, queries, layer.heads * layer.head_v), full
+
+
+def unrotated(tape: Tape, site: Site, out: Block) -> Block:
+    """The result of an attention over rotated values, turned back."""
+    return _rotated(tape, site, out, site.layer.heads * site.layer.head_v)
 
 
 def _queries(tape: Tape, site: Site, *, copied: bool, gated: bool) -> tuple[Block, Block | None]:
@@ -210,7 +226,7 @@ def experts(tape: Tape, site: Site, routing: Routing, *, in_result: bool = True)
         tape.drop(weights)
     result = tape.take(embd)
     tape.drop(down)
-    site.fetch(tape)
+    site.fetch(tape, routed=True)
     if layer.ff:
         _shared(tape, site, routing, norm)
     elif routing.weighed_first:

@@ -6,7 +6,7 @@ is kept a sequence: `sequences` of them are fetched, and tokens are split evenly
 
 from __future__ import annotations
 
-from llamad.planning.graphs.parts import Site
+from llamad.planning.graphs.parts import Site, attended, unrotated
 from llamad.planning.graphs.tape import Block, Tape
 
 F32 = 4
@@ -19,9 +19,8 @@ def state_bytes(sequences: int, elements: int) -> int:
 
 def _conv_state(tape: Tape, site: Site) -> Block:
     """The shifting state of this layer: fetched now unless an earlier layer did."""
-    block = site.prefetched
-    site.prefetched = None
-    return block or tape.take_bytes(state_bytes(site.sequences, site.layer.conv_state))
+    carried, site.carried = site.carried, ()
+    return carried[0] if carried else tape.take_bytes(state_bytes(site.sequences, site.layer.conv_state))
 
 
 def _joined(tape: Tape, site: Site, width: int, kernel: int) -> Block:
@@ -57,8 +56,7 @@ def mamba1(tape: Tape, site: Site, *, inner_norms: bool = False) -> None:
     scanned = tape.take_bytes(F32 * inner * (tape.rows + state * site.sequences))
     tape.drop(*used)
     _spare_states(tape, site)
-    if not site.layer.experts_used:
-        site.fetch(tape)
+    site.fetch(tape)
     gate = tape.take(inner)
     tape.drop(both, scanned)
     product = tape.take(inner)
@@ -74,16 +72,17 @@ def mamba2(tape: Tape, site: Site) -> None:
     site.add(tape, result)
 
 
-def beside_attention(tape: Tape, site: Site, attended: Block) -> None:
-    """Falcon-H1: the model of `mamba2`, without a norm in it, beside an attention whose result is still unprojected."""
+def attention_beside_mamba(tape: Tape, site: Site) -> None:
+    """Falcon-H1: both from the same input; the attention is projected after the scan."""
+    out, _ = attended(tape, site)
     old = _conv_state(tape, site)
-    result, projected = _scanned(tape, site, old, attended=attended, normed=False)
+    result, projected = _scanned(tape, site, old, beside=out, normed=False)
     tape.drop(result)
     site.add(tape, projected)
 
 
 def _scanned(
-    tape: Tape, site: Site, old: Block, *, attended: Block = (0, 0), normed: bool = True
+    tape: Tape, site: Site, old: Block, *, beside: Block = (0, 0), normed: bool = True
 ) -> tuple[Block, Block]:
     """The result of the mixer, and of the attention beside it."""
     inner, state = site.number("ssm.inner_size"), site.number("ssm.state_size")
@@ -100,11 +99,11 @@ def _scanned(
     scanned = tape.take_bytes(F32 * inner * (tape.rows + state * site.sequences))
     tape.drop(steps)
     _spare_states(tape, site)
-    beside = attended
-    if attended[1]:
+    if beside[1]:
+        out = unrotated(tape, site, beside)
         beside = tape.take(site.shape.embd)
-        tape.drop(attended)
-    elif not site.layer.experts_used:
+        tape.drop(out)
+    else:
         site.fetch(tape)
     gate = tape.take(inner)
     tape.drop(projected)
@@ -236,10 +235,92 @@ def short_convolution(tape: Tape, site: Site) -> None:
     product = tape.take(embd)
     joined = _joined(tape, site, embd, site.number("shortconv.l_cache"))
     tape.drop(old, product)
-    if not site.layer.experts_used:
-        site.fetch(tape)
+    site.fetch(tape)
     mixed = tape.take(embd)
     tape.drop(joined, three)
     result = tape.take(embd)
     tape.drop(mixed)
     site.add(tape, result, in_result=False)
+
+
+def time_mix(tape: Tape, site: Site) -> None:
+    """RWKV 7: time mix and channel mix. The values of the first layer stay alive for all others."""
+    embd, first = site.shape.embd, not site.carried
+    old = _conv_state(tape, site) if first else site.carried[0]
+    states = tape.take_bytes(state_bytes(site.sequences, site.layer.scan_state)) if first else site.carried[1]
+    if first:
+        site.add(tape, tape.take(embd))
+    norm = tape.take(embd)
+    out, six = _time_mixed(tape, site, states, first=first)
+    low = tape.take(site.number("attention.gate_lora_rank"))
+    tape.drop(six)
+    gate = tape.take(embd)
+    tape.drop(low, gate)
+    projected = tape.take(embd)
+    tape.drop(out)
+    result = tape.take(embd)
+    tape.drop(projected)
+    site.add(tape, result)
+    _channel_mixed(tape, site, norm, old)
+
+
+def _time_mixed(tape: Tape, site: Site, states: Block, *, first: bool) -> tuple[Block, Block]:
+    embd, size = site.shape.embd, site.number("wkv.head_size", 64)
+    difference = tape.take(embd)
+    six = tape.take(6 * embd)
+    tape.drop(difference)
+    receptance = tape.take(embd)
+    decay = _low_rank(tape, embd, site.number("attention.decay_lora_rank"))
+    keys = tape.take(embd)
+    rate = _low_rank(tape, embd, site.number("attention.iclr_lora_rank"))
+    replaced = tape.take(embd)
+    mixed = tape.take(embd)
+    tape.drop(replaced)
+    values = tape.take(embd)
+    if not first:
+        residual = tape.take(embd)
+        tape.drop(_low_rank(tape, embd, site.number("attention.value_residual_mix_lora_rank")), residual)
+    normed = tape.take(embd)
+    tape.drop(keys)
+    negated = tape.take(embd)
+    tape.drop(rate)
+    out = tape.take_bytes(F32 * embd * (tape.rows + size * site.sequences))
+    tape.drop(decay, negated, normed, states)
+    normed = tape.take(embd)
+    tape.drop(out)
+    out = tape.take(embd)
+    tape.drop(normed)
+    product = tape.take(embd)
+    tape.drop(mixed, receptance)
+    total = tape.take(embd // size)
+    tape.drop(product)
+    bonus = tape.take(embd)
+    tape.drop(*([] if first else [values]), total, bonus)
+    return out, six
+
+
+def _low_rank(tape: Tape, width: int, rank: int) -> Block:
+    low = tape.take(rank)
+    block = tape.take(width)
+    tape.drop(low)
+    return block
+
+
+def _channel_mixed(tape: Tape, site: Site, norm: Block, old: Block) -> None:
+    embd = site.shape.embd
+    mixed = tape.take(embd)
+    last = tape.take_bytes(state_bytes(site.sequences, 2 * embd))
+    tape.drop(norm, last)
+    site.carried = ()
+    if site.fetch_bytes:
+        scan_bytes = state_bytes(site.sequences, site.layer.scan_state)
+        site.carried = (tape.take_bytes(site.fetch_bytes), tape.take_bytes(scan_bytes))
+    shifted = tape.take(embd)
+    tape.drop(old)
+    inputs = tape.take(embd)
+    tape.drop(shifted, mixed)
+    inner = tape.take(site.number("feed_forward_length"))
+    tape.drop(inputs)
+    result = tape.take(embd)
+    tape.drop(inner)
+    site.add(tape, result)

@@ -33,11 +33,6 @@ class Program:
     dense: Step = dense
 
 
-def _both(tape: Tape, site: Site) -> None:
-    """Falcon-H1: attention and a state-space model, each from the same input."""
-    raise NotImplementedError
-
-
 _LLAMA4 = Routing(normed=False, weighed_first=True)
 _KEEPING = partial(attention, in_result=False)
 PROGRAMS: Mapping[str, Program] = {
@@ -71,6 +66,8 @@ PROGRAMS: Mapping[str, Program] = {
         fetches_early=True,
         dense=partial(dense, gated=False),
     ),
+    "falcon-h1": Program(recurrence=recurrence.attention_beside_mamba),
+    "rwkv7": Program(recurrence=recurrence.time_mix, fetches_early=True),
     "jamba": Program(
         attention=partial(attention, copied=False, in_result=False),
         recurrence=partial(recurrence.mamba1, inner_norms=True),
@@ -108,7 +105,9 @@ class Run:
     mask_bytes: int
     scratch: Callable[[Layer], int]
     rotated: bool
-    mixed: bool
+    outputs: int = 0
+    """Rows of logits; 0 = another device computes them."""
+    mixed: bool = True
     """The inputs may be tokens and embeddings together (BuildGates.mixed_inputs)."""
 
 
@@ -118,36 +117,51 @@ def height_bytes(shape: ModelShape, layers: Sequence[Layer], run: Run) -> int:
     first = [tape.take(shape.embd), tape.take(shape.embd), tape.take(2)] if run.mixed else []
     residual = tape.take(shape.embd)
     tape.take(8)  # positions, cell indexes
-    tape.take_bytes(run.mask_bytes)
+    mask = tape.take_bytes(run.mask_bytes)
     if run.mixed:
         tape.take(shape.embd)
     tape.drop(*first)
     program = PROGRAMS[shape.architecture]
     fetches = _fetches(program, layers, run.sequences)
-    seen: dict[object, tuple[object, Block, Block | None]] = {}
-    prefetched: Block | None = None
+    seen: dict[object, tuple[object, Block, tuple[Block, ...]]] = {}
+    carried: tuple[Block, ...] = ()
+    last = len(layers) - 1 if run.outputs else -1
     for index, layer in enumerate(layers):
-        key = (layer, fetches[index], tape.holes, residual, prefetched)
+        key = (layer, fetches[index], index == last, tape.holes, residual, carried)
         if key in seen:
-            holes, residual, prefetched = seen[key]
+            holes, residual, carried = seen[key]
             tape.restore(holes)  # type: ignore[arg-type]
             continue
-        site = Site(shape, layer, residual, run.sequences, run.scratch(layer), run.rotated, prefetched, fetches[index])
-        _layer(tape, program, site)
-        residual, prefetched = site.residual, site.prefetched
-        seen[key] = tape.holes, residual, prefetched
+        site = Site(shape, layer, residual, run.sequences, run.scratch(layer), run.rotated, carried, fetches[index])
+        _mix(tape, program, site)
+        if index == last:
+            _narrow(tape, site, mask, run.outputs)
+        _feed(tape, program, site)
+        residual, carried = site.residual, site.carried
+        seen[key] = tape.holes, residual, carried
+    if run.outputs:
+        tape.take(shape.vocab)
     return tape.height
 
 
-def _layer(tape: Tape, program: Program, site: Site) -> None:
-    layer = site.layer
-    if layer.recurrent and program.recurrence:
+def _narrow(tape: Tape, site: Site, mask: Block, outputs: int) -> None:
+    """Behind the last mixer only the rows go on that logits are wanted of."""
+    tape.drop(mask)
+    tape.rows = outputs
+    site.add(tape, tape.take(site.shape.embd))
+
+
+def _mix(tape: Tape, program: Program, site: Site) -> None:
+    if site.layer.recurrent and program.recurrence:
         program.recurrence(tape, site)
-    elif layer.k_width:
+    elif site.layer.k_width:
         program.attention(tape, site)
-    if layer.experts_used:
+
+
+def _feed(tape: Tape, program: Program, site: Site) -> None:
+    if site.layer.experts_used:
         program.experts(tape, site)
-    elif layer.ff:
+    elif site.layer.ff:
         program.dense(tape, site)
 
 

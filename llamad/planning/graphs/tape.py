@@ -41,8 +41,12 @@ class Tape:
 
     @property
     def rows(self) -> int:
-        """Tokens of the graph."""
+        """Tokens of the graph, or of what is left of it."""
         return self._row_bytes // 4
+
+    @rows.setter
+    def rows(self, rows: int) -> None:
+        self._row_bytes = 4 * rows
 
     def take_bytes(self, size_bytes: int) -> Block:
         """Place a result: the smallest hole that holds it (of equals the last), else on top."""

@@ -238,10 +238,12 @@ def _routed(tape: Tape, site: Site, routing: Routing) -> tuple[Block, Block]:
     """Which experts each token takes, and their weights."""
     count, used = site.number("expert_count"), site.layer.experts_used
     probabilities = tape.take(count)
-    biased = tape.take(count) if routing.biased or routing.weighed_first else None
+    ranked = tape.take(count) if routing.biased or routing.weighed_first else None
+    if ranked and routing.weighed_first:
+        probabilities, ranked = ranked, probabilities
     chosen = tape.take(count)
-    if biased:
-        tape.drop(biased)
+    if ranked:
+        tape.drop(ranked)
     weights = tape.take(used)
     tape.drop(probabilities)
     if routing.normed:

@@ -185,10 +185,9 @@ def delta_attention(tape: Tape, site: Site) -> None:
     states = tape.take_bytes(state_bytes(site.sequences, site.layer.scan_state))
     mixed = [_convolved(tape, joined[0], width, normed=True), _convolved(tape, joined[1], width, normed=True)]
     mixed.append(_convolved(tape, joined[2], width, normed=False))
-    low = tape.take(head)
-    decay = tape.take(width)
+    decay = _low_rank(tape, width, head)
     scaled = tape.take(width)
-    tape.drop(low, decay)
+    tape.drop(decay)
     step = tape.take(heads)
     beta = tape.take(heads)
     tape.drop(step)

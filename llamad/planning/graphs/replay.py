@@ -29,6 +29,8 @@ class Program:
     """Of a layer that keeps a state."""
     fetches_early: bool = False
     """The shifting state of a recurrent layer is fetched in an earlier layer."""
+    states_first: bool = False
+    """The places of the states are an input before the embeddings: the holes of inputs do not join."""
     experts: Step = partial(experts, routing=_SOFTMAX)
     dense: Step = dense
 
@@ -57,21 +59,23 @@ PROGRAMS: Mapping[str, Program] = {
         recurrence=recurrence.delta_net,
         experts=partial(experts, routing=Routing(shared_gate="sigmoid")),
     ),
-    "mamba": Program(recurrence=recurrence.mamba1, fetches_early=True),
-    "mamba2": Program(recurrence=recurrence.mamba2, fetches_early=True),
+    "mamba": Program(recurrence=recurrence.mamba1, fetches_early=True, states_first=True),
+    "mamba2": Program(recurrence=recurrence.mamba2, fetches_early=True, states_first=True),
     "granitehybrid": Program(recurrence=recurrence.mamba2, fetches_early=True),
     "nemotron_h": Program(
         attention=partial(attention, copied=False),
         recurrence=recurrence.mamba2,
         fetches_early=True,
+        states_first=True,
         dense=partial(dense, gated=False),
     ),
     "falcon-h1": Program(recurrence=recurrence.attention_beside_mamba),
-    "rwkv7": Program(recurrence=recurrence.time_mix, fetches_early=True),
+    "rwkv7": Program(recurrence=recurrence.time_mix, fetches_early=True, states_first=True),
     "jamba": Program(
         attention=partial(attention, copied=False, in_result=False),
         recurrence=partial(recurrence.mamba1, inner_norms=True),
         fetches_early=True,
+        states_first=True,
         experts=partial(experts, routing=Routing(normed=False), in_result=False),
         dense=partial(dense, in_result=False),
     ),
@@ -79,12 +83,14 @@ PROGRAMS: Mapping[str, Program] = {
         attention=_KEEPING,
         recurrence=recurrence.short_convolution,
         fetches_early=True,
+        states_first=True,
         dense=partial(dense, in_result=False),
     ),
     "lfm2moe": Program(
         attention=_KEEPING,
         recurrence=recurrence.short_convolution,
         fetches_early=True,
+        states_first=True,
         experts=partial(experts, routing=Routing(biased=True), in_result=False),
         dense=partial(dense, in_result=False),
     ),
@@ -113,15 +119,17 @@ class Run:
 
 def height_bytes(shape: ModelShape, layers: Sequence[Layer], run: Run) -> int:
     """The compute buffer of a device that computes `layers`, the first of them from the token embeddings."""
+    program = PROGRAMS[shape.architecture]
     tape = Tape(run.tokens)
     first = [tape.take(shape.embd), tape.take(shape.embd), tape.take(2)] if run.mixed else []
+    if program.states_first:
+        tape.take_bytes(4 * run.sequences)
     residual = tape.take(shape.embd)
     tape.take(8)  # positions, cell indexes
     mask = tape.take_bytes(run.mask_bytes)
     if run.mixed:
         tape.take(shape.embd)
     tape.drop(*first)
-    program = PROGRAMS[shape.architecture]
     fetches = _fetches(program, layers, run.sequences)
     seen: dict[object, tuple[object, Block, tuple[Block, ...]]] = {}
     carried: tuple[Block, ...] = ()

@@ -94,9 +94,9 @@ def attended(
     else:
         keys = tape.take(layer.k_width)
         keys = _moved(tape, keys, layer.k_width) if copied else keys
+        keys = _rotated(tape, site, keys, layer.k_width)
         values = tape.take(layer.v_width)
         tape.drop(norm)
-        keys = _rotated(tape, site, keys, layer.k_width)
         tape.drop(keys, _rotated(tape, site, values, layer.v_width))
     return _attended(tape, site, queries, layer.heads * layer.head_v), full
 

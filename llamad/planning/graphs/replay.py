@@ -5,16 +5,21 @@ Layers repeat: once a layer starts with the same holes as an equal one before, t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
 from llamad.planning.graphs import recurrence
 from llamad.planning.graphs.parts import Routing, Site, attention, dense, experts, latent
-from llamad.planning.graphs.tape import Block, Tape
+from llamad.planning.graphs.tape import Block, Holes, Tape
 from llamad.planning.layers import Layer, ModelShape
 
 Step = Callable[[Tape, Site], None]
+_State = tuple[Holes, Block, tuple[Block, ...]]
+_NOTHING: Block = (0, 0)
+# Positions and cell indexes: 5 floats a token, 8 with positions in four parts.
+_INDEX_WIDTH = 8
+F32 = 4
 
 _SOFTMAX = Routing()
 _SIGMOID = Routing(biased=True, scaled=True)
@@ -102,61 +107,132 @@ PROGRAMS: Mapping[str, Program] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Run:
-    """What one graph is reserved for."""
+    """One device's part of one graph. Masks are counted apart: they lie below all that this is about."""
 
+    start: int
+    """The first layer that it computes."""
+    stop: int
     tokens: int
     sequences: int
-    mask_bytes: int
-    scratch: Callable[[Layer], int]
-    rotated: bool
-    outputs: int = 0
+    outputs: int
     """Rows of logits; 0 = another device computes them."""
-    mixed: bool = True
+    embeds: bool
+    """It computes from the embeddings of the input, not from what another device sent."""
+    copies: int
+    """Of every input: with more than one (a pipeline) inputs stay for ever."""
+    mixed: bool
     """The inputs may be tokens and embeddings together (BuildGates.mixed_inputs)."""
+    rotated: bool
+    scratches: tuple[int, ...]
+    """Bytes of f16 copies of the cache of each of `Replay.kinds`."""
 
 
-def height_bytes(shape: ModelShape, layers: Sequence[Layer], run: Run) -> int:
-    """The compute buffer of a device that computes `layers`, the first of them from the token embeddings."""
-    program = PROGRAMS[shape.architecture]
-    tape = Tape(run.tokens)
-    first = [tape.take(shape.embd), tape.take(shape.embd), tape.take(2)] if run.mixed else []
-    if program.states_first:
-        tape.take_bytes(4 * run.sequences)
-    residual = tape.take(shape.embd)
-    tape.take(8)  # positions, cell indexes
-    mask = tape.take_bytes(run.mask_bytes)
-    if run.mixed:
-        tape.take(shape.embd)
-    tape.drop(*first)
-    fetches = _fetches(program, layers, run.sequences)
-    seen: dict[object, tuple[object, Block, tuple[Block, ...]]] = {}
-    carried: tuple[Block, ...] = ()
-    last = len(layers) - 1 if run.outputs else -1
-    for index, layer in enumerate(layers):
-        key = (layer, fetches[index], index == last, tape.holes, residual, carried)
-        if key in seen:
-            holes, residual, carried = seen[key]
-            tape.restore(holes)  # type: ignore[arg-type]
-            continue
-        site = Site(shape, layer, residual, run.sequences, run.scratch(layer), run.rotated, carried, fetches[index])
-        _mix(tape, program, site)
-        if index == last:
-            _narrow(tape, site, mask, run.outputs)
-        _feed(tape, program, site)
-        residual, carried = site.residual, site.carried
-        seen[key] = tape.holes, residual, carried
-    if run.outputs:
-        tape.take(shape.vocab)
-    return tape.height
+class Replay:
+    """The graph of a model. Prepared once; heights and steps that were seen before are not computed again."""
 
+    def __init__(self, shape: ModelShape) -> None:
+        self._shape = shape
+        self._program = PROGRAMS[shape.architecture]
+        numbers = {layer: number for number, layer in enumerate(dict.fromkeys(shape.layers))}
+        self.kinds: tuple[Layer, ...] = tuple(numbers)
+        self._kind_of = tuple(numbers[layer] for layer in shape.layers)
+        self._heights: dict[Run, tuple[int, int]] = {}
 
-def _narrow(tape: Tape, site: Site, mask: Block, outputs: int) -> None:
-    """Behind the last mixer only the rows go on that logits are wanted of."""
-    tape.drop(mask)
-    tape.rows = outputs
-    site.add(tape, tape.take(site.shape.embd))
+    def heights(self, run: Run) -> tuple[int, int]:
+        """Bytes while the masks are there, and behind them (for the logits)."""
+        if run not in self._heights:
+            self._heights[run] = self._replay(run)
+        return self._heights[run]
+
+    def _replay(self, run: Run) -> tuple[int, int]:
+        tape = Tape(run.tokens)
+        residual = self._inputs(tape, run)
+        fetches = self._fetches(run)
+        last = run.stop - 1 if run.outputs else -1
+        carried: tuple[Block, ...] = ()
+        states: list[_State] = [(tape.holes, residual, carried)]
+        known: dict[_State, int] = {states[0]: 0}
+        steps: dict[tuple[int, int, int], int] = {}
+        now = 0
+        for index in range(run.start, run.stop):
+            step = (self._kind_of[index], fetches[index - run.start], now)
+            if index == last or step not in steps:
+                site = self._site(run, index, states[now], fetches[index - run.start])
+                tape.restore(states[now][0])
+                if index == last:
+                    return self._finish(tape, site, run)
+                _mix(tape, self._program, site)
+                _feed(tape, self._program, site)
+                state = (tape.holes, site.residual, site.carried)
+                if state not in known:
+                    known[state] = len(states)
+                    states.append(state)
+                steps[step] = known[state]
+            now = steps[step]
+        return tape.height, 0
+
+    def _inputs(self, tape: Tape, run: Run) -> Block:
+        """Place the inputs that are not masks. The result is the residual stream."""
+        embd = self._shape.embd
+        many = run.copies > 1
+        if not run.embeds:
+            norms = tape.take(embd * run.copies)
+            residual = tape.take(embd * run.copies)
+            tape.drop(*([] if many else [norms]))
+            return _NOTHING if many else residual
+        first = [tape.take(embd * run.copies), tape.take(embd * run.copies), tape.take(2)] if run.mixed else []
+        if self._program.states_first:
+            tape.take_bytes(F32 * run.sequences)
+        residual = tape.take(embd * run.copies)
+        tape.take(_INDEX_WIDTH * run.copies)
+        if run.mixed:
+            tape.take(embd)
+        if many:
+            return _NOTHING
+        tape.drop(*first)
+        return residual
+
+    def _site(self, run: Run, index: int, state: _State, fetch_bytes: int) -> Site:
+        kind = self._kind_of[index]
+        _, residual, carried = state
+        return Site(
+            self._shape,
+            self.kinds[kind],
+            residual,
+            run.sequences,
+            run.scratches[kind],
+            run.rotated,
+            carried,
+            fetch_bytes,
+        )
+
+    def _finish(self, tape: Tape, site: Site, run: Run) -> tuple[int, int]:
+        """The last layer: behind its mixer only the rows go on that logits are wanted of."""
+        _mix(tape, self._program, site)
+        body = tape.height
+        tape.height = 0
+        tape.rows = run.outputs
+        site.add(tape, tape.take(self._shape.embd))
+        _feed(tape, self._program, site)
+        tape.take(self._shape.vocab)
+        return body, tape.height
+
+    def _fetches(self, run: Run) -> list[int]:
+        """Bytes of shifting state that each layer fetches for the next one that is no mere feed-forward network."""
+        found = [0] * (run.stop - run.start)
+        if not self._program.fetches_early:
+            return found
+        coming = 0
+        for place in range(run.stop - run.start - 1, -1, -1):
+            layer = self._shape.layers[run.start + place]
+            mixes = layer.recurrent or layer.k_width > 0
+            if mixes or layer.experts_used:
+                found[place] = coming
+            if mixes:
+                coming = recurrence.state_bytes(run.sequences, layer.conv_state) if layer.recurrent else 0
+        return found
 
 
 def _mix(tape: Tape, program: Program, site: Site) -> None:
@@ -171,19 +247,3 @@ def _feed(tape: Tape, program: Program, site: Site) -> None:
         program.experts(tape, site)
     elif site.layer.ff:
         program.dense(tape, site)
-
-
-def _fetches(program: Program, layers: Sequence[Layer], sequences: int) -> list[int]:
-    """Bytes of shifting state that each layer fetches for the next one that is no mere feed-forward network."""
-    found = [0] * len(layers)
-    if not program.fetches_early:
-        return found
-    coming = 0
-    for index in range(len(layers) - 1, -1, -1):
-        layer = layers[index]
-        mixes = layer.recurrent or layer.k_width > 0
-        if mixes or layer.experts_used:
-            found[index] = coming
-        if mixes:
-            coming = recurrence.state_bytes(sequences, layer.conv_state) if layer.recurrent else 0
-    return found

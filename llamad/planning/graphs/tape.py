@@ -17,6 +17,10 @@ Block = tuple[int, int]
 """Offset and size of a result, in bytes."""
 
 
+Holes = tuple[tuple[int, ...], tuple[int, ...]]
+"""Offsets and sizes of what is free."""
+
+
 class Tape:
     """One buffer being filled. Widths are f32 elements a row; a graph has `rows` rows (tokens)."""
 
@@ -87,10 +91,10 @@ class Tape:
             del offsets[place], sizes[place]
 
     @property
-    def holes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def holes(self) -> Holes:
         """What is free: all that decides where the next results go."""
         return tuple(self._offsets), tuple(self._sizes)
 
-    def restore(self, holes: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
+    def restore(self, holes: Holes) -> None:
         """Continue from a state that `holes` gave."""
         self._offsets, self._sizes = list(holes[0]), list(holes[1])

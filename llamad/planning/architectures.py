@@ -11,6 +11,7 @@ from typing import cast
 
 from llamad.gguf.facts import ModelFacts
 from llamad.planning.layers import Layer, ModelShape, Peaks, Proof
+from llamad.planning.mixers import layered, recurrence_known
 
 # Dense architectures whose compute buffer was compared with llama.cpp's own figures. `llama` also covers Mistral
 # and most fine-tunes.
@@ -86,7 +87,7 @@ def _layers(facts: ModelFacts, numbers: Mapping[str, int]) -> tuple[Layer, ...]:
                 ff_expert=facts.n_ff_expert,
             )
         )
-    return _shared(facts, numbers, tuple(layers))
+    return layered(facts, numbers, _shared(facts, numbers, tuple(layers)))
 
 
 def _shared(facts: ModelFacts, numbers: Mapping[str, int], layers: tuple[Layer, ...]) -> tuple[Layer, ...]:

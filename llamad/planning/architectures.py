@@ -5,13 +5,17 @@ Pure. Sources are llama.cpp's src/models/*.cpp, llama-hparams.cpp and llama-kv-c
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from llamad.gguf.facts import ModelFacts
-from llamad.planning.layers import Layer, ModelShape, Peaks, Proof
-from llamad.planning.mixers import layered, recurrence_known
+from llamad.planning.graphs import is_replayed
+from llamad.planning.layers import Layer, ModelShape, Proof
+from llamad.planning.mixers import layered
+
+if TYPE_CHECKING:
+    from llamad.planning.choice import Choice
 
 # Dense architectures whose compute buffer was compared with llama.cpp's own figures. `llama` also covers Mistral
 # and most fine-tunes.
@@ -45,7 +49,7 @@ def shape_of(facts: ModelFacts) -> ModelShape:
         embd=facts.n_embd,
         vocab=facts.n_vocab,
         layers=layers,
-        peaks=_peaks(facts.architecture),
+        peaks=_plain,
         proof=proof,
         doubts=doubts,
         numbers=numbers,
@@ -61,11 +65,13 @@ def _numbers(facts: ModelFacts) -> dict[str, int]:
     }
 
 
-def _peaks(_architecture: str) -> Peaks:
-    """The family's module is imported only for a model of it."""
+def _plain(shape: ModelShape, layer: Layer, choice: Choice, extra: int, scratch_bytes: int) -> Iterable[int]:
+    """The graph's allocations where they are known, else those of a plain transformer."""
+    if shape.replay:
+        return shape.replay.peaks(shape, layer, choice, extra, scratch_bytes)
     from llamad.planning.graphs.plain import plain_peaks
 
-    return plain_peaks
+    return plain_peaks(shape, layer, choice, extra, scratch_bytes)
 
 
 def _layers(facts: ModelFacts, numbers: Mapping[str, int]) -> tuple[Layer, ...]:
@@ -125,6 +131,8 @@ def _windows(facts: ModelFacts) -> tuple[int, ...]:
 
 def _judge(facts: ModelFacts, layers: tuple[Layer, ...]) -> tuple[Proof, tuple[str, ...]]:
     keys = [key.partition(".")[2] for key in facts.hparams]
+    if is_replayed(facts.architecture, keys):
+        return "proved", ()
     unknown: list[str] = []
     if any(key.startswith(_RECURRENT) for key in keys):
         unknown.append("it has recurrent layers")

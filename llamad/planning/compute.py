@@ -13,12 +13,16 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from llamad.planning.cache import row_bytes
 from llamad.planning.choice import Choice
 from llamad.planning.layers import Layer, ModelShape
 from llamad.planning.plan import BuildGates
 from llamad.units import MIB
+
+if TYPE_CHECKING:
+    from llamad.planning.graphs.replay import Replay
 
 _F32 = 4
 _F16 = 2
@@ -52,12 +56,43 @@ def device_compute_bytes(
     shape: ModelShape, kinds: Collection[Layer], choice: Choice, gates: BuildGates, place: Place
 ) -> int:
     """The compute buffer of a device that holds layers of these kinds (none: only the output)."""
+    if shape.replay and choice.flash_attention and not place.copied_bytes and not place.copied_kinds:
+        return _bounded(shape, _replayed_bytes(shape, shape.replay, kinds, choice, gates, place))
     extra = shape.embd if gates.mixed_inputs else 0
     if not place.embeds:
         extra = -shape.embd
     graph = _graph_bytes(shape, kinds, choice, gates, extra=extra, place=place)
     logits = _logits_bytes(shape, choice, gates) if place.outputs else 0
     return _bounded(shape, max(graph, logits))
+
+
+def _replayed_bytes(
+    shape: ModelShape, replay: Replay, kinds: Collection[Layer], choice: Choice, gates: BuildGates, place: Place
+) -> int:
+    """Exact: the graph's allocations one by one."""
+    from llamad.planning.graphs.replay import Run, padded_tokens  # only for a model that has it
+
+    rotation = 0 if "attention.key_length_mla" in shape.numbers else _rotation_bytes(shape, choice)
+    scratch = place.scratch and gates.scratch_in_graph
+    run = Run(
+        kinds=frozenset(kinds),
+        tokens=padded_tokens(choice),
+        sequences=choice.slots,
+        outputs=_output_rows(choice, gates) if place.outputs else 0,
+        embeds=place.embeds,
+        copies=_PIPELINE_COPIES if place.copies else 1,
+        mixed=gates.mixed_inputs,
+        rotated=rotation > 0,
+        scratches=tuple((kind, scratch_bytes(kind, choice)) for kind in kinds) if scratch else (),
+    )
+    with_masks, behind = replay.heights(run)
+    masks = run.copies * (_mask_bytes(run.tokens, kinds, choice, gates) + rotation)
+    return max(with_masks + masks, behind + (masks if place.copies else rotation))
+
+
+def _mask_bytes(tokens: int, kinds: Collection[Layer], choice: Choice, gates: BuildGates) -> int:
+    mask_size = _F16 if gates.mask_f16 else _F16 + _F32
+    return mask_size * tokens * _mask_cells(kinds, choice)
 
 
 def cpu_compute_bytes(shape: ModelShape, choice: Choice, gates: BuildGates) -> int:
@@ -154,7 +189,7 @@ def _without_flash_bytes(
 
 def _mask_cells(kinds: Collection[Layer], choice: Choice) -> int:
     """Cells in the rows of all masks: one for the layers that see everything, one for each window."""
-    windows = {layer.window for layer in kinds if layer.heads}
+    windows = {layer.window for layer in kinds if layer.k_width or (layer.heads and not layer.recurrent)}
     return sum(choice.window_cells(window) for window in windows)
 
 

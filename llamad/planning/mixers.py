@@ -37,11 +37,6 @@ def layered(facts: ModelFacts, numbers: Numbers, layers: tuple[Layer, ...]) -> t
     return layers
 
 
-def recurrence_known(facts: ModelFacts) -> bool:
-    """Whether it is known which layers of the architecture recur, and how."""
-    return facts.architecture in _ALL_RECUR | _WITHOUT_HEADS_RECUR | _INTERVALS_RECUR
-
-
 def _with_experts(facts: ModelFacts, layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
     """A layer has experts if it has their tensors; then its dense part is the experts that every token takes."""
     widths: dict[tuple[int, str], int] = {}

@@ -5,14 +5,18 @@ Layers repeat: once a layer starts with the same holes as an equal one before, t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 from llamad.planning.graphs import recurrence
 from llamad.planning.graphs.parts import Routing, Site, attention, dense, experts, latent
 from llamad.planning.graphs.tape import Block, Holes, Tape
 from llamad.planning.layers import Layer, ModelShape
+
+if TYPE_CHECKING:
+    from llamad.planning.choice import Choice
 
 Step = Callable[[Tape, Site], None]
 _State = tuple[Holes, Block, tuple[Block, ...]]
@@ -111,9 +115,8 @@ PROGRAMS: Mapping[str, Program] = {
 class Run:
     """One device's part of one graph. Masks are counted apart: they lie below all that this is about."""
 
-    start: int
-    """The first layer that it computes."""
-    stop: int
+    kinds: frozenset[Layer]
+    """Kinds of layers that it computes: which of them exactly makes no difference."""
     tokens: int
     sequences: int
     outputs: int
@@ -125,8 +128,8 @@ class Run:
     mixed: bool
     """The inputs may be tokens and embeddings together (BuildGates.mixed_inputs)."""
     rotated: bool
-    scratches: tuple[int, ...]
-    """Bytes of f16 copies of the cache of each of `Replay.kinds`."""
+    scratches: tuple[tuple[Layer, int], ...] = ()
+    """Bytes of f16 copies of the cache of each kind."""
 
 
 class Replay:
@@ -135,9 +138,6 @@ class Replay:
     def __init__(self, shape: ModelShape) -> None:
         self._shape = shape
         self._program = PROGRAMS[shape.architecture]
-        numbers = {layer: number for number, layer in enumerate(dict.fromkeys(shape.layers))}
-        self.kinds: tuple[Layer, ...] = tuple(numbers)
-        self._kind_of = tuple(numbers[layer] for layer in shape.layers)
         self._heights: dict[Run, tuple[int, int]] = {}
 
     def heights(self, run: Run) -> tuple[int, int]:
@@ -146,22 +146,51 @@ class Replay:
             self._heights[run] = self._replay(run)
         return self._heights[run]
 
+    def peaks(
+        self, shape: ModelShape, layer: Layer, choice: Choice, extra: int, scratch_bytes: int
+    ) -> Iterator[int]:
+        """`layers.Peaks` of one kind of layer: its height after some of its kind."""
+        run = Run(
+            kinds=frozenset((layer,)),
+            tokens=padded_tokens(choice),
+            sequences=choice.slots,
+            outputs=0,
+            embeds=True,
+            copies=1,
+            mixed=extra > 0,
+            rotated=False,
+            scratches=((layer, scratch_bytes),),
+        )
+        yield self.heights(run)[0]
+
     def _replay(self, run: Run) -> tuple[int, int]:
+        layers = [layer for layer in self._shape.layers if layer in run.kinds]
         tape = Tape(run.tokens)
         residual = self._inputs(tape, run)
-        fetches = self._fetches(run)
-        last = run.stop - 1 if run.outputs else -1
-        carried: tuple[Block, ...] = ()
-        states: list[_State] = [(tape.holes, residual, carried)]
+        fetches = self._fetches(layers, run.sequences)
+        scratches = dict(run.scratches)
+        numbers = {layer: number for number, layer in enumerate(run.kinds)}
+        states: list[_State] = [(tape.holes, residual, ())]
         known: dict[_State, int] = {states[0]: 0}
         steps: dict[tuple[int, int, int], int] = {}
         now = 0
-        for index in range(run.start, run.stop):
-            step = (self._kind_of[index], fetches[index - run.start], now)
-            if index == last or step not in steps:
-                site = self._site(run, index, states[now], fetches[index - run.start])
-                tape.restore(states[now][0])
-                if index == last:
+        for index, layer in enumerate(layers):
+            step = (numbers[layer], fetches[index], now)
+            last = index == len(layers) - 1 and run.outputs > 0
+            if last or step not in steps:
+                holes, residual, carried = states[now]
+                tape.restore(holes)
+                site = Site(
+                    self._shape,
+                    layer,
+                    residual,
+                    run.sequences,
+                    scratches.get(layer, 0),
+                    run.rotated,
+                    carried,
+                    fetches[index],
+                )
+                if last:
                     return self._finish(tape, site, run)
                 _mix(tape, self._program, site)
                 _feed(tape, self._program, site)
@@ -194,20 +223,6 @@ class Replay:
         tape.drop(*first)
         return residual
 
-    def _site(self, run: Run, index: int, state: _State, fetch_bytes: int) -> Site:
-        kind = self._kind_of[index]
-        _, residual, carried = state
-        return Site(
-            self._shape,
-            self.kinds[kind],
-            residual,
-            run.sequences,
-            run.scratches[kind],
-            run.rotated,
-            carried,
-            fetch_bytes,
-        )
-
     def _finish(self, tape: Tape, site: Site, run: Run) -> tuple[int, int]:
         """The last layer: behind its mixer only the rows go on that logits are wanted of."""
         _mix(tape, self._program, site)
@@ -219,20 +234,25 @@ class Replay:
         tape.take(self._shape.vocab)
         return body, tape.height
 
-    def _fetches(self, run: Run) -> list[int]:
+    def _fetches(self, layers: Sequence[Layer], sequences: int) -> list[int]:
         """Bytes of shifting state that each layer fetches for the next one that is no mere feed-forward network."""
-        found = [0] * (run.stop - run.start)
+        found = [0] * len(layers)
         if not self._program.fetches_early:
             return found
         coming = 0
-        for place in range(run.stop - run.start - 1, -1, -1):
-            layer = self._shape.layers[run.start + place]
+        for index in range(len(layers) - 1, -1, -1):
+            layer = layers[index]
             mixes = layer.recurrent or layer.k_width > 0
             if mixes or layer.experts_used:
-                found[place] = coming
+                found[index] = coming
             if mixes:
-                coming = recurrence.state_bytes(run.sequences, layer.conv_state) if layer.recurrent else 0
+                coming = recurrence.state_bytes(sequences, layer.conv_state) if layer.recurrent else 0
         return found
+
+
+def padded_tokens(choice: Choice) -> int:
+    """Tokens of the largest graph: a micro-batch, evenly split over the sequences."""
+    return -(-choice.step_tokens // choice.slots) * choice.slots
 
 
 def _mix(tape: Tape, program: Program, site: Site) -> None:

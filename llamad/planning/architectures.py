@@ -58,11 +58,12 @@ def shape_of(facts: ModelFacts) -> ModelShape:
 
 def _numbers(facts: ModelFacts) -> dict[str, int]:
     prefix = f"{facts.architecture}."
-    return {
+    found = {
         key.removeprefix(prefix): value
         for key, value in facts.hparams.items()
         if isinstance(value, int) and key.startswith(prefix)
     }
+    return {"expert_count": facts.n_expert, **found} if facts.n_expert else found
 
 
 def _plain(shape: ModelShape, layer: Layer, choice: Choice, extra: int, scratch_bytes: int) -> Iterable[int]:

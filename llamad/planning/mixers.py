@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from llamad.gguf.facts import ModelFacts
+from llamad.planning.graphs import is_replayed
 from llamad.planning.layers import Layer
 
 Numbers = Mapping[str, int]
@@ -52,6 +53,8 @@ def _with_experts(facts: ModelFacts, layers: tuple[Layer, ...]) -> tuple[Layer, 
             found.append(replace(layer, ff=shared, ff_expert=width, experts_used=facts.n_expert_used))
         else:
             found.append(replace(layer, experts_used=0, ff_expert=0))
+    if not widths and is_replayed(facts.architecture, ("expert_count",)):
+        return tuple(replace(layer, ff=0) for layer in layers)  # a header alone: its width is that of the experts
     return tuple(found) if widths else layers
 
 

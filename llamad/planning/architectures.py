@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, cast
 from llamad.gguf.facts import ModelFacts
 from llamad.planning.graphs import is_replayed
 from llamad.planning.layers import Layer, ModelShape, Proof
-from llamad.planning.mixers import layered
+from llamad.planning.mixers import expert_matrices, layered
 
 if TYPE_CHECKING:
     from llamad.planning.choice import Choice
@@ -53,6 +53,7 @@ def shape_of(facts: ModelFacts) -> ModelShape:
         proof=proof,
         doubts=doubts,
         numbers=numbers,
+        expert_matrices=expert_matrices(facts),
     )
 
 

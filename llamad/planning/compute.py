@@ -56,7 +56,7 @@ def device_compute_bytes(
     shape: ModelShape, kinds: Collection[Layer], choice: Choice, gates: BuildGates, place: Place
 ) -> int:
     """The compute buffer of a device that holds layers of these kinds (none: only the output)."""
-    if shape.replay and choice.flash_attention and not place.copied_bytes and not place.copied_kinds:
+    if shape.replay and choice.flash_attention and (not place.copied_bytes or any(shape.expert_matrices)):
         return _bounded(shape, _replayed_bytes(shape, shape.replay, kinds, choice, gates, place))
     extra = shape.embd if gates.mixed_inputs else 0
     if not place.embeds:
@@ -69,13 +69,13 @@ def device_compute_bytes(
 def _replayed_bytes(
     shape: ModelShape, replay: Replay, kinds: Collection[Layer], choice: Choice, gates: BuildGates, place: Place
 ) -> int:
-    """Exact: the graph's allocations one by one."""
+    """The graph's allocations one by one: exact where nothing is copied from the host."""
     from llamad.planning.graphs.replay import Run, padded_tokens  # only for a model that has it
 
     rotation = 0 if "attention.key_length_mla" in shape.numbers else _rotation_bytes(shape, choice)
-    scratch = place.scratch and gates.scratch_in_graph
+    kinds = place.copied_kinds.union(kinds)
     run = Run(
-        kinds=frozenset(kinds),
+        kinds=kinds,
         tokens=padded_tokens(choice),
         sequences=choice.slots,
         outputs=_output_rows(choice, gates) if place.outputs else 0,
@@ -83,11 +83,29 @@ def _replayed_bytes(
         copies=_PIPELINE_COPIES if place.copies else 1,
         mixed=gates.mixed_inputs,
         rotated=rotation > 0,
-        scratches=tuple((kind, scratch_bytes(kind, choice)) for kind in kinds) if scratch else (),
+        scratches=tuple((kind, _beside_attention_bytes(kind, choice, gates, place)) for kind in kinds),
+        copied=shape.expert_matrices if place.copied_bytes else (0, 0),
     )
     with_masks, behind = replay.heights(run)
     masks = run.copies * (_mask_bytes(run.tokens, kinds, choice, gates) + rotation)
-    return max(with_masks + masks, behind + (masks if place.copies else rotation))
+    largest = max(with_masks + masks, behind + (masks if place.copies else rotation))
+    return largest + (_split_hole_bytes(shape, place) if any(run.copied) else 0)
+
+
+def _split_hole_bytes(shape: ModelShape, place: Place) -> int:
+    """A bound of what inputs cost that come late, between copies of matrices: the hole that one left is split.
+
+    The masks of a kind of attention come with its first layer: behind the copies of the layers before it.
+    """
+    windows = {layer.window for layer in shape.layers if layer.k_width}
+    early = shape.layers[0].k_width > 0 and len(windows) == 1 and not place.copied_kinds
+    return 0 if early else max(shape.expert_matrices)
+
+
+def _beside_attention_bytes(layer: Layer, choice: Choice, gates: BuildGates, place: Place) -> int:
+    """f16 copies of a layer's cache, and the cache itself if it is copied from the host."""
+    scratch = scratch_bytes(layer, choice) if place.scratch and gates.scratch_in_graph else 0
+    return scratch + (copied_cache_bytes(layer, choice) if layer in place.copied_kinds else 0)
 
 
 def _mask_bytes(tokens: int, kinds: Collection[Layer], choice: Choice, gates: BuildGates) -> int:

@@ -71,6 +71,8 @@ class ModelShape:
     doubts: tuple[str, ...]
     """Why the figures are not proved, in words."""
     numbers: Mapping[str, int]
+    expert_matrices: tuple[int, int] = (0, 0)
+    """Bytes of the largest matrices of experts of a layer: up (or gate), and down."""
 
     @cached_property
     def replay(self) -> Replay | None:

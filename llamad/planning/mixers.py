@@ -38,6 +38,18 @@ def layered(facts: ModelFacts, numbers: Numbers, layers: tuple[Layer, ...]) -> t
     return layers
 
 
+def expert_matrices(facts: ModelFacts) -> tuple[int, int]:
+    """Bytes of the largest matrices of a layer's experts: up or gate, and down."""
+    up = down = 0
+    for tensor in facts.tensors if facts.n_expert else ():
+        if tensor.name.endswith("_exps.weight"):
+            if "down" in tensor.name:
+                down = max(down, tensor.size_bytes)
+            else:
+                up = max(up, tensor.size_bytes)
+    return up, down
+
+
 def _with_experts(facts: ModelFacts, layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
     """A layer has experts if it has their tensors; then its dense part is the experts that every token takes."""
     widths: dict[tuple[int, str], int] = {}

@@ -24,6 +24,8 @@ class Site:
     """f16 copies of this layer's cache, behind the result of its attention."""
     rotated: bool = False
     """Queries, keys and values are rotated before they meet a quantised cache."""
+    copied: tuple[int, int] = (0, 0)
+    """Bytes of the experts' matrices (up or gate, down) that are copied from the host to compute with them."""
     carried: tuple[Block, ...] = ()
     """Results of earlier layers for this one: its states, already fetched."""
     fetch_bytes: int = 0
@@ -210,8 +212,8 @@ def experts(tape: Tape, site: Site, routing: Routing, *, in_result: bool = True)
     if routing.weighed_first:
         inputs = tape.take(embd * used)
         tape.drop(weights)
-    inner = tape.take(used * ff)
-    gate = tape.take(used * ff) if routing.gated else None
+    inner = _with_copy(tape, site.copied[0], used * ff)
+    gate = _with_copy(tape, site.copied[0], used * ff) if routing.gated else None
     if routing.weighed_first:
         tape.drop(inputs)
     elif not layer.ff:
@@ -220,7 +222,7 @@ def experts(tape: Tape, site: Site, routing: Routing, *, in_result: bool = True)
         product = tape.take(used * ff)
         tape.drop(inner, gate)
         inner = product
-    down = tape.take(used * embd)
+    down = _with_copy(tape, site.copied[1], used * embd)
     tape.drop(inner, chosen)
     if not routing.weighed_first:
         tape.drop(weights)
@@ -232,6 +234,15 @@ def experts(tape: Tape, site: Site, routing: Routing, *, in_result: bool = True)
     elif routing.weighed_first:
         tape.drop(norm)
     site.add(tape, result, in_result=in_result)
+
+
+def _with_copy(tape: Tape, copied_bytes: int, width: int) -> Block:
+    """A product with a matrix that is copied here first, or is here already."""
+    copy = tape.take_bytes(copied_bytes) if copied_bytes else None
+    block = tape.take(width)
+    if copy:
+        tape.drop(copy)
+    return block
 
 
 def _routed(tape: Tape, site: Site, routing: Routing) -> tuple[Block, Block]:

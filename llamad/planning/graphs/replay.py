@@ -38,6 +38,9 @@ class Program:
     """Of a layer that keeps a state."""
     fetches_early: bool = False
     """The shifting state of a recurrent layer is fetched in an earlier layer."""
+    gate_crosses: int = 0
+    """A mixer is cut by the border between devices where the next layer's state is fetched: its gate is computed
+    behind the border, from a projection of so many inner widths (or, -1, of all parts of a mamba 2)."""
     states_first: bool = False
     """The places of the states are an input before the embeddings: the holes of inputs do not join."""
     experts: Step = partial(experts, routing=_SOFTMAX)
@@ -68,13 +71,14 @@ PROGRAMS: Mapping[str, Program] = {
         recurrence=recurrence.delta_net,
         experts=partial(experts, routing=Routing(shared_gate="sigmoid")),
     ),
-    "mamba": Program(recurrence=recurrence.mamba1, fetches_early=True, states_first=True),
-    "mamba2": Program(recurrence=recurrence.mamba2, fetches_early=True, states_first=True),
-    "granitehybrid": Program(recurrence=recurrence.mamba2, fetches_early=True),
+    "mamba": Program(recurrence=recurrence.mamba1, fetches_early=True, states_first=True, gate_crosses=2),
+    "mamba2": Program(recurrence=recurrence.mamba2, fetches_early=True, states_first=True, gate_crosses=-1),
+    "granitehybrid": Program(recurrence=recurrence.mamba2, fetches_early=True, gate_crosses=-1),
     "nemotron_h": Program(
         attention=partial(attention, copied=False),
         recurrence=recurrence.mamba2,
         fetches_early=True,
+        gate_crosses=-1,
         states_first=True,
         dense=partial(dense, gated=False),
     ),
@@ -84,6 +88,7 @@ PROGRAMS: Mapping[str, Program] = {
         attention=partial(attention, copied=False, in_result=False),
         recurrence=partial(recurrence.mamba1, inner_norms=True),
         fetches_early=True,
+        gate_crosses=2,
         states_first=True,
         experts=partial(experts, routing=Routing(normed=False), in_result=False),
         dense=partial(dense, in_result=False),
@@ -130,6 +135,8 @@ class Run:
     rotated: bool
     scratches: tuple[tuple[Layer, int], ...] = ()
     """Bytes of f16 copies of the cache of each kind."""
+    copied: tuple[int, int] = (0, 0)
+    """Bytes of the experts' matrices, up and down, that are copied from the host one by one."""
 
 
 class Replay:
@@ -187,6 +194,7 @@ class Replay:
                     run.sequences,
                     scratches.get(layer, 0),
                     run.rotated,
+                    run.copied,
                     carried,
                     fetches[index],
                 )
@@ -206,6 +214,7 @@ class Replay:
         """Place the inputs that are not masks. The result is the residual stream."""
         embd = self._shape.embd
         many = run.copies > 1
+        self._crossing(tape, run)
         if not run.embeds:
             norms = tape.take(embd * run.copies)
             residual = tape.take(embd * run.copies)
@@ -222,6 +231,21 @@ class Replay:
             return _NOTHING
         tape.drop(*first)
         return residual
+
+    def _crossing(self, tape: Tape, run: Run) -> None:
+        """What a recurrent mixer sends over the border of its device and gets back."""
+        numbers = self._shape.numbers
+        inner = numbers.get("ssm.inner_size", 0)
+        if not self._program.gate_crosses or all(kind.experts_used for kind in run.kinds if kind.recurrent):
+            return
+        if not run.outputs and run.copies > 1:
+            tape.take(inner * run.copies)
+        if not run.embeds:
+            wide = 2 * inner
+            if self._program.gate_crosses < 0:
+                groups = numbers.get("ssm.group_count", 1) * numbers.get("ssm.state_size", 0)
+                wide += 2 * groups + numbers.get("ssm.time_step_rank", 0)
+            tape.take(wide * run.copies)
 
     def _finish(self, tape: Tape, site: Site, run: Run) -> tuple[int, int]:
         """The last layer: behind its mixer only the rows go on that logits are wanted of."""

@@ -85,21 +85,33 @@ def _replayed_bytes(
         rotated=rotation > 0,
         scratches=tuple((kind, _beside_attention_bytes(kind, choice, gates, place)) for kind in kinds),
         copied=shape.expert_matrices if place.copied_bytes else (0, 0),
+        experts_elsewhere=choice.host_experts > 0 and not place.embeds,
     )
     with_masks, behind = replay.heights(run)
     masks = run.copies * (_mask_bytes(run.tokens, kinds, choice, gates) + rotation)
     largest = max(with_masks + masks, behind + (masks if place.copies else rotation))
-    return largest + (_split_hole_bytes(shape, place) if any(run.copied) else 0)
+    return largest + (_split_hole_bytes(shape, run.tokens, choice, place) if any(run.copied) else 0)
 
 
-def _split_hole_bytes(shape: ModelShape, place: Place) -> int:
-    """A bound of what inputs cost that come late, between copies of matrices: the hole that one left is split.
+def _split_hole_bytes(shape: ModelShape, tokens: int, choice: Choice, place: Place) -> int:
+    """What inputs cost that come late, between copies of matrices: they split the hole that one copy leaves.
 
-    The masks of a kind of attention come with its first layer: behind the copies of the layers before it.
+    The masks of a kind of attention come before its first layer. If that is behind layers with experts, they lie where
+    the copy for the next layer would, all but the result of the experts above it. A bound with layers on the host,
+    and where the attention needs more than that hole.
     """
+    largest = max(shape.expert_matrices)
+    if place.copied_kinds:
+        return largest
+    first = next((index for index, layer in enumerate(shape.layers) if layer.experts_used), 0)
     windows = {layer.window for layer in shape.layers if layer.k_width}
-    early = shape.layers[0].k_width > 0 and len(windows) == 1 and not place.copied_kinds
-    return 0 if early else max(shape.expert_matrices)
+    before = {layer.window for layer in shape.layers[: first + 1] if layer.k_width}
+    if windows == before:
+        return 0
+    if place.scratch and largest_scratch_bytes(shape, choice) > largest:
+        return largest
+    results = _F32 * tokens * shape.embd * max(layer.experts_used for layer in shape.layers)
+    return max(0, largest - results)
 
 
 def _beside_attention_bytes(layer: Layer, choice: Choice, gates: BuildGates, place: Place) -> int:

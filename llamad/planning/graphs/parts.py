@@ -26,6 +26,7 @@ class Site:
     """Queries, keys and values are rotated before they meet a quantised cache."""
     copied: tuple[int, int] = (0, 0)
     """Bytes of the experts' matrices (up or gate, down) that are copied from the host to compute with them."""
+    experts_elsewhere: bool = False
     carried: tuple[Block, ...] = ()
     """Results of earlier layers for this one: its states, already fetched."""
     fetch_bytes: int = 0
@@ -208,6 +209,9 @@ def experts(tape: Tape, site: Site, routing: Routing, *, in_result: bool = True)
     used, ff = layer.experts_used, layer.ff_expert
     norm = tape.take(embd)
     chosen, weights = _routed(tape, site, routing)
+    if site.experts_elsewhere:
+        _received(tape, site, routing, (norm, chosen, weights), in_result=in_result)
+        return
     inputs = norm
     if routing.weighed_first:
         inputs = tape.take(embd * used)
@@ -232,6 +236,21 @@ def experts(tape: Tape, site: Site, routing: Routing, *, in_result: bool = True)
     if layer.ff:
         _shared(tape, site, routing, norm)
     elif routing.weighed_first:
+        tape.drop(norm)
+    site.add(tape, result, in_result=in_result)
+
+
+def _received(
+    tape: Tape, site: Site, routing: Routing, sent: tuple[Block, ...], *, in_result: bool
+) -> None:
+    """The sum of the experts comes from another device."""
+    norm, *others = sent
+    result = tape.take(site.shape.embd)
+    tape.drop(*others)
+    site.fetch(tape, routed=True)
+    if site.layer.ff:
+        _shared(tape, site, routing, norm)
+    else:
         tape.drop(norm)
     site.add(tape, result, in_result=in_result)
 

@@ -41,6 +41,10 @@ class Program:
     gate_crosses: int = 0
     """A mixer is cut by the border between devices where the next layer's state is fetched: its gate is computed
     behind the border, from a projection of so many inner widths (or, -1, of all parts of a mamba 2)."""
+    returned: int = 0
+    """Micro-batches of the model's width that a device gets back from the next one, beyond none."""
+    received: int = 0
+    """... and that it gets from the one before, beyond the residual stream and its norm."""
     states_first: bool = False
     """The places of the states are an input before the embeddings: the holes of inputs do not join."""
     experts: Step = partial(experts, routing=_SOFTMAX)
@@ -83,7 +87,9 @@ PROGRAMS: Mapping[str, Program] = {
         dense=partial(dense, gated=False),
     ),
     "falcon-h1": Program(recurrence=recurrence.attention_beside_mamba),
-    "rwkv7": Program(recurrence=recurrence.time_mix, fetches_early=True, states_first=True),
+    "rwkv7": Program(
+        recurrence=recurrence.time_mix, fetches_early=True, states_first=True, returned=1, received=3
+    ),
     "jamba": Program(
         attention=partial(attention, copied=False, in_result=False),
         recurrence=partial(recurrence.mamba1, inner_norms=True),
@@ -137,6 +143,8 @@ class Run:
     """Bytes of f16 copies of the cache of each kind."""
     copied: tuple[int, int] = (0, 0)
     """Bytes of the experts' matrices, up and down, that are copied from the host one by one."""
+    experts_elsewhere: bool = False
+    """The first device computes the experts of all, from copies of their matrices."""
 
 
 class Replay:
@@ -195,6 +203,7 @@ class Replay:
                     scratches.get(layer, 0),
                     run.rotated,
                     run.copied,
+                    run.experts_elsewhere,
                     carried,
                     fetches[index],
                 )
@@ -234,7 +243,12 @@ class Replay:
 
     def _crossing(self, tape: Tape, run: Run) -> None:
         """What a recurrent mixer sends over the border of its device and gets back."""
-        numbers = self._shape.numbers
+        numbers, embd = self._shape.numbers, self._shape.embd
+        returned, received = self._program.returned, self._program.received
+        if returned and not run.outputs and run.copies > 1:
+            tape.take(returned * embd * run.copies)
+        if received and not run.embeds:
+            tape.take(received * embd * run.copies)
         inner = numbers.get("ssm.inner_size", 0)
         if not self._program.gate_crosses or all(kind.experts_used for kind in run.kinds if kind.recurrent):
             return

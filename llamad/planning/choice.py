@@ -32,6 +32,11 @@ class Choice:
     host_ffn: int = 0
     """The dense feed-forward part of the first n blocks stays on the host."""
 
+    full_windows: bool = False
+    """Layers with a window keep the whole context all the same (`--swa-full`)."""
+    host_cache: bool = False
+    """All caches stay on the host, and the attention with them (`--no-kv-offload`)."""
+
     @property
     def counts(self) -> tuple[int, ...]:
         """Layers of each device."""
@@ -62,7 +67,7 @@ class Choice:
 
         llama-kv-cache-iswa.cpp: the window of every sequence that shares the stream, and a micro-batch.
         """
-        if not window:
+        if not window or self.full_windows:
             return self.stream_cells
         sequences = self.slots if self.unified else 1
         return pad(min(self.stream_cells, window * sequences + self.ubatch_tokens), CELL_PADDING)

@@ -55,7 +55,7 @@ def confirmed(plan: Plan, asked: Asked, *, corrections: Mapping[str, int] | None
     renewed = plan.with_parts(devices, host, "asked")
     place, missing = _largest_lack(renewed)
     if missing > 0:
-        found = _corrections(plan, renewed, corrections or {})
+        found = corrections_from(plan, renewed, corrections or {})
         return Refit(place, missing, _smaller_context(renewed, place, missing), found)
     reason = Reason("bytes", "llama-server's own figures for these very flags")
     return replace(
@@ -104,8 +104,8 @@ def _largest_lack(plan: Plan) -> tuple[str, int]:
     return place, missing
 
 
-def _corrections(plan: Plan, renewed: Plan, earlier: Mapping[str, int]) -> dict[str, int]:
-    """How far the formulas were off, on top of the corrections that were in them already."""
+def corrections_from(plan: Plan, renewed: Plan, earlier: Mapping[str, int]) -> dict[str, int]:
+    """How far the formulas were off, on top of the corrections that were in them already: bytes by device and host."""
     off = {
         old.name: new.parts.buffers_bytes - old.parts.buffers_bytes
         for old, new in zip(plan.devices, renewed.devices, strict=True)

@@ -33,6 +33,8 @@ class Layer:
     """Elements of a cache row of keys; 0 = no cache, or that of another layer."""
     v_width: int = 0
     """Elements of a cache row of values; 0 beside a `k_width` = they are read from the keys (MLA)."""
+    shares: bool = False
+    """It reads the cache of an earlier layer."""
     window: int = 0
     """Cells that it sees; 0 = all."""
     conv_state: int = 0
@@ -73,6 +75,8 @@ class ModelShape:
     numbers: Mapping[str, int]
     expert_matrices: tuple[int, int] = (0, 0)
     """Bytes of the largest matrices of experts of a layer: up (or gate), and down."""
+    looked_up: int = 0
+    """Elements per token that the host looks up beside the embedding: an input for each layer, positions."""
 
     @cached_property
     def replay(self) -> Replay | None:
@@ -82,6 +86,11 @@ class ModelShape:
         from llamad.planning.graphs.replay import Replay
 
         return Replay(self)
+
+    @cached_property
+    def caches(self) -> bool:
+        """Whether it keeps a cache or a state at all; an encoder sees its micro-batch only."""
+        return any(layer.k_width or layer.recurrent for layer in self.layers)
 
     @cached_property
     def has_state(self) -> bool:

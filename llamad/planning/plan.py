@@ -136,6 +136,8 @@ class Plan:
     """The dense feed-forward part of the first n blocks stays on the host."""
     pipeline: bool = False
     """Several devices work on different micro-batches at once."""
+    checkpoints: int | None = None
+    """How many checkpoints of windows and states a slot may keep in host memory; None = the model has neither."""
     exact: bool = True
     """Whether the formulas are proved for this; else the computed bytes are a bound."""
     doubts: tuple[str, ...] = ()

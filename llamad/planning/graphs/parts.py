@@ -113,9 +113,9 @@ def _queries(tape: Tape, site: Site, *, copied: bool, gated: bool) -> tuple[Bloc
     width = site.layer.query_width
     full = tape.take(2 * width if gated else width)
     if gated:
-        queries = tape.take(width)
-    else:
-        queries = _moved(tape, full, width) if copied else full
+        copied = False
+    queries = tape.take(width) if gated else full
+    queries = _moved(tape, queries, width) if copied else queries
     return _rotated(tape, site, queries, width), full if gated else None
 
 

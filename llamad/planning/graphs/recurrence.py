@@ -1,7 +1,7 @@
 """Recurrent mixers as takes and drops: state-space models, delta nets, short convolutions, RWKV. Pure.
 
-In the order of llama.cpp's mamba-base.cpp, delta-net-base.cpp, qwen35.cpp, kimi-linear.cpp, lfm2.cpp, rwkv7.cpp. A state
-is kept a sequence: `sequences` of them are fetched, and tokens are split evenly over the sequences.
+In the order of llama.cpp's mamba-base.cpp, delta-net-base.cpp, qwen35.cpp, kimi-linear.cpp, lfm2.cpp, rwkv7.cpp. A
+state is kept a sequence: `sequences` of them are fetched, and tokens are split evenly over the sequences.
 """
 
 from __future__ import annotations
@@ -291,7 +291,7 @@ def _time_mixed(tape: Tape, site: Site, states: Block, *, first: bool) -> tuple[
     tape.drop(normed)
     product = tape.take(embd)
     tape.drop(mixed, receptance)
-    total = tape.take(embd // size)
+    total = tape.take(embd // max(1, size))
     tape.drop(product)
     bonus = tape.take(embd)
     tape.drop(*([] if first else [values]), total, bonus)

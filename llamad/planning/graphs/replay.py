@@ -25,8 +25,11 @@ _NOTHING: Block = (0, 0)
 _INDEX_WIDTH = 8
 F32 = 4
 
-_SOFTMAX = Routing()
 _SIGMOID = Routing(biased=True, scaled=True)
+
+
+def _softmax_experts(tape: Tape, site: Site) -> None:
+    experts(tape, site, Routing())
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class Program:
     """... and that it gets from the one before, beyond the residual stream and its norm."""
     states_first: bool = False
     """The places of the states are an input before the embeddings: the holes of inputs do not join."""
-    experts: Step = partial(experts, routing=_SOFTMAX)
+    experts: Step = _softmax_experts
     dense: Step = dense
 
 
@@ -161,23 +164,6 @@ class Replay:
             self._heights[run] = self._replay(run)
         return self._heights[run]
 
-    def peaks(
-        self, shape: ModelShape, layer: Layer, choice: Choice, extra: int, scratch_bytes: int
-    ) -> Iterator[int]:
-        """`layers.Peaks` of one kind of layer: its height after some of its kind."""
-        run = Run(
-            kinds=frozenset((layer,)),
-            tokens=padded_tokens(choice),
-            sequences=choice.slots,
-            outputs=0,
-            embeds=True,
-            copies=1,
-            mixed=extra > 0,
-            rotated=False,
-            scratches=((layer, scratch_bytes),),
-        )
-        yield self.heights(run)[0]
-
     def _replay(self, run: Run) -> tuple[int, int]:
         layers = [layer for layer in self._shape.layers if layer in run.kinds]
         tape = Tape(run.tokens)
@@ -286,6 +272,25 @@ class Replay:
             if mixes:
                 coming = recurrence.state_bytes(sequences, layer.conv_state) if layer.recurrent else 0
         return found
+
+
+def replayed_peaks(
+    shape: ModelShape, layer: Layer, choice: Choice, extra: int, scratch_bytes: int
+) -> Iterator[int]:
+    """`layers.Peaks` of one kind of layer: the height after some of its kind."""
+    assert shape.replay
+    run = Run(
+        kinds=frozenset((layer,)),
+        tokens=padded_tokens(choice),
+        sequences=choice.slots,
+        outputs=0,
+        embeds=True,
+        copies=1,
+        mixed=extra > 0,
+        rotated=False,
+        scratches=((layer, scratch_bytes),),
+    )
+    yield shape.replay.heights(run)[0]
 
 
 def padded_tokens(choice: Choice) -> int:

@@ -10,8 +10,8 @@ from collections.abc import Container
 
 REPLAYED = frozenset({
     "deepseek2", "dots1", "ernie4_5-moe", "falcon-h1", "glm4moe", "granitehybrid", "granitemoe", "hunyuan-moe", "jamba",
-    "kimi-linear", "lfm2", "lfm2moe", "llama", "llama4", "mamba", "mamba2", "nemotron_h", "qwen2moe", "qwen35", "qwen35moe",
-    "qwen3moe", "qwen3next", "rwkv7",
+    "kimi-linear", "lfm2", "lfm2moe", "llama", "llama4", "mamba", "mamba2", "nemotron_h", "qwen2moe", "qwen35",
+    "qwen35moe", "qwen3moe", "qwen3next", "rwkv7",
 })  # fmt: skip
 """Architectures that `replay` has a program for: known without loading it."""
 _NEEDED_KEYS = {

@@ -11,7 +11,9 @@ from importlib import import_module
 from typing import cast
 
 from llamad.gguf.facts import ModelFacts
+from llamad.planning.graphs import is_replayed
 from llamad.planning.layers import Layer, ModelShape, Peaks, Proof
+from llamad.planning.mixers import expert_matrices, layered
 
 # Graphs compared with llama.cpp's own figures: a module of `graphs` and a function there. `llama` also covers Mistral
 # and most fine-tunes.
@@ -69,25 +71,31 @@ def shape_of(facts: ModelFacts) -> ModelShape:
         embd=facts.n_embd,
         vocab=facts.n_vocab,
         layers=layers,
-        peaks=_peaks(facts.architecture),
+        peaks=_peaks(facts.architecture, replayed=is_replayed(facts.architecture, numbers)),
         proof=proof,
         doubts=doubts,
         numbers=numbers,
+        expert_matrices=expert_matrices(facts),
         looked_up=_looked_up(facts, numbers),
     )
 
 
 def _numbers(facts: ModelFacts) -> dict[str, int]:
     prefix = f"{facts.architecture}."
-    return {
+    found = {
         key.removeprefix(prefix): value
         for key, value in facts.hparams.items()
         if isinstance(value, int) and key.startswith(prefix)
     }
+    return {"expert_count": facts.n_expert, **found} if facts.n_expert else found
 
 
-def _peaks(architecture: str) -> Peaks:
+def _peaks(architecture: str, *, replayed: bool) -> Peaks:
     """The family's module is imported only for a model of it."""
+    if replayed:
+        from llamad.planning.graphs.replay import replayed_peaks
+
+        return replayed_peaks
     module, function = _GRAPHS.get(architecture, ("plain", "plain_peaks"))
     return cast("Peaks", getattr(import_module(f"llamad.planning.graphs.{module}"), function))
 
@@ -115,7 +123,7 @@ def _layers(facts: ModelFacts, numbers: Mapping[str, int]) -> tuple[Layer, ...]:
                 ff_expert=facts.n_ff_expert,
             )
         )
-    return _shared(facts, numbers, tuple(layers))
+    return layered(facts, numbers, _shared(facts, numbers, tuple(layers)))
 
 
 def _shared(facts: ModelFacts, numbers: Mapping[str, int], layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
@@ -166,6 +174,8 @@ def _windows(facts: ModelFacts) -> tuple[int, ...]:
 
 def _judge(facts: ModelFacts, layers: tuple[Layer, ...]) -> tuple[Proof, tuple[str, ...]]:
     keys = [key.partition(".")[2] for key in facts.hparams]
+    if is_replayed(facts.architecture, keys):
+        return "proved", ()
     unknown: list[str] = []
     if any(key.startswith(_RECURRENT) for key in keys):
         unknown.append("it has recurrent layers")

@@ -13,12 +13,16 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from llamad.planning.cache import row_bytes
 from llamad.planning.choice import Choice
 from llamad.planning.layers import Layer, ModelShape
 from llamad.planning.plan import BuildGates
 from llamad.units import MIB
+
+if TYPE_CHECKING:
+    from llamad.planning.graphs.replay import Replay
 
 _F32 = 4
 _F16 = 2
@@ -53,12 +57,73 @@ def device_compute_bytes(
     shape: ModelShape, kinds: Collection[Layer], choice: Choice, gates: BuildGates, place: Place
 ) -> int:
     """The compute buffer of a device that holds layers of these kinds (none: only the output)."""
+    if shape.replay and choice.flash_attention and (not place.copied_bytes or any(shape.expert_matrices)):
+        return _bounded(shape, _replayed_bytes(shape, shape.replay, kinds, choice, gates, place))
     extra = shape.embd if gates.mixed_inputs else 0
     if not place.embeds:
         extra = -shape.embd
     graph = _graph_bytes(shape, kinds, choice, gates, extra=extra, place=place)
     logits = _logits_bytes(shape, choice, gates) if place.outputs else 0
     return _bounded(shape, max(graph, logits))
+
+
+def _replayed_bytes(
+    shape: ModelShape, replay: Replay, kinds: Collection[Layer], choice: Choice, gates: BuildGates, place: Place
+) -> int:
+    """The graph's allocations one by one: exact where nothing is copied from the host."""
+    from llamad.planning.graphs.replay import Run, padded_tokens  # only for a model that has it
+
+    rotation = 0 if "attention.key_length_mla" in shape.numbers else _rotation_bytes(shape, choice)
+    kinds = place.copied_kinds.union(kinds)
+    run = Run(
+        kinds=kinds,
+        tokens=padded_tokens(choice),
+        sequences=choice.slots,
+        outputs=_output_rows(choice, gates) if place.outputs else 0,
+        embeds=place.embeds,
+        copies=_PIPELINE_COPIES if place.copies else 1,
+        mixed=gates.mixed_inputs,
+        rotated=rotation > 0,
+        scratches=tuple((kind, _beside_attention_bytes(kind, choice, gates, place)) for kind in kinds),
+        copied=shape.expert_matrices if place.copied_bytes else (0, 0),
+        experts_elsewhere=choice.host_experts > 0 and not place.embeds,
+    )
+    with_masks, behind = replay.heights(run)
+    masks = run.copies * (_mask_bytes(shape, run.tokens, kinds, choice, gates) + rotation)
+    largest = max(with_masks + masks, behind + (masks if place.copies else rotation))
+    return largest + (_split_hole_bytes(shape, run.tokens, choice, place) if any(run.copied) else 0)
+
+
+def _split_hole_bytes(shape: ModelShape, tokens: int, choice: Choice, place: Place) -> int:
+    """What inputs cost that come late, between copies of matrices: they split the hole that one copy leaves.
+
+    The masks of a kind of attention come before its first layer. If that is behind layers with experts, they lie where
+    the copy for the next layer would, all but the result of the experts above it. A bound with layers on the host,
+    and where the attention needs more than that hole.
+    """
+    largest = max(shape.expert_matrices)
+    if place.copied_kinds:
+        return largest
+    first = next((index for index, layer in enumerate(shape.layers) if layer.experts_used), 0)
+    windows = {layer.window for layer in shape.layers if layer.k_width}
+    before = {layer.window for layer in shape.layers[: first + 1] if layer.k_width}
+    if windows == before:
+        return 0
+    if place.scratch and largest_scratch_bytes(shape, choice) > largest:
+        return largest
+    results = _F32 * tokens * shape.embd * max(layer.experts_used for layer in shape.layers)
+    return max(0, largest - results)
+
+
+def _beside_attention_bytes(layer: Layer, choice: Choice, gates: BuildGates, place: Place) -> int:
+    """f16 copies of a layer's cache, and the cache itself if it is copied from the host."""
+    scratch = scratch_bytes(layer, choice) if place.scratch and gates.scratch_in_graph else 0
+    return scratch + (copied_cache_bytes(layer, choice) if layer in place.copied_kinds else 0)
+
+
+def _mask_bytes(shape: ModelShape, tokens: int, kinds: Collection[Layer], choice: Choice, gates: BuildGates) -> int:
+    mask_size = _F16 if gates.mask_f16 else _F16 + _F32
+    return mask_size * tokens * _mask_cells(shape, kinds, choice)
 
 
 def cpu_compute_bytes(shape: ModelShape, choice: Choice, gates: BuildGates) -> int:
@@ -172,7 +237,7 @@ def _mask_cells(shape: ModelShape, kinds: Collection[Layer], choice: Choice) -> 
     """Cells in the rows of all masks: one for the layers that see everything, one for each window."""
     if not shape.caches:
         return choice.step_tokens * len({bool(layer.window) for layer in kinds})
-    windows = {layer.window for layer in kinds if layer.heads}
+    windows = {layer.window for layer in kinds if layer.k_width or (layer.heads and not layer.recurrent)}
     return sum(choice.window_cells(window) for window in windows)
 
 

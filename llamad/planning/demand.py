@@ -109,6 +109,8 @@ class Demand:
         if self.shape.proof != "proved" or not choice.flash_attention or choice.host_cache:
             return False
         copied = self._copied_kinds(choice)
+        if copied and any(self.shape.expert_matrices):
+            return False
         return all(copied_cache_bytes(layer, choice) < _SMALL_COPY_BYTES for layer in copied)
 
     def compute_bytes(self, choice: Choice, index: int, kinds: Collection[Layer], *, outputs: bool) -> int:

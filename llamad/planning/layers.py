@@ -11,8 +11,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
+from llamad.planning.graphs import is_replayed
+
 if TYPE_CHECKING:
     from llamad.planning.choice import Choice
+    from llamad.planning.graphs.replay import Replay
 
 Proof = Literal["proved", "bounded", "unknown"]
 """How sure the computed bytes are: exact to a MiB; a bound on the safe side; no bound is known."""
@@ -70,8 +73,19 @@ class ModelShape:
     doubts: tuple[str, ...]
     """Why the figures are not proved, in words."""
     numbers: Mapping[str, int]
+    expert_matrices: tuple[int, int] = (0, 0)
+    """Bytes of the largest matrices of experts of a layer: up (or gate), and down."""
     looked_up: int = 0
     """Elements per token that the host looks up beside the embedding: an input for each layer, positions."""
+
+    @cached_property
+    def replay(self) -> Replay | None:
+        """The graph's allocations, where they are known for the architecture."""
+        if not is_replayed(self.architecture, self.numbers):
+            return None
+        from llamad.planning.graphs.replay import Replay
+
+        return Replay(self)
 
     @cached_property
     def caches(self) -> bool:

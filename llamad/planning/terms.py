@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,7 +10,7 @@ from llamad.config.definition import Placement
 from llamad.gguf.facts import ModelFacts
 from llamad.planning.backends import backend_of
 from llamad.planning.cache import is_quantised
-from llamad.planning.layers import ModelShape
+from llamad.planning.layers import Layer, ModelShape
 from llamad.planning.refusal import PromiseError
 
 CacheWord = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
@@ -22,8 +23,9 @@ _PIPELINE_BATCH = 2048
 _QUANT_BLOCK = 32
 # CUDA's flash attention (fattn.cu): head sizes where K and V are alike, and the pairs where they are not. For
 # others llama.cpp falls back without a word, and the compute buffer grows tenfold.
-_CUDA_HEADS = frozenset({40, 64, 72, 80, 96, 112, 128, 256, 512})
-_CUDA_PAIRS = frozenset({(192, 128), (320, 256), (576, 512)})
+_CUDA_HEADS = frozenset({40, 64, 72, 80, 96, 112, 128, 256})
+# Large heads need several queries to a key: a multiple of so many.
+_CUDA_GROUPED: Mapping[tuple[int, int], int] = {(192, 128): 8, (320, 256): 32, (512, 512): 2, (576, 512): 2}
 _NO_FLASH_ARCHITECTURES = frozenset({"grok"})
 
 
@@ -125,9 +127,15 @@ def flash_usable(facts: ModelFacts, shape: ModelShape, backend: str) -> bool:
         return False
     if backend not in ("CUDA", "ROCm"):
         return True
-    return all(
-        pair in _CUDA_PAIRS or (pair[0] == pair[1] and pair[0] in _CUDA_HEADS) for pair in _head_pairs(shape)
-    )
+    return all(_flash_on_cuda(layer) for layer in set(shape.layers) if layer.heads and layer.heads_kv)
+
+
+def _flash_on_cuda(layer: Layer) -> bool:
+    pair = (layer.head_k, layer.head_v)
+    if group := _CUDA_GROUPED.get(pair):
+        ratio = layer.heads // layer.heads_kv
+        return ratio % group == 0 if group > 2 else ratio >= group
+    return pair[0] == pair[1] and pair[0] in _CUDA_HEADS
 
 
 def _head_pairs(shape: ModelShape) -> set[tuple[int, int]]:

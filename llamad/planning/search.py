@@ -114,8 +114,7 @@ class Search:
             if not self.room.host_has(self.demand.host_parts(choice)):
                 return None
             split = self._split(choice, slack_bytes)
-            # A device that gets nothing is none of the set: the smaller set is tried by itself.
-            if split is None or (not all(split) and not self.terms.tensor_split):
+            if split is None:
                 return None
             choice = replace(choice, split=split)
             return choice if not self.room.shared or self.room.has(self.demand.need(choice)) else None
@@ -235,7 +234,9 @@ class Search:
             if tokens < terms.context_min_tokens:
                 return None
         found = self.placed(self.choice(variant, tokens, layers, host_experts))
-        return self.balanced(found) if found else None
+        found = self.balanced(found) if found else None
+        # A device that gets nothing is none of the set: the smaller set is tried by itself.
+        return found if found and (all(found.counts) or not found.layers or self.terms.tensor_split) else None
 
     def largest_tokens(self, variant: Variant, layers: int, host_experts: int | None = None) -> int:
         """The largest context that fits, whatever was promised; 0 if not even one step does."""

@@ -550,3 +550,14 @@ def test_checkpoints_take_at_most_a_quarter_of_the_hosts_memory() -> None:
     assert wide.checkpoints == 32 > tight.checkpoints >= 1
     assert "checkpoints a slot" in reason(wide, "ctx_checkpoints")
     assert planned(LLAMA, card("CUDA0", 40)).checkpoints is None
+
+
+@pytest.mark.parametrize("share", [0.5, 0.55, 0.6, 0.7, 0.8, 0.9, 0.97])
+def test_two_devices_have_room_wherever_half_the_model_and_some_more_fits_each(share: float) -> None:
+    """Also where one of them would hold a tiny context by itself."""
+    size_gib = LLAMA.file_bytes / GIB * share + 1.5
+    found = planned(LLAMA, [card("CUDA0", size_gib), card("CUDA1", size_gib)])
+    assert found.context_tokens >= 4096
+    for device in found.devices:
+        assert device.layers > 0
+        assert device.parts.total_bytes <= device.budget_bytes

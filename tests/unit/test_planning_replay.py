@@ -146,7 +146,7 @@ def need_of(read: ModelFacts, case: Mapping[str, Any]) -> Need:
 # Above and below the real figure, which is rounded down to whole MiB. The tail of a graph is not replayed to the end:
 # behind the last attention layer masks leave holes that are not modelled (nemotron_h). Of borders between devices the
 # dearest is planned for: one that cuts a recurrent mixer (nemotron_h, jamba, rwkv7).
-TOLERANCE_MIB = {"whole": (4, 2), "devices": (9, 70), "experts": (9, 42)}
+TOLERANCE_MIB = {"whole": (4, 2), "devices": (12, 70), "experts": (9, 42)}
 
 
 def named(case: Mapping[str, Any]) -> str:
@@ -161,6 +161,8 @@ def test_llama_servers_own_figures(facts: Facts, case: dict[str, Any]) -> None:
     for planned, real in zip(need.devices, case["devices_mib"], strict=True):
         assert real["weights_mib"] <= planned.weights_bytes / MIB < real["weights_mib"] + 1
         assert real["context_mib"] <= planned.context_bytes / MIB < real["context_mib"] + 1
-        assert real["compute_mib"] - under <= planned.compute_bytes / MIB <= real["compute_mib"] + 1 + over
+        share = 0.02 * planned.buffers_bytes / MIB if kind == "devices" else 0
+        assert real["compute_mib"] - under <= planned.compute_bytes / MIB
+        assert planned.compute_bytes / MIB <= real["compute_mib"] + 1 + max(over, share)
     host = case["host_mib"]
     assert host["compute_mib"] - 1 <= need.host.compute_bytes / MIB <= host["compute_mib"] + 2

@@ -65,6 +65,6 @@ def _used(folder: Path) -> int:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text()
+        return path.read_text(errors="surrogateescape")  # a cgroup may have any bytes for a name
     except OSError:  # no cgroup v2, no controller, or the root of a container: no limit is known then
         return ""

@@ -39,12 +39,10 @@ def device_sets(devices: Sequence[Device], placement: Placement) -> tuple[tuple[
     singles = tuple((device,) for device in allowed)
     if placement.split_mode == "none" or placement.main_gpu != "auto":
         return singles
-    groups = dict.fromkeys((device.backend, is_software(device)) for device in allowed)
+    groups = dict.fromkeys(_family(device) for device in allowed)
     sets = []
     for group in groups:
-        members = [
-            d for d in allowed if (d.backend, is_software(d)) == group and not d.uuid.startswith("MIG-")
-        ]
+        members = [device for device in allowed if _family(device) == group and not device.mig]
         sets += [tuple(sorted(members[:count], key=_place)) for count in range(2, len(members) + 1)]
     return (*singles, *sorted(sets, key=len))
 
@@ -63,7 +61,20 @@ def _shared_out(
             why=f"devices: {', '.join(device.name for device in order) or 'none'}",
             fix="write one share a device, or remove tensor_split",
         )
-    return tuple(device for device, share in zip(order, shares, strict=False) if share > 0)
+    chosen = tuple(device for device, share in zip(order, shares, strict=False) if share > 0)
+    if len(chosen) > 1 and any(device.mig for device in chosen):
+        slices = " and ".join(device.name for device in chosen if device.mig)
+        raise PromiseError(
+            "tensor_split spreads the model over a slice of a GPU",
+            why=f"a process can use one slice alone, and nothing beside it; slices: {slices}",
+            fix="name one device in gpus and remove tensor_split",
+        )
+    return chosen
+
+
+def _family(device: Device) -> tuple[str, bool, bool]:
+    """Devices that are alike enough to share a model."""
+    return device.backend, is_software(device), device.integrated
 
 
 def _place(device: Device) -> tuple[str, int]:
@@ -72,14 +83,15 @@ def _place(device: Device) -> tuple[str, int]:
     return device.backend, int(digits) if digits else 0
 
 
-def _rank(device: Device) -> tuple[int, int]:
+def _rank(device: Device) -> tuple[int, int, int]:
     if is_software(device):
         kind = 3
     elif device.backend == "RPC":
         kind = 2
     else:
         kind = 1 if device.integrated else 0
-    return kind, -device.free_bytes
+    # Where it cannot be told that two backends list the same card, the vendor's own one is the better.
+    return kind, device.backend == "Vulkan", -device.free_bytes
 
 
 def _unique(devices: Sequence[Device]) -> list[Device]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,21 @@ def test_a_limit_above_the_host_changes_nothing(tmp_path: Path) -> None:
     root = tmp_path / "cgroup"
     limited(root / "a", most=1 << 50, current=0)
     assert host_memory(proc(tmp_path / "proc", cgroup="0::/a\n"), root) == HostMemory(64 * GIB, 40 * GIB)
+
+
+def test_a_cgroup_whose_name_is_no_text(tmp_path: Path) -> None:
+    root = tmp_path / "cgroup"
+    limited(root / os.fsdecode(b"box-\xff"), most=8 * GIB, current=GIB)
+    folder = proc(tmp_path / "proc")
+    (folder / "self" / "cgroup").write_bytes(b"0::/box-\xff\n")
+    assert host_memory(folder, root) == HostMemory(8 * GIB, 7 * GIB)
+
+
+@pytest.mark.parametrize("text", ["", "MemTotal: 5\n", "MemTotal: x kB\nMemAvailable: 5 kB\n", "MemTotal:\nMemAvailable:\n"])
+def test_a_meminfo_without_the_figures_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "meminfo").write_text(text)
+    with pytest.raises(DeviceError, match="cannot read the host's memory"):
+        host_memory(tmp_path)
 
 
 def test_garbage_in_a_cgroup_is_no_limit(tmp_path: Path) -> None:

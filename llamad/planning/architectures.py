@@ -85,7 +85,7 @@ def _numbers(facts: ModelFacts) -> dict[str, int]:
     found = {
         key.removeprefix(prefix): value
         for key, value in facts.hparams.items()
-        if isinstance(value, int) and key.startswith(prefix)
+        if isinstance(value, int) and value >= 0 and key.startswith(prefix)
     }
     return {"expert_count": facts.n_expert, **found} if facts.n_expert else found
 

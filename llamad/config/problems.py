@@ -12,9 +12,10 @@ from typing import Any, Literal, cast
 from pydantic import ValidationError
 
 from llamad.config.definition import Table
-from llamad.config.expected import Kind, choices, expectation, kinds_at
+from llamad.config.expected import Kind, choices, expectation, kinds_at, number
 from llamad.config.keys import Path, dotted, shown
-from llamad.config.schema import KeyProblem, annotations_of, is_table
+from llamad.config.schema import annotations_of, is_table
+from llamad.config.table_rules import KeyProblem
 
 _THOUSANDS = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kKmM])(?:i?[bB])?\s*")
 _BOOLEANS = {"true": "true", "yes": "true", "on": "true", "false": "false", "no": "false", "off": "false"}
@@ -249,10 +250,13 @@ def _is_a(value: Any, kind: Any) -> bool:
 
 def _fix(path: Path, value: Any, kinds: list[Kind]) -> str:
     types = {kind.type for kind in kinds}
+    if isinstance(value, str) and str in types:
+        example = re.search(r'"[^"]+"', "".join(kind.words for kind in kinds if kind.type is str))
+        return f"write for example {example[0]}" if example else "write another text"
     if isinstance(value, str):
         return _fix_of_text(value, types, choices(kinds))
     if isinstance(value, dict | list):
-        return _fix_of_container(path, value, types, choices(kinds))
+        return _fix_of_container(path, value, kinds)
     if bool in types and value in (0, 1):
         return f"write {'true' if value else 'false'}"
     numbers = [kind for kind in kinds if _is_a(value, kind.type)]
@@ -296,8 +300,14 @@ def _fix_of_text(value: str, types: set[Any], words: list[str]) -> str:
     )
 
 
-def _fix_of_container(path: Path, value: Any, types: set[Any], words: list[str]) -> str:
+def _fix_of_container(path: Path, value: Any, kinds: list[Kind]) -> str:
+    types, words = {kind.type for kind in kinds}, choices(kinds)
     wants_table = any(map(is_table, types)) or dict in types
+    if isinstance(value, list) and tuple in types:
+        example = re.search(r"\[[^]]+\]", "".join(kind.words for kind in kinds))
+        return f"write for example {example[0]}" if example else "write another list"
+    if isinstance(value, list) and value and isinstance(value[0], str) and dict in types:
+        return f"write {{ {_toml(value[0])} = ... }}"
     if isinstance(value, list) and wants_table:
         return f"write [{dotted(path)}] with single brackets"
     if isinstance(value, list) and len(value) == 1:
@@ -309,8 +319,9 @@ def _fix_of_container(path: Path, value: Any, types: set[Any], words: list[str])
 
 def _fix_of_bound(value: float, kind: Kind) -> str:
     if kind.lowest is not None and value <= kind.lowest:
-        return f"write more than {kind.lowest:g}" if kind.open_lowest else f"write {kind.lowest:g} or more"
-    return f"write {kind.highest:.0f} or less" if kind.highest is not None else "write a number"
+        low = number(kind.lowest)
+        return f"write more than {low}" if kind.open_lowest else f"write {low} or more"
+    return f"write {number(kind.highest)} or less" if kind.highest is not None else "write a number"
 
 
 def _plain(value: Any) -> str:

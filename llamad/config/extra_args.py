@@ -142,7 +142,7 @@ _TYPED: Mapping[str, str] = {
     "lora.init_without_apply": "--lora-init-without-apply",
     "lora.control_vectors": "--control-vector --control-vector-scaled",
     "lora.control_vector_layers": "--control-vector-layer-range",
-    "vision.mmproj": "-mm --mmproj",
+    "vision.mmproj": "-mm --mmproj --mmproj-auto --no-mmproj --no-mmproj-auto",
     "vision.offload": "--mmproj-offload --no-mmproj-offload",
     "vision.gpu": "-mmdev --mmproj-device",
     "vision.image_min_tokens": "--image-min-tokens",
@@ -188,8 +188,9 @@ _OURS: Mapping[str, str] = {
     "--slot-save-path": "it lets clients write and read files of this host",
     "--log-prompts-dir": "it writes what clients ask into files",
     "-lcd --lookup-cache-dynamic": "llama-server may write no files here",
-    "-mmu --mmproj-url -hfd -hfrd --hf-repo-draft --spec-draft-hf -hfv -hfrv --hf-repo-v -hffv --hf-file-v "
-    "--mmproj-auto": _DOWNLOADS,
+    "-mmu --mmproj-url -hfd -hfrd --hf-repo-draft --spec-draft-hf -hfv -hfrv --hf-repo-v -hffv --hf-file-v": (
+        _DOWNLOADS
+    ),
 }
 _PRESET = re.compile(r"--(?!spec-)[a-z0-9.-]+-(?:default|spec)")
 _FLAG = re.compile(r"-{1,2}[A-Za-z][A-Za-z0-9._-]*")

@@ -56,7 +56,7 @@ def _cpu_range(text: str) -> str:
     first, _, last = text.partition("-")
     numbers = [part for part in (first, last) if re.fullmatch(r"[0-9]{1,3}", part)]
     if len(numbers) < 2 or not int(first) <= int(last) <= _LAST_CPU:
-        raise ValueError(f'not a range of CPUs: "{text}" (write for example 0-7; the last may be {_LAST_CPU})')
+        raise ValueError(f'not a range of CPUs: "{text}" (write for example "0-7", at most {_LAST_CPU})')
     return text
 
 

@@ -165,16 +165,6 @@ def test_a_folder_closed_to_the_service_is_named(tmp_path: Path) -> None:
     )
 
 
-def test_a_context_stretched_on_purpose_is_allowed(tmp_path: Path) -> None:
-    text = f'model = "{model_in(tmp_path)}"\n[placement]\ncontext = 32768\n'
-    write(
-        tmp_path, "tiny", text + '[server]\nextra_args = ["--rope-scaling", "yarn", "--rope-scale", "4"]\n'
-    )
-    assert check(tmp_path) == []
-    write(tmp_path, "tiny", text)
-    assert len(check(tmp_path)) == 1
-
-
 def test_a_default_is_no_promise_but_a_written_context_min_is(tmp_path: Path) -> None:
     small = build_tiny(tmp_path / "small.gguf", layers=1, embd=64, ctx_train_tokens=2048)
     write(tmp_path, "tiny", f'model = "{small}"\n')

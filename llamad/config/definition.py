@@ -10,8 +10,9 @@ the library that judges.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+import dataclasses
+from dataclasses import MISSING, FrozenInstanceError, dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, dataclass_transform
 
 if TYPE_CHECKING:
     from typing import Annotated, Literal
@@ -49,12 +50,50 @@ if TYPE_CHECKING:
     )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(field,))
 class Table:
-    """A TOML table."""
+    """A TOML table: each class that inherits from it is a frozen dataclass, its annotations the keys.
+
+    What `dataclass` would write anew for each of them is here once: compiling it took a start longer than reading
+    the definition.
+    """
+
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+
+    def __init_subclass__(cls) -> None:
+        dataclass(init=False, repr=False, eq=False, match_args=False)(cls)
+
+    def __init__(self, **values: Any) -> None:
+        own = self.__dict__
+        for name, spec in self.__dataclass_fields__.items():
+            if name in values:
+                own[name] = values.pop(name)
+            elif spec.default is not MISSING:
+                own[name] = spec.default
+            elif spec.default_factory is not MISSING:
+                own[name] = spec.default_factory()
+            else:
+                raise TypeError(f"{type(self).__name__} needs {name}")
+        if values:
+            raise TypeError(f"{type(self).__name__} has no {', '.join(values)}")
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise FrozenInstanceError(f"cannot assign to field {name!r}")
+
+    def __delattr__(self, name: str) -> NoReturn:
+        raise FrozenInstanceError(f"cannot delete field {name!r}")
+
+    def __eq__(self, other: object) -> bool:
+        return self.__dict__ == other.__dict__ if type(other) is type(self) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(tuple(self.__dict__.values()))
+
+    def __repr__(self) -> str:
+        values = ", ".join(f"{name}={value!r}" for name, value in self.__dict__.items())
+        return f"{type(self).__name__}({values})"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Placement(Table):
     """`[placement]`: what the planner may choose, and what the admin promised."""
 
@@ -97,7 +136,6 @@ class Placement(Table):
     allow_cpu: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Limits(Table):
     """`[limits]`: every bound and deadline of the relay and of the supervisor."""
 
@@ -117,7 +155,6 @@ class Limits(Table):
     child_log_lines_per_s: Annotated[int, Field(ge=1, le=1_000_000)] = 200
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Server(Table):
     """`[server]`: llama-server's own options that are not about memory."""
 
@@ -157,7 +194,6 @@ class Server(Table):
     extra_args: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling(Table):
     """`[sampling]`: how tokens are chosen where a request does not say. None: as the model's file, or llama-server."""
 
@@ -195,7 +231,6 @@ class Sampling(Table):
     backend_sampling: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Draft(Table):
     """`[draft]`: tokens that are guessed ahead and checked by the model (speculative decoding)."""
 
@@ -222,7 +257,6 @@ class Draft(Table):
     ngram_cache_file: FilePath | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Lora(Table):
     """`[lora]`: what is laid over the model's weights; files with their scales."""
 
@@ -232,7 +266,6 @@ class Lora(Table):
     control_vector_layers: LayerRange | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Vision(Table):
     """`[vision]`: the projector that lets a model see images, or hear."""
 
@@ -244,7 +277,6 @@ class Vision(Table):
     batch_tokens: Tokens | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Rope(Table):
     """`[rope]`: how positions are encoded, where it is not as the model's file says."""
 
@@ -259,14 +291,12 @@ class Rope(Table):
     yarn_beta_fast: Annotated[float, Field(ge=-1, le=1000)] | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Idle(Table):
     """`[idle]`: when the router may unload the model."""
 
     keep_alive: Duration = "30min"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Definition(Table):
     """One `/etc/llamad/NAME.toml` with its drop-ins and the defaults of `llamad.toml` merged in."""
 
@@ -290,7 +320,6 @@ class Definition(Table):
     idle: Idle = Idle()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Host(Table):
     """`[host]` of `llamad.toml`."""
 
@@ -301,7 +330,6 @@ class Host(Table):
     watch: bool = True
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class HostSettings(Table):
     """`/etc/llamad/llamad.toml`: host settings, and defaults for the tables of every definition."""
 

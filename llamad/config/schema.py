@@ -119,7 +119,8 @@ _annotations: dict[type[Table], Mapping[str, Any]] = {}
 def annotations_of(table: type[Table]) -> Mapping[str, Any]:
     """What each key of a table takes, as types with their bounds."""
     if table not in _annotations:
-        _annotations[table] = get_type_hints(table, {**vars(definition), **globals()}, include_extras=True)
+        hints = get_type_hints(table, {**vars(definition), **globals()}, include_extras=True)
+        _annotations[table] = {field.name: hints[field.name] for field in fields(table)}
     return _annotations[table]
 
 

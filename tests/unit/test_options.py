@@ -14,8 +14,10 @@ import pytest
 from llamad.config.definition import Definition
 from llamad.config.expected import kinds_at
 from llamad.config.extra_args import _KEY_OF, refused_args
+from llamad.config.load import load_definition
 from llamad.engine import flags_tables
 from llamad.engine.capabilities import _spellings, parse_help
+from llamad.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "tests/data"
@@ -67,6 +69,20 @@ def test_every_answer_is_a_key_of_the_schema_or_a_reason(section: str) -> None:
         named = re.findall(r"`([a-z0-9_]+(?:\.[a-z0-9_]+)+|aliases|listen|model|allowed_hosts|api_keys_file)`", answer)
         for key in filter(None, {key_of(answer), *named}):
             assert kinds_at(Definition, tuple(key.split("."))), f"{option}: there is no key {key}"
+
+
+@pytest.mark.parametrize("section", list(ROWS)[:2])
+def test_who_writes_the_other_server_s_name_is_told_the_key(section: str, tmp_path: Path) -> None:
+    for option, answer in ROWS[section]:
+        name, key = option.strip("`"), key_of(answer)
+        if key in (None, "server.extra_args", name):
+            continue
+        (tmp_path / "m.toml").write_text(f'model = "/m"\n{name} = [1, 2]\n')
+        with pytest.raises(ConfigError) as caught:
+            load_definition("m", tmp_path)
+        table, _, last = str(key).rpartition(".")
+        expected = f"it belongs into [{table}]" if last == name else f"did you mean {key}?"
+        assert caught.value.fix == expected, name
 
 
 def help_options() -> list[list[str]]:

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from llamad.config.access import SERVICE_USER, Access, SystemAccess, access_problem
+from llamad.config.definition import Definition, Rope
 from llamad.config.keys import dotted, shown
 from llamad.config.listen import Listen, next_port, parse_listen
 from llamad.config.loaded import Loaded, in_order
+from llamad.config.named_files import named_files
 from llamad.errors import BadModelError, ConfigError, LlamadError, ModelMissingError
-
-_STRETCHES_CONTEXT = ("--rope-", "--yarn-", "--override-kv")
 
 
 class TrainedModel(Protocol):
@@ -97,21 +97,29 @@ def _model_problems(loaded: Loaded, world: World) -> Iterator[ConfigError]:
 
 
 def _missing_model(loaded: Loaded, error: ModelMissingError, world: World) -> ConfigError:
-    import difflib  # only for what is refused: a start has no time for it
-
     path = error.where.path if error.where else loaded.definition.model
-    folder, _, name = path.rpartition("/")
-    near = difflib.get_close_matches(name, world.list_folder(folder or "/"), n=1, cutoff=0.6)
-    fix = f'did you mean "{folder}/{near[0]}"?' if near else error.fix
+    fix = _offer(path, world) or error.fix
     what = f"{shown(path, 200)}: {error.what}" + (f": {error.why}" if error.why else "")
     return _problem(loaded, ("model",), what, fix)
 
 
+def _offer(path: str, world: World) -> str:
+    """The file beside a missing one that was likely meant, as advice; empty where there is none."""
+    import difflib  # only for what is refused: a start has no time for it
+
+    folder, _, name = path.rpartition("/")
+    near = difflib.get_close_matches(name, world.list_folder(folder or "/"), n=1, cutoff=0.6)
+    return f'did you mean "{folder}/{near[0]}"?' if near else ""
+
+
+def _is_stretched(definition: Definition) -> bool:
+    """Whether the context may be longer than the model's file says."""
+    changed = any(key.endswith(".context_length") or ".rope." in key for key in definition.server.override_kv)
+    return changed or definition.rope != Rope()
+
+
 def _context_problems(loaded: Loaded, trained_tokens: int) -> Iterator[ConfigError]:
-    stretched = any(
-        arg.replace("_", "-").startswith(_STRETCHES_CONTEXT) for arg in loaded.definition.server.extra_args
-    )
-    if not trained_tokens or stretched:
+    if not trained_tokens or _is_stretched(loaded.definition):
         return
     placement = loaded.definition.placement
     for key, tokens in (("context", placement.context), ("context_min", placement.context_min)):
@@ -172,18 +180,10 @@ def _alias_problems(loaded: Loaded, others: Sequence[Loaded]) -> Iterator[Config
 
 
 def _file_problems(loaded: Loaded, world: World) -> Iterator[ConfigError]:
-    definition = loaded.definition
-    files: dict[tuple[str | int, ...], str | None] = {
-        ("api_keys_file",): definition.api_keys_file,
-        ("server", "chat_template_file"): definition.server.chat_template_file,
-    }
-    for path, file in files.items():
-        if file is None:
-            continue
+    for key, file, _ in named_files(loaded.definition):
         refused = access_problem(file, world.user, sandboxed=world.sandboxed, access=world.access)
         if refused:
-            yield _problem(loaded, path, f"{shown(file, 200)} {refused.what}: {refused.why}", refused.fix)
+            yield _problem(loaded, key, f"{shown(file, 200)} {refused.what}: {refused.why}", refused.fix)
         elif world.access.mode(file) is None:
-            yield _problem(
-                loaded, path, f"{shown(file, 200)} does not exist", "correct the path, or write the file"
-            )
+            fix = _offer(file, world) or "correct the path, or write the file"
+            yield _problem(loaded, key, f"{shown(file, 200)} does not exist", fix)

@@ -34,15 +34,18 @@ class Kind:
         return text + self._bounds() if with_bounds else text
 
     def _bounds(self) -> str:
-        low = (
-            "" if self.lowest is None else f"{self.lowest:g}" if self.lowest < 1e6 else f"{self.lowest:.0f}"
-        )
-        high = "" if self.highest is None else f"{self.highest:.0f}"
+        low = "" if self.lowest is None else number(self.lowest)
+        high = "" if self.highest is None else number(self.highest)
         if self.open_lowest:
             return f" above {low} and up to {high}" if high else f" above {low}"
         if low and high:
             return f" from {low} to {high}"
         return f" of at least {low}" if low else f" of at most {high}" if high else ""
+
+
+def number(bound: float) -> str:
+    """A bound as it is written: `0.99`, `2147483647`."""
+    return f"{bound:g}" if abs(bound) < 1e6 else f"{bound:.0f}"
 
 
 _TYPE_WORDS: dict[Any, str] = {

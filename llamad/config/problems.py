@@ -12,9 +12,10 @@ from typing import Any, Literal, cast
 from pydantic import ValidationError
 
 from llamad.config.definition import Table
-from llamad.config.expected import Kind, choices, expectation, kinds_at
+from llamad.config.expected import Kind, choices, expectation, kinds_at, number
 from llamad.config.keys import Path, dotted, shown
-from llamad.config.schema import KeyProblem, annotations_of, is_table
+from llamad.config.schema import annotations_of, is_table
+from llamad.config.table_rules import KeyProblem
 
 _THOUSANDS = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kKmM])(?:i?[bB])?\s*")
 _BOOLEANS = {"true": "true", "yes": "true", "on": "true", "false": "false", "no": "false", "off": "false"}
@@ -64,6 +65,42 @@ _OTHER_NAMES = {
     "env": "environment",
     "args": "extra_args",
     "keep_alive_s": "keep_alive",
+    "use_mmap": "load_mode",
+    "use_mlock": "load_mode",
+    "mlock": "load_mode",
+    "offload_kqv": "kv_offload",
+    "kv_overrides": "override_kv",
+    "n_threads_batch": "threads_batch",
+    "rope_scaling_type": "scaling",
+    "rope_scaling": "scaling",
+    "rope_freq_base": "freq_base",
+    "rope_freq_scale": "freq_scale",
+    "rope_scale": "scale",
+    "last_n_tokens_size": "repeat_last_n",
+    "lora_path": "adapters",
+    "lora": "adapters",
+    "chat_format": "chat_template",
+    "clip_model_path": "mmproj",
+    "cache": "cache_ram",
+    "cache_size": "cache_ram",
+    "embedding": "embeddings",
+    "disable_ping_events": "sse_ping_s",
+    "draft_model": "types",
+    "draft_model_num_pred_tokens": "n_max",
+    "draft_max": "n_max",
+    "draft_min": "n_min",
+    "temp": "temperature",
+    "typ_p": "typical_p",
+    "n_predict": "max_tokens",
+    "predict": "max_tokens",
+    "model_id": "aliases",
+    "model_gguf": "model",
+    "hostname": "listen",
+    "max_batch_total_tokens": "context",
+    "max_physical_batch_total_tokens": "ubatch",
+    "max_batch_size": "parallel",
+    "cors_allow_origin": "allowed_hosts",
+    "payload_limit": "body_bytes",
 }
 
 
@@ -249,10 +286,13 @@ def _is_a(value: Any, kind: Any) -> bool:
 
 def _fix(path: Path, value: Any, kinds: list[Kind]) -> str:
     types = {kind.type for kind in kinds}
+    if isinstance(value, str) and str in types:
+        example = re.search(r'"[^"]+"', "".join(kind.words for kind in kinds if kind.type is str))
+        return f"write for example {example[0]}" if example else "write another text"
     if isinstance(value, str):
         return _fix_of_text(value, types, choices(kinds))
     if isinstance(value, dict | list):
-        return _fix_of_container(path, value, types, choices(kinds))
+        return _fix_of_container(path, value, kinds)
     if bool in types and value in (0, 1):
         return f"write {'true' if value else 'false'}"
     numbers = [kind for kind in kinds if _is_a(value, kind.type)]
@@ -296,8 +336,14 @@ def _fix_of_text(value: str, types: set[Any], words: list[str]) -> str:
     )
 
 
-def _fix_of_container(path: Path, value: Any, types: set[Any], words: list[str]) -> str:
+def _fix_of_container(path: Path, value: Any, kinds: list[Kind]) -> str:
+    types, words = {kind.type for kind in kinds}, choices(kinds)
     wants_table = any(map(is_table, types)) or dict in types
+    if isinstance(value, list) and tuple in types:
+        example = re.search(r"\[[^]]+\]", "".join(kind.words for kind in kinds))
+        return f"write for example {example[0]}" if example else "write another list"
+    if isinstance(value, list) and value and isinstance(value[0], str) and dict in types:
+        return f"write {{ {_toml(value[0])} = ... }}"
     if isinstance(value, list) and wants_table:
         return f"write [{dotted(path)}] with single brackets"
     if isinstance(value, list) and len(value) == 1:
@@ -309,8 +355,9 @@ def _fix_of_container(path: Path, value: Any, types: set[Any], words: list[str])
 
 def _fix_of_bound(value: float, kind: Kind) -> str:
     if kind.lowest is not None and value <= kind.lowest:
-        return f"write more than {kind.lowest:g}" if kind.open_lowest else f"write {kind.lowest:g} or more"
-    return f"write {kind.highest:.0f} or less" if kind.highest is not None else "write a number"
+        low = number(kind.lowest)
+        return f"write more than {low}" if kind.open_lowest else f"write {low} or more"
+    return f"write {number(kind.highest)} or less" if kind.highest is not None else "write a number"
 
 
 def _plain(value: Any) -> str:

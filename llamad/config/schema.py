@@ -6,15 +6,16 @@ Each table's fields are declared once, there; the readers here are made from the
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, cast, get_type_hints
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model, model_validator
 
 from llamad.config import definition
-from llamad.config.definition import Placement, Server, Table
+from llamad.config.definition import Table
 from llamad.config.listen import parse_listen
+from llamad.config.table_rules import check_table
 from llamad.units import parse_duration, parse_size
 
 CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
@@ -25,15 +26,6 @@ class Words:
     """Marks a type with what it expects, in the words of an error message."""
 
     text: str
-
-
-class KeyProblem(ValueError):
-    """A rule between keys of one table is broken; `key` is the one to point at."""
-
-    def __init__(self, key: str, text: str, fix: str = "change one of the two") -> None:
-        super().__init__(text)
-        self.key = key
-        self.fix = fix
 
 
 def _size(text: str) -> str:
@@ -60,7 +52,46 @@ def _listen(text: str) -> str:
     return text
 
 
+def _cpu_range(text: str) -> str:
+    first, _, last = text.partition("-")
+    numbers = [part for part in (first, last) if re.fullmatch(r"[0-9]{1,3}", part)]
+    if len(numbers) < 2 or not int(first) <= int(last) <= _LAST_CPU:
+        raise ValueError(f'not a range of CPUs: "{text}" (write for example "0-7", at most {_LAST_CPU})')
+    return text
+
+
+_LAST_CPU = 511
+"""llama.cpp's masks end there."""
+
 Tokens = Annotated[int, Field(ge=1, le=2**31 - 1)]
+TokensOrNone = Annotated[int, Field(ge=0, le=2**31 - 1)]
+Layers = Annotated[int, Field(ge=0, le=1024)]
+LayerRange = Annotated[
+    tuple[Annotated[int, Field(ge=0, le=1024)], ...],
+    Field(min_length=2, max_length=2),
+    Words("a first and a last layer such as [10, 31]"),
+]
+Threads = Annotated[int, Field(ge=1, le=4096)]
+CpuMask = Annotated[
+    str, Field(pattern=r"^(0x)?[0-9a-fA-F]{1,128}$"), Words('a hexadecimal mask such as "ff"')
+]
+CpuRange = Annotated[str, AfterValidator(_cpu_range), Words('a range of CPUs such as "0-7"')]
+FilePath = Annotated[str, Field(min_length=1)]
+Tag = Annotated[str, Field(pattern=r"^[^,]+$", max_length=100), Words("a text without commas")]
+Scalar = bool | int | float | str
+Scale = Annotated[float, Field(ge=-1000, le=1000)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Factor = Annotated[float, Field(ge=0, le=1000)]
+SomeFactor = Annotated[float, Field(gt=0, le=1_000_000_000_000)]
+Penalty = Annotated[float, Field(ge=-100, le=100)]
+Sampler = Literal[
+    "penalties", "dry", "top_n_sigma", "top_k", "typ_p", "top_p", "min_p", "xtc", "temperature", "adaptive_p",
+    "infill",
+]  # fmt: skip
+Speculation = Literal[
+    "draft-simple", "draft-eagle3", "draft-mtp", "draft-dflash", "draft-dspark",
+    "ngram-simple", "ngram-map-k", "ngram-map-k4v", "ngram-mod", "ngram-cache",
+]  # fmt: skip
 Auto = Literal["auto"]
 Size = Annotated[str, AfterValidator(_size), Words('a size such as "512MiB", or "auto"')]
 Memory = Annotated[
@@ -88,7 +119,8 @@ _annotations: dict[type[Table], Mapping[str, Any]] = {}
 def annotations_of(table: type[Table]) -> Mapping[str, Any]:
     """What each key of a table takes, as types with their bounds."""
     if table not in _annotations:
-        _annotations[table] = get_type_hints(table, {**vars(definition), **globals()}, include_extras=True)
+        hints = get_type_hints(table, {**vars(definition), **globals()}, include_extras=True)
+        _annotations[table] = {field.name: hints[field.name] for field in fields(table)}
     return _annotations[table]
 
 
@@ -119,9 +151,7 @@ class _Reader(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        rule = _RULES.get(self.makes)
-        if rule is not None:
-            rule(self.table(), self.model_fields_set)
+        check_table(self.table(), self.model_fields_set)
         return self
 
 
@@ -149,35 +179,3 @@ def _make_reader(table: type[Table]) -> type[_Reader]:
     reader = create_model(table.__name__, __base__=_Reader, **declared)
     reader.makes = table
     return reader
-
-
-# -- rules between the keys of one table ------------------------------------------------------------------
-
-
-def _check_placement(placement: Placement, written: Set[str]) -> None:
-    context, batch, ubatch = placement.context, placement.batch, placement.ubatch
-    if context != "auto" and "context_min" in written and placement.context_min > context:
-        raise KeyProblem("context_min", f"{placement.context_min} is above context ({context})")
-    if batch != "auto" and ubatch != "auto" and ubatch > batch:
-        raise KeyProblem("ubatch", f"{ubatch} is above batch ({batch})")
-    quantised = placement.kv_cache not in ("auto", "f32", "f16", "bf16")
-    if quantised and placement.flash_attention is False:
-        what = f'"{placement.kv_cache}" needs flash attention, which is switched off'
-        raise KeyProblem("kv_cache", what)
-    if placement.cpu_moe and placement.n_cpu_moe != "auto":
-        raise KeyProblem("n_cpu_moe", "cpu_moe is written too, which moves the experts of all layers")
-    if placement.tensor_split and not any(placement.tensor_split):
-        raise KeyProblem("tensor_split", "all shares are 0", "give one device a share above 0")
-
-
-def _check_server(server: Server, _written: Set[str]) -> None:
-    if server.chat_template is not None and server.chat_template_file is not None:
-        raise KeyProblem("chat_template_file", "chat_template is written too; a server takes one of them")
-    if server.embeddings and server.reranking:
-        raise KeyProblem("reranking", "embeddings is true too; a server does one of them")
-
-
-_RULES: dict[type[Table], Callable[[Any, Set[str]], None]] = {
-    Placement: _check_placement,
-    Server: _check_server,
-}

@@ -15,7 +15,7 @@ from llamad.errors import ConfigError, DeviceError
 from llamad.planning.plan import BuildGates
 from llamad.store import load_cache, store_cache
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 def read_capabilities(
@@ -111,6 +111,7 @@ def gates_of(build: int, flags: frozenset[str]) -> BuildGates:
 
 _SPELLINGS = re.compile(r"(--?[A-Za-z0-9][\w.-]*)(?:,\s+)?")
 _METAVAR_CHOICE = re.compile(r"[\[{<]([\w+-]+(?:[|,][\w+-]+)+)[\]}>]")
+_METAVAR_LIST = re.compile(r"^-.* ([a-z][\w-]*(?:,[a-z][\w-]*){2,})$", re.MULTILINE)
 _ALLOWED = re.compile(r"allowed values: ([\w, +-]+)")
 _BULLET = re.compile(r"^\s+- ([\w+-]+)(?: \(default\))?:(?: ([\w-]+))?", re.MULTILINE)
 _QUOTED = re.compile(r"'([\w-]+)'")
@@ -149,6 +150,8 @@ def _values(block: str) -> frozenset[str]:
     words: set[str] = set()
     for choice in _METAVAR_CHOICE.findall(block):
         words.update(re.split(r"[|,]", choice))
+    for listed in _METAVAR_LIST.findall(block):
+        words.update(listed.split(","))
     for allowed in _ALLOWED.findall(block):
         words.update(word.strip() for word in allowed.split(",") if word.strip())
     for bullet in _BULLET.findall(block):

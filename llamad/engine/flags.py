@@ -1,7 +1,7 @@
 """A plan as llama-server's arguments, in the spellings that the installed build knows. Pure.
 
 Every placement flag is written out, also where it equals a default: `/etc/llama.cpp/config.ini` can change what
-is left out. Option and value are items of their own.
+is left out. Option and value are items of their own. `flags_tables` writes the sections that the plan has no part in.
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from llamad.engine.arguments import Args
 from llamad.engine.build import Capabilities
+from llamad.engine.flags_tables import add_tables
 from llamad.engine.names import child_names
-from llamad.errors import ConfigError
 from llamad.planning.plan import Plan
 
 if TYPE_CHECKING:
-    from llamad.config.definition import Definition, Placement, Server
+    from llamad.config.definition import Definition, Placement
 
 ALL_LAYERS = 999
 
@@ -73,64 +74,25 @@ def _args(
     *,
     fit: str,
 ) -> list[str]:
-    args = _Args(caps)
+    args = Args(caps)
     args.need("the model file", plan.model, "-m", "--model")
     if alias_names:
         args.offered(",".join(alias_names), "--alias")
     args.need("the socket", socket_path, "--host")
     _context(args, plan)
-    _devices(args, plan)
+    _devices(args, plan, definition.placement)
     if fit == "on":
         args.need("asking for the memory breakdown", fit, "--fit")
     else:
         args.offered(fit, "--fit")
     _placement(args, definition.placement)
     args.offered(str(plan.cache_ram_mib), "--cache-ram")
-    _server(args, definition.server, written)
+    add_tables(args, plan, definition, written, asking=fit == "on")
     _log(args)
     return [*args.items, *definition.server.extra_args]
 
 
-class _Args:
-    """Grows an argument list by what the build offers."""
-
-    def __init__(self, caps: Capabilities) -> None:
-        self.caps = caps
-        self.items: list[str] = []
-
-    def need(self, purpose: str, value: str | None, *spellings: str) -> None:
-        """Add the first spelling that is offered. Raises ConfigError where none is, or not with this value."""
-        if self.offered(value, *spellings):
-            return
-        flag = spellings[0] if value is None else f"{spellings[0]} {value}"
-        raise ConfigError(
-            f"llama-server {self.caps.version} does not offer {flag}",
-            why=f"{purpose} needs it",
-            fix="install a newer llama.cpp-tools, or remove the setting",
-        )
-
-    def offered(self, value: str | None, *spellings: str) -> bool:
-        """Add the first spelling that is offered with this value; False if there is none."""
-        for spelling in spellings:
-            allowed = self.caps.values.get(spelling, frozenset())
-            if self.caps.has(spelling) and (value is None or self._fits(value, allowed)):
-                self.items += [spelling] if value is None else [spelling, value]
-                return True
-        return False
-
-    def wanted(self, written: bool, purpose: str, value: str | None, *spellings: str) -> None:
-        """`need` where the admin wrote the setting, else `offered`."""
-        if written:
-            self.need(purpose, value, *spellings)
-        else:
-            self.offered(value, *spellings)
-
-    @staticmethod
-    def _fits(value: str, allowed: frozenset[str]) -> bool:
-        return not allowed or value in allowed or value.isdigit()
-
-
-def _context(args: _Args, plan: Plan) -> None:
+def _context(args: Args, plan: Plan) -> None:
     args.need("the context", str(plan.context_tokens), "-c", "--ctx-size")
     args.need("the number of slots", str(plan.slots), "-np", "--parallel")
     if plan.slots > 1 and plan.unified_cache:
@@ -144,14 +106,14 @@ def _context(args: _Args, plan: Plan) -> None:
     args.need("kv_cache", plan.cache_type_v, "-ctv", "--cache-type-v")
 
 
-def _flash_attention(args: _Args, plan: Plan) -> None:
+def _flash_attention(args: Args, plan: Plan) -> None:
     if "on" in args.caps.values.get("-fa", frozenset()):
         args.need("flash_attention", "on" if plan.flash_attention else "off", "-fa")
     elif plan.flash_attention:  # before b6325 it was a switch, off by default
         args.need("flash_attention", None, "-fa", "--flash-attn")
 
 
-def _devices(args: _Args, plan: Plan) -> None:
+def _devices(args: Args, plan: Plan, placement: Placement) -> None:
     names = child_names(plan.devices)
     layers = ALL_LAYERS if plan.layers >= plan.layers_total else plan.layers
     args.need("gpu_layers", str(layers if plan.devices else 0), "-ngl", "--gpu-layers", "--n-gpu-layers")
@@ -166,6 +128,9 @@ def _devices(args: _Args, plan: Plan) -> None:
         args.need("tensor_split", ",".join(map(str, plan.tensor_split)), "-ts", "--tensor-split")
     if plan.host_experts:
         args.need("n_cpu_moe", str(plan.host_experts), "--n-cpu-moe")
+    host_ffn = plan.host_ffn or (0 if placement.n_cpu_ffn == "auto" else placement.n_cpu_ffn)
+    if host_ffn:
+        args.need("n_cpu_ffn", str(host_ffn), "--n-cpu-ffn")
     if _stops_pipeline(plan):
         args.need("devices that work one at a time", _NO_PIPELINE, "-ot", "--override-tensor")
 
@@ -191,7 +156,7 @@ _OLDER_LOAD_MODES: dict[str, tuple[str, ...]] = {
 """Flags for each load mode before b10105."""
 
 
-def _placement(args: _Args, placement: Placement) -> None:
+def _placement(args: Args, placement: Placement) -> None:
     if args.caps.has("--load-mode"):
         args.need(f'load_mode = "{placement.load_mode}"', placement.load_mode, "--load-mode")
     else:
@@ -205,30 +170,7 @@ def _placement(args: _Args, placement: Placement) -> None:
         args.need("numa", placement.numa, "--numa")
 
 
-def _server(args: _Args, server: Server, written: frozenset[str]) -> None:
-    if server.ui:
-        args.need("ui", None, "--ui", "--webui")
-    else:
-        args.offered(None, "--no-ui", "--no-webui")
-    args.offered(None, "--offline")
-    if server.metrics:
-        args.wanted("server.metrics" in written, "metrics", None, "--metrics")
-    args.offered(None, "--slots")
-    if server.jinja:
-        args.wanted("server.jinja" in written, "jinja", None, "--jinja")
-    else:
-        args.offered(None, "--no-jinja")
-    if server.chat_template is not None:
-        args.need("chat_template", server.chat_template, "--chat-template")
-    if server.chat_template_file is not None:
-        args.need("chat_template_file", server.chat_template_file, "--chat-template-file")
-    if server.embeddings:
-        args.need("embeddings", None, "--embeddings", "--embedding")
-    if server.reranking:
-        args.need("reranking", None, "--reranking", "--rerank")
-
-
-def _log(args: _Args) -> None:
+def _log(args: Args) -> None:
     """What the proof reads: buffer sizes. Level 4 shows them where it is `trace`, the default does before."""
     if "trace" in args.caps.values.get("-lv", frozenset()):
         args.need("the proof of placement", "4", "-lv")

@@ -8,7 +8,9 @@ from pathlib import Path
 from llamad.config.access import access_problem
 from llamad.config.check import World, check_definition
 from llamad.config.kept import load_all_kept
+from llamad.config.keys import dotted, shown
 from llamad.config.loaded import Loaded
+from llamad.config.named_files import named_files
 from llamad.errors import BadModelError, ConfigErrors, LlamadError, ModelMissingError
 from llamad.gguf.facts import ModelFacts
 from llamad.gguf.read import read_facts
@@ -87,7 +89,8 @@ def require_usable(
 ) -> None:
     """Raise the first reason not to serve this definition, with the exit code of its class.
 
-    An unreadable, missing or bad model file is 77, 66 or 65 and comes first; all else is 78, all problems at once.
+    An unreadable, missing or bad model file is 77, 66 or 65 and comes first, then a missing file of weights that go
+    with it (66: it may be on a file system that comes later); all else is 78, all problems at once.
     `neighbours_file` keeps the other definitions of the folder (see `load_all_kept`).
     """
     refused = access_problem(loaded.definition.model, sandboxed=sandboxed)
@@ -96,8 +99,17 @@ def require_usable(
         refused.where = loaded.where("model")
         raise refused
     located_facts(loaded, read)
+    _require_weights(loaded, sandboxed=sandboxed)
     world = World(read_model=read, sandboxed=sandboxed)
     neighbours = load_all_kept(root, neighbours_file)
     problems = check_definition(loaded, world, neighbours=neighbours, credential_present=credential_present)
     if problems:
         raise problems[0] if len(problems) == 1 else ConfigErrors(problems)
+
+
+def _require_weights(loaded: Loaded, *, sandboxed: bool) -> None:
+    for key, file, holds_weights in named_files(loaded.definition):
+        if not holds_weights or os.path.exists(file) or access_problem(file, sandboxed=sandboxed):
+            continue  # what only looks as if it were missing, the check explains
+        what = f"{dotted(key)}: {shown(file, 200)} does not exist"
+        raise ModelMissingError(what, where=loaded.where(*key), fix="correct the path, or put the file there")

@@ -96,7 +96,7 @@ def test_the_ten_mistakes(tmp_path: Path) -> None:
             "tiny.toml:3:15: server.extra_args[0]: --ctx-size is set by a key of its own; use placement.context",
         ),
         "extra_args that open a shell": (
-            head + '[server]\nextra_args = [\n  "--keep", "-1",\n  "--tools", "all",\n]',
+            head + '[server]\nextra_args = [\n  "--rpc", "-1",\n  "--tools", "all",\n]',
             "tiny.toml:5:3: server.extra_args[2]: --tools is refused: it lets clients run commands on this host; delete",
         ),
     }
@@ -163,16 +163,6 @@ def test_a_folder_closed_to_the_service_is_named(tmp_path: Path) -> None:
     assert (
         "the folder /srv/secret is closed to the user _llamad; `setfacl -m u:_llamad:x /srv/secret`" in line
     )
-
-
-def test_a_context_stretched_on_purpose_is_allowed(tmp_path: Path) -> None:
-    text = f'model = "{model_in(tmp_path)}"\n[placement]\ncontext = 32768\n'
-    write(
-        tmp_path, "tiny", text + '[server]\nextra_args = ["--rope-scaling", "yarn", "--rope-scale", "4"]\n'
-    )
-    assert check(tmp_path) == []
-    write(tmp_path, "tiny", text)
-    assert len(check(tmp_path)) == 1
 
 
 def test_a_default_is_no_promise_but_a_written_context_min_is(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ vram_margin = "512MiB"
 drain_s = 5
 wait_s = 0.1
 [server]
-extra_args = ["--cache-reuse", "256"]
+extra_args = ["--cors-origins", "256"]
 [environment]
 GGML_B = "1"
 GGML_A = ""

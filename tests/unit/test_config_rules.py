@@ -26,7 +26,11 @@ def judged(*args: str) -> dict[int, tuple[str, str]]:
         ("-mg", "placement.main_gpu"), ("--metrics", "server.metrics"), ("--ui", "server.ui"),
         ("--no-webui", "server.ui"), ("--alias", "aliases"), ("-t", "placement.threads"), ("-cram", "server.cache_ram"),
         ("--n-cpu-moe", "placement.n_cpu_moe"), ("--embeddings", "server.embeddings"), ("--jinja", "server.jinja"),
-        ("--sleep-idle-seconds", "idle.keep_alive"),
+        ("--sleep-idle-seconds", "idle.keep_alive"), ("--no-kv-offload", "placement.kv_offload"),
+        ("--lora", "lora.adapters"), ("-mm", "vision.mmproj"), ("--no-mmproj", "vision.mmproj"), ("-md", "draft.model"),
+        ("--spec-default", "draft.types"), ("--draft-max", "draft.n_max"), ("--temp", "sampling.temperature"),
+        ("-n", "sampling.max_tokens"), ("--grammar", "sampling.grammar_file"), ("--yarn-orig-ctx", "rope.yarn_orig_ctx"),
+        ("-rea", "server.reasoning"), ("--override-kv", "server.override_kv"), ("-C", "placement.cpu_mask"),
     ],
 )  # fmt: skip
 def test_flags_with_a_key_of_their_own(flag: str, key: str) -> None:
@@ -45,7 +49,8 @@ def test_every_key_that_is_offered_instead_exists() -> None:
         ("--mcp-servers-config", "run commands"), ("--ui-mcp-proxy", "reach the network"),
         ("--video-ffmpeg-dir", "run other programs"), ("--fit", "plans the memory"), ("-lv", "reads the log"),
         ("--log-file", "reads the log"), ("--no-log-jsonl", "reads the log"), ("--no-warmup", "warms the model up"),
-        ("-ot", "plan counts elsewhere"), ("--no-kv-offload", "plan counts elsewhere"), ("--models-dir", "a definition"),
+        ("-ot", "plan counts elsewhere"), ("--moe-cache-mib", "plan counts elsewhere"), ("--models-dir", "a definition"),
+        ("--media-path", "read files"), ("--slot-save-path", "write and read files"), ("--log-prompts-dir", "into files"),
         ("--version", "exits"), ("--list-devices", "exits"), ("--ssl-key-file", "TLS"), ("--api-prefix", "own paths"),
         ("--mmproj-url", "downloads"), ("--gpt-oss-20b-default", "downloads"), ("--fim-qwen-7b-spec", "downloads"),
     ],
@@ -59,9 +64,8 @@ def test_flags_that_are_refused(flag: str, reason: str) -> None:
 
 def test_flags_that_llamad_has_no_key_for_pass() -> None:
     passed = [
-        "--rpc", "10.0.0.1:50052", "--keep", "-1", "--pooling", "mean", "--spec-default", "-C", "ff", "--swa-full",
-        "--lora", "/srv/a.gguf", "--no-agent", "--no-ui-mcp-proxy", "--override-kv", "a.b=bool:false", "-n", "128",
-        "--chat-template-kwargs", '{"a": -1}', "-", "--", "plain",
+        "--rpc", "10.0.0.1:50052", "-l", "15043-1", "--perf", "-Cb", "ff", "--no-agent", "--no-ui-mcp-proxy",
+        "--cors-origins", "localhost", "--reverse-prompt", '{"a": -1}', "-", "--", "plain",
     ]  # fmt: skip
     assert judged(*passed) == {}
 
@@ -74,13 +78,13 @@ def test_spellings_are_judged_as_llama_server_reads_them() -> None:
         4,
         5,
     }
-    assert judged("-C") == {}  # case matters: a mask of processors, not a context
+    assert judged("-C")[0][1] == "use placement.cpu_mask"  # case matters: a mask of processors, not a context
 
 
 def test_a_flag_and_its_value_are_two_elements() -> None:
-    assert judged("--keep=5", "--top-k 5", "--x=") == {
-        0: ('llama-server does not take "--keep=5" as one word', 'write two elements: "--keep", "5"'),
-        1: ('llama-server does not take "--top-k 5" as one word', 'write two elements: "--top-k", "5"'),
+    assert judged("--video-fps=5", "--rpc 5", "--x=") == {
+        0: ('llama-server does not take "--video-fps=5" as one word', 'write two elements: "--video-fps", "5"'),
+        1: ('llama-server does not take "--rpc 5" as one word', 'write two elements: "--rpc", "5"'),
         2: ('llama-server does not take "--x=" as one word', 'write two elements: "--x", ""'),
     }
 

@@ -18,6 +18,7 @@ import pytest
 from llamad import __version__
 from llamad.cli.grammar import make_parser
 from llamad.config.definition import Definition, HostSettings, Table
+from llamad.config.expected import kinds_at
 from llamad.config.schema import read_json
 from llamad.errors import ExitCode
 from llamad.service.events import EVENTS
@@ -238,15 +239,56 @@ def test_the_manual_page_has_every_key_with_its_default() -> None:
     assert man_keys() == schema_keys()
 
 
+def man_entries() -> dict[tuple[str, str], str]:
+    """(table, key) -> what the manual page says of it."""
+    found: dict[tuple[str, str], str] = {}
+    for section in re.split(r"^## ", (ROOT / "docs/man/llamad.toml.5.scd").read_text(), flags=re.M)[1:]:
+        heading = re.match(r"\[(\w+)\]", section)
+        for key, text in re.findall(r"^\*(\w+)\* [=(].*\n((?:\t.*\n)+)", section, re.M):
+            found[heading[1] if heading else "", key] = " ".join(text.split())
+    return found
+
+
+def bounds_of(table: str, key: str) -> set[str]:
+    """The bounds of the numbers that a key takes, or that its list or table does: `from 1 to 256`."""
+    path = (table, key) if table else (key,)
+    model = HostSettings if table == "host" else Definition
+    kinds = [kind for inner in ((), (0,), ("any",)) for kind in kinds_at(model, (*path, *inner))]
+    texts = {(kind.text(with_bounds=True), kind.text(with_bounds=False)) for kind in kinds if kind.type in (int, float)}
+    return {bounded.removeprefix(plain).strip() for bounded, plain in texts} - {""}
+
+
+def test_the_manual_page_has_the_bounds_of_every_number() -> None:
+    entries = man_entries()
+    assert entries.keys() == schema_keys().keys()
+    missing = {
+        (key, bounds)
+        for key, text in entries.items()
+        for bounds in bounds_of(*key)
+        if bounds not in text.lower()
+    }
+    assert missing == set()
+    assert bounds_of("placement", "parallel") == {"from 1 to 256"} and bounds_of("lora", "adapters")
+
+
+def needed_by(key: str) -> dict[str, Any]:
+    """What an example does not make sense without."""
+    message = {"reasoning_budget_message": "Enough.", "reasoning_budget": 10}
+    return {"server": message} if key == "reasoning_budget_message" else {}
+
+
 def test_the_shipped_settings_show_every_default() -> None:
     text = (ROOT / "etc/llamad.toml").read_text()
     assert tomllib.loads(text) == {}
     shown = tomllib.loads(re.sub(r"^#(?=\[|[a-z_]+ = )", "", text, flags=re.M))
     assert read_json(HostSettings, json.dumps(shown)) == HostSettings()
     with_examples = tomllib.loads(re.sub(r"^##?(?=\[|\w+ = )", "", text, flags=re.M))
-    read_json(HostSettings, json.dumps({**with_examples, "server": shown["server"]}))
+    for table, keys in with_examples.items():
+        for key in keys:
+            read_json(HostSettings, json.dumps({table: {key: keys[key]}} | needed_by(key)))
     written = {(table, key) for table, keys in with_examples.items() for key in keys if table != "environment"}
-    host_keys = {(table, key) for table, key in schema_keys() if table}
+    tables = {field.name for field in fields(HostSettings)}
+    host_keys = {(table, key) for table, key in schema_keys() if table in tables}
     assert written == host_keys
     defaults = {(table, key) for table, keys in shown.items() for key in keys if table != "environment"}
     assert {key for key in host_keys if schema_keys()[key] is None} == written - defaults

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
+from typing import TYPE_CHECKING
 
 from llamad.gguf.facts import ModelFacts
 from llamad.hardware.device import Device
@@ -25,6 +26,9 @@ from llamad.planning.layers import Layer, ModelShape
 from llamad.planning.plan import BuildGates, Parts
 from llamad.planning.weights import WeightMap
 from llamad.units import MIB
+
+if TYPE_CHECKING:
+    from llamad.planning.beside import Beside
 
 
 @dataclass(frozen=True)
@@ -63,8 +67,12 @@ class Demand:
         vram_margin: str = "auto",
         known: Sequence[Known] = (),
         known_host: Known = _NOTHING,
+        beside: Beside | None = None,
     ) -> None:
-        """`weights` and `shape`: prepared before, for the devices' backend. `known`: of each device in order."""
+        """`weights` and `shape`: prepared before, for the devices' backend. `known`: of each device in order.
+
+        `beside`: what is there beside the model.
+        """
         backend = devices[0].backend if devices else "CPU"
         self._devices = tuple(devices)
         self._gates = gates
@@ -72,6 +80,7 @@ class Demand:
         self._vram_margin = vram_margin
         self._known = tuple(known) or (_NOTHING,) * len(self._devices)
         self._known_host = known_host
+        self.beside = beside
         self.shape: ModelShape = shape or shape_of(facts)
         self.weights = weights or WeightMap(facts, backend, mtp_skipped=gates.mtp_skipped)
         self.cache = CacheMap(self.shape, facts.n_layers)
@@ -98,7 +107,7 @@ class Demand:
 
     def exact(self, choice: Choice) -> bool:
         """Whether the computed bytes are llama.cpp's own to the MiB or so, not a bound on the safe side."""
-        if self.shape.proof != "proved" or not choice.flash_attention:
+        if self.shape.proof != "proved" or not choice.flash_attention or choice.rollback:
             return False
         copied = self._copied_kinds(choice)
         return all(copied_cache_bytes(layer, choice) < _SMALL_COPY_BYTES for layer in copied)
@@ -147,7 +156,7 @@ class Demand:
             compute_bytes=max(0, computed + self._known_host.correction_bytes),
             overhead_bytes=self._rules.process_bytes + output_bytes(self.shape, choice, self._gates),
         )
-        return self._with_host_margin(host)
+        return self._whole_host(host, choice)
 
     def _cpu_parts(self, choice: Choice) -> Parts:
         computed = cpu_compute_bytes(self.shape, choice, self._gates)
@@ -157,10 +166,14 @@ class Demand:
             compute_bytes=max(0, computed + self._known_host.correction_bytes),
             overhead_bytes=backend_of("CPU").process_bytes + output_bytes(self.shape, choice, self._gates),
         )
-        return self._with_host_margin(host)
+        return self._whole_host(host, choice)
 
-    def _with_host_margin(self, host: Parts) -> Parts:
-        margin = overhead.margin_bytes("auto", None, host.buffers_bytes, measured=False)
+    def _whole_host(self, host: Parts, choice: Choice) -> Parts:
+        """With what is there beside the model, and the margin."""
+        if self.beside:
+            host = self.beside.on_host(host, choice)
+        buffers = host.buffers_bytes + host.beside_bytes
+        margin = overhead.margin_bytes("auto", None, buffers, measured=False)
         return replace(host, margin_bytes=margin)
 
     def overhead_bytes(self, choice: Choice, index: int) -> int:
@@ -170,6 +183,14 @@ class Demand:
             return known.overhead_bytes
         growth = overhead.growth_bytes(device, self.shape, choice, self._gates, self._unpacked)
         return overhead.context_bytes(device) + growth
+
+    def with_beside(self, parts: Parts, choice: Choice, index: int, start: int, stop: int) -> Parts:
+        """The parts of device `index` with what is there beside the model."""
+        assert self.beside is not None
+        whole = self.beside.on_device(parts, choice, index, start, stop)
+        if self._known[index].overhead_bytes is not None:  # measured with everything that was there
+            whole = replace(whole, overhead_bytes=parts.overhead_bytes)
+        return replace(whole, margin_bytes=self.margin_bytes(index, whole.buffers_bytes + whole.beside_bytes))
 
     def margin_bytes(self, index: int, buffers_bytes: int) -> int:
         """What stays free on device `index` on purpose."""
@@ -198,7 +219,8 @@ class Footprint:
         if index not in self._overheads:
             self._overheads[index] = demand.overhead_bytes(choice, index)
         margin = demand.margin_bytes(index, weights + context + compute)
-        return Parts(weights, context, compute, self._overheads[index], margin)
+        parts = Parts(weights, context, compute, self._overheads[index], margin)
+        return demand.with_beside(parts, choice, index, start, stop) if demand.beside else parts
 
     def _compute(self, index: int, start: int, stop: int) -> int:
         key = (index, stop > self._demand.weights.n_layers, self._demand.kinds_between(start, stop))

@@ -100,6 +100,8 @@ class Search:
             pipeline=variant.pipeline and whole,
             host_experts=experts,
             host_ffn=terms.host_ffn,
+            guessed_tokens=terms.guessed_tokens,
+            rollback=terms.rollback,
         )
 
     def placed(self, choice: Choice, slack_bytes: int = 0) -> Choice | None:

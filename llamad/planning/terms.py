@@ -58,6 +58,10 @@ class Terms:
     host_experts: int = 0
     """A promise: the experts of the first n blocks stay on the host."""
     host_ffn: int = 0
+    guessed_tokens: int = 0
+    """Tokens that are guessed ahead and checked at once in each slot."""
+    rollback: int = 0
+    """Recurrent states that each slot keeps beside its own for that."""
 
     @property
     def floor_tokens(self) -> int:

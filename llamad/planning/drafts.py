@@ -21,7 +21,7 @@ from llamad.planning.compute import Place, device_compute_bytes, host_compute_by
 from llamad.planning.demand import Demand
 from llamad.planning.extras import Draft
 from llamad.planning.layers import Layer, ModelShape
-from llamad.planning.plan import BuildGates
+from llamad.planning.plan import BuildGates, Parts
 from llamad.planning.terms import flash_usable
 from llamad.planning.weights import WeightMap
 
@@ -87,15 +87,23 @@ class DraftModel:
         """What it takes of device `index`, which has blocks `start` to `stop` of all those of `choice`."""
         own = self._choice(choice)
         first, last = self._run(choice, own, index, start, stop)
-        if last <= first and (own.layers or index):
+        at = index if self._spread else 0
+        if own.layers == 0 and index == (self._named or (0,))[0]:  # large batches are computed here all the same
+            parts = Parts(compute_bytes=self._demand.compute_bytes(own, at, frozenset(), outputs=False))
+        elif last <= first:
             return _NONE
-        offset = self._layers_total - own.layers
-        parts = self._demand.footprint(own).parts(index, offset + first, offset + last)
-        growth = parts.overhead_bytes - overhead.context_bytes(self._devices[index])
+        else:
+            offset = self._layers_total - own.layers
+            parts = self._demand.footprint(own).parts(at, offset + first, offset + last)
+        growth = self._demand.overhead_bytes(own, at) - overhead.context_bytes(self._devices[at])
         compute = parts.compute_bytes
         if self._reads_layers:
             compute += 2 * _F32 * choice.step_tokens * _LAYERS_READ * self._main.shape.embd
         return Taken(parts.weights_bytes, parts.context_bytes, compute, growth)
+
+    @property
+    def _spread(self) -> bool:
+        return len(self._devices) > 1 and not self._named
 
     def on_host(self, choice: Choice) -> Taken:
         """What it takes of the host."""
@@ -133,7 +141,7 @@ class DraftModel:
         """
         if self._named:
             return (0, own.layers) if index in self._named else (0, 0)
-        if len(self._devices) < 2:
+        if not self._spread:
             return 0, own.layers
         before = self._main.layers_total - choice.layers
         first, last = start - before, stop - before
@@ -155,6 +163,7 @@ class MultiToken:
         self._devices = tuple(devices)
         self._rules = backend_of(backend)
         self._gates = replace(gates, mixed_inputs=False)
+        self._first = facts.n_layers - facts.n_layers_nextn
         self._layers = _nextn_layers(facts, shape)
         self._shape = replace(shape, layers=self._layers)
         self._own = WeightMap(facts, backend, mtp_skipped=False) if own is not None else None
@@ -164,8 +173,11 @@ class MultiToken:
         if stop < self._main.layers_total:
             return _NONE
         own = self._choice(choice)
+        on_host = max(choice.host_experts, choice.host_ffn, self._main.layers_total - choice.layers)
         place = Place(
-            copies=choice.pipeline, copied_bytes=largest_on_host, scratch=self._rules.cache_scratch
+            copies=choice.pipeline,
+            copied_bytes=largest_on_host if on_host > self._first else 0,
+            scratch=self._rules.cache_scratch,
         )
         kinds = frozenset(self._layers)
         compute = device_compute_bytes(self._shape, kinds, own, self._gates, place)

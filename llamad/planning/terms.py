@@ -22,7 +22,7 @@ _PIPELINE_BATCH = 2048
 _QUANT_BLOCK = 32
 # CUDA's flash attention (fattn.cu): head sizes where K and V are alike, and the pairs where they are not. For
 # others llama.cpp falls back without a word, and the compute buffer grows tenfold.
-_CUDA_HEADS = frozenset({40, 64, 72, 80, 96, 112, 128, 256, 512})
+CUDA_HEADS = frozenset({40, 64, 72, 80, 96, 112, 128, 256, 512})
 _CUDA_PAIRS = frozenset({(192, 128), (320, 256), (576, 512)})
 _NO_FLASH_ARCHITECTURES = frozenset({"grok"})
 
@@ -121,7 +121,7 @@ def flash_usable(facts: ModelFacts, shape: ModelShape, backend: str) -> bool:
     if backend not in ("CUDA", "ROCm"):
         return True
     return all(
-        pair in _CUDA_PAIRS or (pair[0] == pair[1] and pair[0] in _CUDA_HEADS) for pair in _head_pairs(shape)
+        pair in _CUDA_PAIRS or (pair[0] == pair[1] and pair[0] in CUDA_HEADS) for pair in _head_pairs(shape)
     )
 
 

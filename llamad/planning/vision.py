@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from llamad.gguf.beside import SideFile
 from llamad.planning.backends import Backend, backend_of
+from llamad.planning.terms import CUDA_HEADS
 from llamad.planning.weights import device_bytes
 
 _F32 = 4
@@ -38,8 +39,18 @@ _WHOLE_IMAGE = frozenset({"lightonocr"})
 _SIDE_LIMIT = 8192
 # Frames of mel spectrogram: 30 s are 3000; the longest chunks known are of 60 s.
 _AUDIO_FRAMES = 6000
-_ATTENTION_WIDTHS = 8
-"""Of E: q, k and v, q and k turned, residual, their f16 copies; 7 to 7.3 were measured."""
+_ATTENTION_WIDTHS = 6
+_FUSED_ATTENTION_WIDTHS = 8
+"""Of E: q, k and v, residual, f16 copies; where they come from one matrix they stay while q and k are turned (7.3
+were measured)."""
+# What takes one picture at a time (clip_graph::support_batch); others take as many as `--mtmd-batch-max-tokens` allows.
+_ONE_BY_ONE = frozenset(
+    {
+        "gemma3", "idefics3", "lfm2", "janus_pro", "phi4", "mlp", "ldp", "ldpv2", "adapter", "resampler", "pixtral",
+        "lightonocr", "qwen2vl_merger", "qwen2.5vl_merger", "qwen3vl_merger", "qwen2.5o", "llama4", "kimivl", "kimik25",
+        "glm4v", "minicpmv4_6", "hunyuanvl", "youtuvl",
+    }
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -71,11 +82,17 @@ class _Tower:
     merge: int
     out: int
     gated: bool
+    fused: bool
     stacked: int
     """Layers whose features are added to the tokens (deepstack)."""
     windowed: bool
     pixels: int
     """Most pixels of one picture; 0 = it is not told."""
+
+    @property
+    def head(self) -> int:
+        """Size of a head."""
+        return self.embd // self.heads if self.heads else 0
 
     def patches(self, image_max_tokens: int | None) -> int:
         """Patches of the largest picture, or of one of its tiles."""
@@ -101,8 +118,11 @@ def projector_bytes(
     device = host = growth = 0
     if file.values.get("clip.has_vision_encoder") or not file.values.get("clip.has_audio_encoder"):
         tower = _vision_tower(file)
-        patches = max(tower.patches(image_max_tokens), batch_tokens * tower.merge**2)
+        together = 0 if tower.kind in _ONE_BY_ONE else batch_tokens * tower.merge**2
+        patches = max(tower.patches(image_max_tokens), together)
         device, host = _compute(tower, patches, flash_attention=flash_attention)
+        if rules.cache_scratch and tower.head not in CUDA_HEADS:
+            host += 3 * _F32 * patches * tower.embd  # the CPU computes what flash attention has no kernel for
         growth = _growth(tower, patches, rules)
     if file.values.get("clip.has_audio_encoder"):
         tower = _audio_tower(file)
@@ -124,7 +144,7 @@ def _compute(tower: _Tower, patches: int, *, flash_attention: bool) -> tuple[int
     scores = 0 if flash_attention else 2 * _F32 * tower.heads * patches**2
     moments = (
         step * (hidden + 3 * embd) + alive,
-        step * _ATTENTION_WIDTHS * embd + scores + alive,
+        step * (_FUSED_ATTENTION_WIDTHS if tower.fused else _ATTENTION_WIDTHS) * embd + scores + alive,
         picture + picture // 2 + step * 3 * embd,
         step * 3 * embd + 2 * stacks * (tower.stacked + 1),
     )
@@ -157,6 +177,7 @@ def _vision_tower(file: SideFile) -> _Tower:
         merge=min(max(1, merge), 64),
         out=number("projection_dim"),
         gated=any(".ffn_gate" in name for name in names),
+        fused=any(".attn_qkv." in name for name in names),
         stacked=len({name.split(".")[2] for name in names if name.startswith("v.deepstack.")}),
         windowed=bool(number("n_wa_pattern") or "clip.vision.wa_layer_indexes" in file.values),
         pixels=pixels,
@@ -177,6 +198,7 @@ def _audio_tower(file: SideFile) -> _Tower:
         merge=1,
         out=number("projection_dim"),
         gated=any(tensor.name.startswith("a.blk.") and ".ffn_gate" in tensor.name for tensor in file.tensors),
+        fused=any(tensor.name.startswith("a.") and ".attn_qkv." in tensor.name for tensor in file.tensors),
         stacked=0,
         windowed=False,
         pixels=0,
@@ -185,5 +207,5 @@ def _audio_tower(file: SideFile) -> _Tower:
 
 def _widest(file: SideFile, prefix: str) -> int:
     """The widest row of a feed-forward matrix: old conversions write no `feed_forward_length`."""
-    rows = (max(t.dims[:2]) for t in file.tensors if t.name.startswith(prefix) and ".ffn_" in t.name and len(t.dims) > 1)
-    return max(rows, default=0)
+    of_ffn = (t for t in file.tensors if t.name.startswith(prefix) and ".ffn_" in t.name and len(t.dims) > 1)
+    return max((max(tensor.dims[:2]) for tensor in of_ffn), default=0)

@@ -111,6 +111,7 @@ class ProjectorShape:
             yield _matrix("mm.input_projection.weight", self.out, self.embd)
         elif self.kind == "pixtral":
             yield _vector("v.pre_ln.weight", self.embd)
+            yield _vector("v.token_embd.img_break", self.out)
             yield _matrix("mm.1.weight", self.embd, self.out)
             yield _matrix("mm.2.weight", self.out, self.out)
         elif self.kind == "mlp":

@@ -140,10 +140,10 @@ def _compute(tower: _Tower, patches: int, *, flash_attention: bool) -> tuple[int
     picture = 3 * _F32 * patches * tower.patch**2
     masks = _F16 * patches**2 if tower.windowed else 0
     alive = masks + stacks * tower.stacked
-    hidden = (3 if tower.gated else 1) * tower.ff
+    hidden = 3 * tower.ff + 4 * embd if tower.gated else tower.ff + 3 * embd
     scores = 0 if flash_attention else 2 * _F32 * tower.heads * patches**2
     moments = (
-        step * (hidden + 3 * embd) + alive,
+        step * hidden + alive + (picture if tower.gated else 0),
         step * (_FUSED_ATTENTION_WIDTHS if tower.fused else _ATTENTION_WIDTHS) * embd + scores + alive,
         picture + picture // 2 + step * 3 * embd,
         step * 3 * embd + 2 * stacks * (tower.stacked + 1),

@@ -56,7 +56,8 @@ def _located(loaded: Loaded, read: Callable[[str], T], file: str, *key: str) -> 
     try:
         return read(file)
     except (BadModelError, ModelMissingError, AccessError) as error:
-        error.what = f"{dotted(key)}: {shown(file, 200)}: {error.what}"
+        named = key[:-1] if key[-1] == file else key
+        error.what = f"{dotted(named)}: {shown(file, 200)}: {error.what}"
         error.where = loaded.where(*key)
         raise
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,25 @@ LIMIT_BYTES = 4 << 20
 _MODE = 0o600
 
 
-def load_cache(path: Path) -> Any:
-    """The JSON value in `path`; None if there is none, or what is there is no JSON of a sane size."""
+def load_cache(path: Path, *, owner: int | None = None) -> Any:
+    """The JSON value in `path`; None if there is none, or what is there is no JSON of a sane size.
+
+    With `owner`, also None for a file that is another user's or that others may write: what is opened is judged.
+    """
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", opener=_opened) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                return None
+            if owner is not None and (status.st_uid != owner or status.st_mode & 0o022):
+                return None
             return json.loads(file.read(LIMIT_BYTES))
     except (OSError, ValueError, RecursionError):
         return None
+
+
+def _opened(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)  # a FIFO there must not hold anybody up
 
 
 def store_cache(path: Path, value: object) -> bool:

@@ -12,7 +12,6 @@ from llamad.engine.names import renamed
 from llamad.planning.plan import Parts
 from llamad.store import load_cache, store_cache
 
-
 _NO_PARTS = Parts()
 
 

@@ -12,10 +12,11 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from llamad.engine.build import Capabilities
+from llamad.engine.merge import merge_devices
 from llamad.engine.query import QueryResult, run_query
 from llamad.errors import DeviceError
 from llamad.hardware.amdgpu import AmdGpus
@@ -26,11 +27,20 @@ from llamad.store import load_cache, store_cache
 from llamad.units import MIB
 
 _ROW = re.compile(
-    r"^\s+(?P<name>[A-Za-z]\w*): (?P<text>.*) \((?P<total>\d+) MiB, (?P<free>\d+) MiB free\)\s*$"
+    # A name is CUDA0, Vulkan1, SYCL0, MTL0, RPC0.
+    r"^\s+(?P<name>[A-Za-z]\w*): (?P<text>.*) "
+    r"\((?P<total>\d{1,9}) MiB, (?P<free>\d{1,9}) MiB free\)\s*$",
+    re.ASCII,
 )
-# Vulkan drivers that compute on the CPU: their memory is the host's.
-_SOFTWARE = ("llvmpipe", "lavapipe", "SwiftShader")
-_SAME_SIZE = 0.05
+# Devices with the host's memory: Vulkan drivers that compute on the CPU, and Intel's GPUs inside a processor, which
+# have a family for a name where cards have a number. (amdgpu and NVML tell it of AMD's and NVIDIA's.)
+_INTEGRATED = re.compile(
+    r"llvmpipe|lavapipe|SwiftShader|Apple|"
+    r"Intel.* (?:U?HD Graphics|Iris)(?!.*\bMAX\b)|"
+    r"Intel\(R\) (?:Arc\(tm\) )?Graphics(?! \((?:BMG|DG\d))|"
+    r"Intel\(R\) Arc\(TM\) 1\d\d[TV] GPU",
+    re.IGNORECASE,
+)
 
 
 def list_devices(caps: Capabilities, env: Mapping[str, str], deadline_s: float = 5.0) -> list[Device]:
@@ -76,22 +86,21 @@ def find_devices(
 def parse_devices(text: str) -> list[Device]:
     """The devices of a `--list-devices` output. One without memory (BLAS) cannot hold a model and is left out."""
     _, _, rows = text.rpartition("Available devices:")
-    found = []
+    found: dict[str, Device] = {}
     for match in filter(None, map(_ROW.match, rows.splitlines())):
         total_bytes, free_bytes = int(match["total"]) * MIB, int(match["free"]) * MIB
         if total_bytes:
-            software = any(word in match["text"] for word in _SOFTWARE)
-            found.append(
-                Device(
-                    match["name"],
-                    total_bytes,
-                    min(free_bytes, total_bytes),
-                    description=match["text"],
-                    context_included=True,
-                    integrated=software,
-                )
+            found.setdefault(
+                match["name"], _listed(match["name"], match["text"], total_bytes, min(free_bytes, total_bytes))
             )
-    return found
+    return list(found.values())
+
+
+def _listed(name: str, text: str, total_bytes: int, free_bytes: int) -> Device:
+    integrated = bool(_INTEGRATED.search(text))
+    return Device(
+        name, total_bytes, free_bytes, description=text, context_included=True, integrated=integrated
+    )
 
 
 def _no_list(caps: Capabilities, result: QueryResult, deadline_s: float) -> DeviceError:
@@ -103,76 +112,6 @@ def _no_list(caps: Capabilities, result: QueryResult, deadline_s: float) -> Devi
         why=why,
         fix=f"run {caps.path} --list-devices by hand, and look into the kernel log",
     )
-
-
-def merge_devices(
-    engine: Sequence[Device],
-    nvml: Sequence[Device],
-    amdgpu: Sequence[Device],
-    host: HostMemory,
-    cuda_visible: str | None = None,
-) -> list[Device]:
-    """The engine's devices in its order and with its names, the drivers' figures in place of its own. Pure.
-
-    `cuda_visible` is the definition's own CUDA_VISIBLE_DEVICES. Slices of a GPU (MIG) stand for all its CUDA
-    devices: llama-server alone sees one of them, and is shown the planned one by UUID.
-    """
-    shown = _visible(nvml, cuda_visible)
-    cuda = [device for device in engine if device.backend == "CUDA"]
-    if cuda and any(device.uuid.startswith("MIG-") for device in shown):
-        others = [device for device in engine if device.backend != "CUDA"]
-        slices = [replace(device, name=f"CUDA{index}") for index, device in enumerate(shown)]
-        return slices + merge_devices(others, (), amdgpu, host)
-    rocm = [device for device in engine if device.backend == "ROCm"]
-    known = _paired(cuda, shown) | _paired(rocm, [device for device in amdgpu if not device.integrated])
-    return [_with_figures(device, known.get(device.name), host) for device in engine]
-
-
-def _with_figures(device: Device, driver: Device | None, host: HostMemory) -> Device:
-    if driver is not None:
-        return replace(driver, name=device.name, description=device.description or driver.description)
-    if device.integrated:
-        return replace(device, free_bytes=min(device.free_bytes, host.available_bytes))
-    return device
-
-
-def _paired(engine: Sequence[Device], driver: Sequence[Device]) -> dict[str, Device]:
-    """The driver's view of each of the engine's devices, by the engine's name.
-
-    Both list in the order of PCI addresses. Where they do not list the same number, or where sizes show that the
-    order differs, a device is matched with the next one of its size and, for NVIDIA, name.
-    """
-    left = list(driver)
-    pairs: dict[str, Device] = {}
-    for device in engine:
-        match = next((one for one in left if _alike(device, one, named=len(engine) != len(driver))), None)
-        if match is not None:
-            left.remove(match)
-            pairs[device.name] = match
-    return pairs
-
-
-def _alike(engine: Device, driver: Device, *, named: bool) -> bool:
-    if named and driver.source == "nvml" and engine.description != driver.description:
-        return False
-    return (
-        driver.integrated or abs(engine.total_bytes - driver.total_bytes) <= _SAME_SIZE * driver.total_bytes
-    )
-
-
-def _visible(nvml: Sequence[Device], cuda_visible: str | None) -> list[Device]:
-    """What CUDA shows of `nvml` under a CUDA_VISIBLE_DEVICES: numbers or UUIDs, up to the first it does not know."""
-    if cuda_visible is None:
-        return list(nvml)
-    shown: list[Device] = []
-    for word in (part.strip() for part in cuda_visible.split(",")):
-        if word.isdecimal() and int(word) < len(nvml):
-            shown.append(nvml[int(word)])
-        elif word.startswith(("GPU-", "MIG-")) and any(one.uuid.startswith(word) for one in nvml):
-            shown.append(next(one for one in nvml if one.uuid.startswith(word)))
-        else:
-            break
-    return shown
 
 
 @dataclass(frozen=True)
@@ -248,6 +187,8 @@ class DeviceFinder:
         self._host = host
         self._surroundings = surroundings or Surroundings()
         self.hints: tuple[str, ...] = ()
+        self.left_out: tuple[str, ...] = ()
+        """GPUs that the last call left out because they do not answer, each with its reason."""
 
     def devices(self) -> list[Device]:
         """`find`, as the Probe protocol has it."""
@@ -260,23 +201,30 @@ class DeviceFinder:
         GPU may be told for ever that there is none. Raises DeviceError as the probes and `list_devices` do.
         """
         nvml, amdgpu, host = self._nvml.devices(), self._amdgpu.devices(), self._host()
+        self.left_out = tuple(getattr(self._nvml, "problems", ()))
         key = self._key(nvml, amdgpu)
         kept = self._kept(key)
         if kept is not None and (kept or trust_none):
             found = self._merged(kept, nvml, amdgpu, host)
             if all(device.source != "engine" or device.integrated for device in found):
-                self.hints = _hints(found, nvml, amdgpu)
+                self._hint(found, nvml, amdgpu)
                 return found
         engine = list_devices(self._caps, self._env, self._deadline_s)
         self._keep(key, engine)
         found = self._merged(engine, nvml, amdgpu, host)
-        self.hints = _hints(found, nvml, amdgpu)
+        self._hint(found, nvml, amdgpu)
         return found
+
+    def _hint(self, found: Sequence[Device], nvml: Sequence[Device], amdgpu: Sequence[Device]) -> None:
+        absence = getattr(self._nvml, "absence", "")
+        # Without a driver there is nothing to say: most machines have none.
+        said = (absence,) if absence and not absence.startswith("no NVIDIA driver") else ()
+        self.hints = (*_hints(found, nvml, amdgpu), *self.left_out, *said)
 
     def _merged(
         self, engine: Sequence[Device], nvml: Sequence[Device], amdgpu: Sequence[Device], host: HostMemory
     ) -> list[Device]:
-        return merge_devices(engine, nvml, amdgpu, host, self._env.get("CUDA_VISIBLE_DEVICES"))
+        return merge_devices(engine, nvml, amdgpu, host, self._env, nvml_complete=not self.left_out)
 
     def _key(self, nvml: Sequence[Device], amdgpu: Sequence[Device]) -> str:
         parts = [
@@ -309,8 +257,7 @@ def _from_row(row: Sequence[object]) -> Device:
     name, text, total = row
     if not isinstance(total, int):
         raise TypeError("total_bytes")
-    software = any(word in str(text) for word in _SOFTWARE)
-    return Device(str(name), total, total, description=str(text), context_included=True, integrated=software)
+    return _listed(str(name), str(text), total, total)
 
 
 def _hints(found: Sequence[Device], nvml: Sequence[Device], amdgpu: Sequence[Device]) -> tuple[str, ...]:

@@ -107,10 +107,8 @@ class BreakdownReader:
             self._tables[-1].text_row(
                 row["name"], [int(number) for number in re.findall(r"-?\d+", row["numbers"])]
             )
-        elif self._whole() >= self._wanted:  # no end mark: the host is the last row but for other host buffers
-            self._done = True
-        elif self._whole() and any(words in line.text for words in _NO_DRAFT):
-            self._done = True
+        elif whole := self._whole():  # no end mark: the host is the last row but for other host buffers
+            self._done = whole >= self._wanted or any(words in line.text for words in _NO_DRAFT)
         elif (vision := _VISION.search(line.text)) is not None:
             self._vision_bytes = round(float(vision["mib"]) * MIB)
         return self._done

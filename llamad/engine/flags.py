@@ -80,13 +80,15 @@ def _args(
         args.offered(",".join(alias_names), "--alias")
     args.need("the socket", socket_path, "--host")
     _context(args, plan)
-    _devices(args, plan, definition.placement)
+    _devices(args, plan)
     if fit == "on":
         args.need("asking for the memory breakdown", fit, "--fit")
     else:
         args.offered(fit, "--fit")
     _placement(args, definition.placement)
     args.offered(str(plan.cache_ram_mib), "--cache-ram")
+    if plan.checkpoints is not None and definition.placement.ctx_checkpoints == "auto":
+        args.offered(str(plan.checkpoints), "--ctx-checkpoints", "--swa-checkpoints")
     add_tables(args, plan, definition, written, asking=fit == "on")
     _log(args)
     return [*args.items, *definition.server.extra_args]
@@ -113,7 +115,7 @@ def _flash_attention(args: Args, plan: Plan) -> None:
         args.need("flash_attention", None, "-fa", "--flash-attn")
 
 
-def _devices(args: Args, plan: Plan, placement: Placement) -> None:
+def _devices(args: Args, plan: Plan) -> None:
     names = child_names(plan.devices)
     layers = ALL_LAYERS if plan.layers >= plan.layers_total else plan.layers
     args.need("gpu_layers", str(layers if plan.devices else 0), "-ngl", "--gpu-layers", "--n-gpu-layers")
@@ -128,9 +130,8 @@ def _devices(args: Args, plan: Plan, placement: Placement) -> None:
         args.need("tensor_split", ",".join(map(str, plan.tensor_split)), "-ts", "--tensor-split")
     if plan.host_experts:
         args.need("n_cpu_moe", str(plan.host_experts), "--n-cpu-moe")
-    host_ffn = plan.host_ffn or (0 if placement.n_cpu_ffn == "auto" else placement.n_cpu_ffn)
-    if host_ffn:
-        args.need("n_cpu_ffn", str(host_ffn), "--n-cpu-ffn")
+    if plan.host_ffn:
+        args.need("n_cpu_ffn", str(plan.host_ffn), "--n-cpu-ffn")
     if _stops_pipeline(plan):
         args.need("devices that work one at a time", _NO_PIPELINE, "-ot", "--override-tensor")
 

@@ -52,8 +52,8 @@ def model_facts(headers: tuple[Header, ...]) -> ModelFacts:
     """
     first = headers[0]
     tensors = tuple(tensor for header in headers for tensor in header.tensors)
+    _refuse_other_kinds(first, tensors)
     keys = _Keys(first)
-    _refuse_other_kinds(first, keys.architecture, tensors)
     n_layers = keys.count("block_count", limit=LAYERS_LIMIT)
     n_embd = keys.count("embedding_length")
     n_head = keys.per_layer("attention.head_count", n_layers, default=(0,) * n_layers)
@@ -68,7 +68,7 @@ def model_facts(headers: tuple[Header, ...]) -> ModelFacts:
         fingerprint=_fingerprint(headers),
         architecture=keys.architecture,
         name=first.text("general.name") or first.path.rpartition("/")[2].removesuffix(".gguf"),
-        file_type=_file_type(first, tensors),
+        file_type=file_type(first, tensors),
         n_layers=n_layers,
         n_layers_nextn=keys.count("nextn_predict_layers", default=0, limit=n_layers),
         n_embd=n_embd,
@@ -139,18 +139,31 @@ class _Keys:
         return value
 
 
-def _refuse_other_kinds(first: Header, architecture: str, tensors: tuple[Tensor, ...]) -> None:
+def kind_of(first: Header, tensors: tuple[Tensor, ...]) -> str:
+    """What a file is: `model`, or `mmproj`, `adapter`, `imatrix`, `controlvector`, `image`, `vocabulary`."""
     kind = first.text("general.type")
-    kind = kind if kind in _OTHER_KINDS else _KIND_OF_ARCHITECTURE.get(architecture, "")
-    if not kind and "adapter.type" in first.values:
-        kind = "adapter"
-    if kind:
-        raise bad_model(first.path, *_OTHER_KINDS[kind])
+    if kind in _OTHER_KINDS:
+        return kind
+    architecture = first.text("general.architecture")
+    if architecture in _KIND_OF_ARCHITECTURE:
+        return _KIND_OF_ARCHITECTURE[architecture]
+    if "adapter.type" in first.values:
+        return "adapter"
     if architecture in _IMAGE_MODELS:
+        return "image"
+    return "model" if tensors else "vocabulary"
+
+
+def _refuse_other_kinds(first: Header, tensors: tuple[Tensor, ...]) -> None:
+    kind = kind_of(first, tensors)
+    if kind in _OTHER_KINDS:
+        raise bad_model(first.path, *_OTHER_KINDS[kind])
+    if kind == "image":
+        architecture = first.text("general.architecture")
         raise bad_model(
             first.path, f"it is an image or video model ({architecture})", "name a language model"
         )
-    if not tensors:
+    if kind == "vocabulary":
         raise bad_model(first.path, "it holds no tensors, only a vocabulary", "name the model's file")
 
 
@@ -176,7 +189,10 @@ def _tied(architecture: str, by_name: Mapping[str, Tensor]) -> bool:
     return has_embedding and not has_output and architecture not in _WITHOUT_OUTPUT
 
 
-def _file_type(first: Header, tensors: tuple[Tensor, ...]) -> str:
+def file_type(first: Header, tensors: tuple[Tensor, ...]) -> str:
+    """The quantisation in words: the recipe that the header names, else the type of most bytes. Raises IndexError
+    without any tensor.
+    """
     number = first.number("general.file_type")
     if number is not None and number & ~_FTYPE_GUESSED in FILE_TYPES:
         return FILE_TYPES[number & ~_FTYPE_GUESSED]

@@ -1,4 +1,7 @@
-"""AMD GPUs from the amdgpu driver's files in /sys: memory in use by all, without any library."""
+"""AMD GPUs from the amdgpu driver's files in /sys: memory in use by all, without any library.
+
+The kernel answers from its own books and wakes no GPU, so these reads need no deadline.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ _AMD_VENDOR = "0x1002"
 _CARD = re.compile(r"card\d+")
 # An integrated GPU has a carve-out of the host's memory of its own, and borrows the rest of the host's (GTT).
 _CARVE_OUT_BYTES = 4 << 30
+_LONGEST_NUMBER = 20
 
 
 class AmdGpus:
@@ -47,7 +51,6 @@ class AmdGpus:
         total, used = _number(folder / "mem_info_vram_total"), _number(folder / "mem_info_vram_used")
         if not total or used is None:
             return None
-        integrated = total <= _CARVE_OUT_BYTES and (_number(folder / "mem_info_gtt_total") or 0) > total
         unique = _read(folder / "unique_id")
         return Device(
             name="ROCm",
@@ -58,12 +61,23 @@ class AmdGpus:
             description=_read(folder / "product_name") or "AMD GPU",
             driver=self._driver(),
             source="amdgpu",
-            integrated=integrated,
+            integrated=_is_integrated(folder, total),
         )
 
     def _driver(self) -> str:
         """The driver's own version; in the mainline kernel it has none but the kernel's."""
         return _read(self._root / "module" / "amdgpu" / "version") or f"amdgpu {os.uname().release}"
+
+
+def _is_integrated(folder: Path, vram_bytes: int) -> bool:
+    """Whether a GPU is part of a processor and gets by with the host's memory.
+
+    A carve-out of more than 4 GiB counts as memory of its own, which it is: the host cannot have it. Chips of a
+    card's memory have a maker.
+    """
+    if _read(folder / "mem_info_vram_vendor") not in ("", "unknown"):
+        return False
+    return vram_bytes <= _CARVE_OUT_BYTES and (_number(folder / "mem_info_gtt_total") or 0) > vram_bytes
 
 
 def _pci(folder: Path) -> str:
@@ -73,7 +87,7 @@ def _pci(folder: Path) -> str:
 
 def _number(path: Path) -> int | None:
     text = _read(path)
-    return int(text) if text.isdecimal() else None
+    return int(text) if text.isascii() and text.isdecimal() and len(text) <= _LONGEST_NUMBER else None
 
 
 def _read(path: Path) -> str:

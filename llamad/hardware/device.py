@@ -10,6 +10,8 @@ from typing import Protocol
 class Device:
     """One device by llama-server's name for it (`CUDA0`, `Vulkan0`, `ROCm1`, `RPC0`), memory in bytes.
 
+    `total_bytes` is what processes can have of it in all: what a driver keeps for itself is not in it where the
+    driver tells that. So `memory = "60%"` is a share of what could be had, and an empty device has all of it free.
     `free_bytes` is what a new process may take, before the context that it creates itself, unless
     `context_included` says that the figure was read through a live context (the engine's own list).
     """
@@ -25,6 +27,9 @@ class Device:
     """nvml | amdgpu | engine | what-if"""
     context_included: bool = False
     integrated: bool = False
+    """Its memory is the host's: what it takes, the host lacks."""
+    mig: bool = False
+    """A slice of a GPU. A process sees one slice and no other CUDA device: a plan may use it only alone."""
     display_active: bool = False
     foreign_bytes: int = 0
     """Held by processes that are not ours, where the driver tells."""

@@ -8,19 +8,37 @@ from __future__ import annotations
 
 import importlib
 import os
-import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 from llamad.errors import DeviceError
+from llamad.hardware.deadline import Bounded
 from llamad.hardware.device import Device, HostMemory
 from llamad.hardware.host import host_memory
+from llamad.hardware.nvml_errors import (
+    DRIVER_GONE,
+    NO_ANSWER,
+    NO_DRIVER,
+    NO_PERMISSION,
+    NOT_FOUND,
+    NOT_SUPPORTED,
+    UNREADABLE_FORM,
+    device_error,
+)
+
+T = TypeVar("T")
 
 DRIVER_FILES = ("/dev/nvidiactl", "/proc/driver/nvidia/version", "/dev/dxg")
 """One of these is there where NVIDIA's driver is: its nodes, the loaded module, WSL's bridge."""
+DEADLINE_S = 30.0
+"""Opening eight sleeping GPUs takes about half of it."""
+
+_Place = tuple[int, int, int]
+_NOWHERE: _Place = (-1, -1, -1)
+_PROCESS_LISTS = ("nvmlDeviceGetComputeRunningProcesses", "nvmlDeviceGetGraphicsRunningProcesses")
 
 
 def _nobody() -> Collection[int]:
@@ -40,11 +58,12 @@ class Nvml:
         own_pids: Callable[[], Collection[int]] = _nobody,
         host: Callable[[], HostMemory] = host_memory,
         driver_files: Collection[str] = DRIVER_FILES,
+        deadline_s: float = DEADLINE_S,
     ) -> None:
         self._own_pids = own_pids
         self._host = host
         self._driver_files = driver_files
-        self._lock = threading.Lock()
+        self._bounded = Bounded("the NVIDIA driver", deadline_s)
         self._nvml: ModuleType | None = None
         self.absence = ""
         self.problems: tuple[str, ...] = ()
@@ -52,27 +71,42 @@ class Nvml:
     def devices(self) -> list[Device]:
         """GPUs in PCI order as `CUDA0`, `CUDA1`, ...; slices of a GPU in MIG mode each count as one, not the GPU.
 
-        [] without the driver or the binding. Raises DeviceError if the driver is there and cannot be used, or if
-        no GPU of it answers; one that does not answer beside others that do is left out.
+        [] without the driver or the binding. Raises DeviceError if the driver is there and cannot be used or does
+        not answer in time, or if no GPU of it answers; one that does not answer beside others that do is left out.
         """
-        with self._lock:
-            self.absence, self.problems = "", ()
-            nvml = self._open()
-            if nvml is None:
-                return []
-            try:
-                return self._read(nvml)
-            except nvml.NVMLError as error:
-                self._shut()
-                raise _device_error(nvml, error, "the NVIDIA driver") from error
-            except DeviceError:
-                self._shut()
-                raise
+        if self._nvml is None and not any(map(os.path.exists, self._driver_files)):
+            self.absence, self.problems = "no NVIDIA driver is loaded", ()
+            return []
+        return self._bounded.call(self._devices)
 
     def close(self) -> None:
-        """Let go of the driver, so that it can be unloaded. The next read opens it again."""
-        with self._lock:
+        """Let go of the driver, so that it can be unloaded. The next read opens it again. Does not wait for one
+        that hangs.
+        """
+        if self._nvml is not None:
+            with suppress(DeviceError):
+                self._bounded.call(self._shut)
+
+    def _devices(self) -> list[Device]:
+        self.absence, self.problems = "", ()
+        nvml = self._open()
+        if nvml is None:
+            return []
+        reading = _Reading(nvml, self._own_pids(), self._host)
+        try:
+            found = reading.devices()
+        except nvml.NVMLError as error:
             self._shut()
+            raise device_error(error, "the NVIDIA driver") from error
+        except DeviceError:
+            self._shut()
+            raise
+        self.problems = tuple(map(str, reading.problems))
+        if reading.stale:
+            self._shut()
+        if not found:
+            self.absence = "the NVIDIA driver shows no GPU"
+        return found
 
     def _shut(self) -> None:
         if self._nvml is not None:
@@ -83,9 +117,6 @@ class Nvml:
     def _open(self) -> ModuleType | None:
         if self._nvml is not None:
             return self._nvml
-        if not any(map(os.path.exists, self._driver_files)):
-            self.absence = "no NVIDIA driver is loaded"
-            return None
         try:
             nvml = importlib.import_module("pynvml")
         except ImportError:
@@ -96,132 +127,177 @@ class Nvml:
         try:
             nvml.nvmlInit()
         except nvml.NVMLError as error:
-            if error.value in (nvml.NVML_ERROR_LIBRARY_NOT_FOUND, nvml.NVML_ERROR_DRIVER_NOT_LOADED):
+            if error.value in NO_DRIVER:
                 self.absence = f"NVML: {error}"
                 return None
-            raise _device_error(nvml, error, "the NVIDIA driver") from error
+            raise device_error(error, "the NVIDIA driver") from error
         self._nvml = nvml
         return nvml
 
-    def _read(self, nvml: ModuleType) -> list[Device]:
-        driver = str(nvml.nvmlSystemGetDriverVersion())
-        found: list[Device] = []
-        errors: list[DeviceError] = []
+
+class _Reading:
+    """One look at all GPUs through an open library.
+
+    An error that is the driver's own is raised; one of a single GPU or slice leaves that one out, into `problems`.
+    A question that a board or an old driver does not know has its plain answer: no slices, no display, no name.
+    """
+
+    def __init__(self, nvml: ModuleType, own: Collection[int], host: Callable[[], HostMemory]) -> None:
+        self._nvml = nvml
+        self._own = own
+        self._host = host
+        self._driver = ""
+        self.problems: list[DeviceError] = []
+        self.stale = False
+        """A GPU is in trouble: open the library anew, or it is not seen when it comes back."""
+
+    def devices(self) -> list[Device]:
+        nvml = self._nvml
+        self._driver = self._asked("nvmlSystemGetDriverVersion", default="")
+        found: list[tuple[_Place, Device]] = []
         for index in range(nvml.nvmlDeviceGetCount()):
-            try:
-                found += self._gpu(nvml, nvml.nvmlDeviceGetHandleByIndex(index), driver)
-            except nvml.NVMLError as error:
-                errors.append(_device_error(nvml, error, f"GPU {index}"))
-        self.problems = tuple(map(str, errors))
-        if errors and not found:
-            raise errors[0]
-        found.sort(key=lambda device: device.pci)  # stable: the slices of one GPU keep their order
-        return [replace(device, name=f"CUDA{index}") for index, device in enumerate(found)]
+            with self._kept_apart(f"GPU {index}"):
+                found += self._gpu(nvml.nvmlDeviceGetHandleByIndex(index), f"GPU {index}")
+        if self.problems and not found:
+            raise self.problems[0]
+        found.sort(key=lambda one: one[0])  # stable: the slices of one GPU keep their order
+        return [replace(device, name=f"CUDA{index}") for index, (_, device) in enumerate(found)]
 
-    def _gpu(self, nvml: ModuleType, handle: Any, driver: str) -> list[Device]:
-        info = nvml.nvmlDeviceGetPciInfo(handle)
-        pci = f"{info.domain:04x}:{info.bus:02x}:{info.device:02x}.0"
-        display = self._display_active(nvml, handle)
-        slices = [self._device(nvml, part, pci, driver, display) for part in _mig_slices(nvml, handle)]
-        return slices or [self._device(nvml, handle, pci, driver, display)]
+    def _kept_apart(self, what: str) -> _KeptApart:
+        return _KeptApart(self, what, self._nvml.NVMLError)
 
-    def _device(self, nvml: ModuleType, handle: Any, pci: str, driver: str, display: bool) -> Device:
-        memory = _memory(nvml, handle)
-        unified = memory is None
-        total, free = memory or self._host_figures()
-        return Device(
-            name="CUDA",
-            total_bytes=total,
-            free_bytes=free,
-            uuid=str(nvml.nvmlDeviceGetUUID(handle)),
-            pci=pci,
-            description=str(nvml.nvmlDeviceGetName(handle)),
-            driver=driver,
-            source="nvml",
+    def _asked(self, question: str, *words: Any, default: T) -> T:
+        """The answer to a question that not every board, driver and binding knows."""
+        ask = getattr(self._nvml, question, None)
+        if ask is None:
+            return default
+        try:
+            answer: T = ask(*words)
+        except UnicodeDecodeError:
+            return default
+        except self._nvml.NVMLError as error:
+            if error.value not in NO_ANSWER:
+                raise
+            return default
+        return answer
+
+    def _gpu(self, handle: Any, what: str) -> list[tuple[_Place, Device]]:
+        info = self._asked("nvmlDeviceGetPciInfo", handle, default=None)  # the GPU of a Jetson is on no bus
+        place = (info.domain, info.bus, info.device) if info else _NOWHERE
+        pci = f"{info.domain:04x}:{info.bus:02x}:{info.device:02x}.0" if info else ""
+        display = False
+        with suppress(self._nvml.NVMLError):  # only for the margin, and boards without an output do not know
+            display = bool(self._nvml.nvmlDeviceGetDisplayActive(handle))
+        whole = Device("CUDA", 0, 0, pci=pci, driver=self._driver, source="nvml", display_active=display)
+        enabled, _ = self._asked("nvmlDeviceGetMigMode", handle, default=(0, 0))
+        if not enabled:
+            return [(place, self._described(whole, handle, what))]
+        return [(place, device) for device in self._slices(whole, handle, what)]
+
+    def _slices(self, whole: Device, handle: Any, what: str) -> Iterator[Device]:
+        """Its slices. The GPU itself cannot be used in this mode, and its memory is only their sum."""
+        nvml = self._nvml
+        made = 0
+        for place in range(nvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
+            with self._kept_apart(f"slice {place} of {what}"):
+                try:
+                    part = nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, place)
+                except nvml.NVMLError as error:
+                    if error.value == NOT_FOUND:  # a place that no slice was made for
+                        continue
+                    raise
+                made += 1
+                yield self._described(replace(whole, mig=True), part, f"slice {place} of {what}")
+        if not made:
+            self.problems.append(
+                DeviceError(
+                    f"cannot use {what}",
+                    why="it is in MIG mode and has no slice that may be used",
+                    fix="make one with nvidia-smi mig -cgi ... -C, or leave the mode with nvidia-smi -mig 0",
+                )
+            )
+
+    def _described(self, blank: Device, handle: Any, what: str) -> Device:
+        total_bytes, free_bytes, unified = self._memory(handle, may_be_unified=not blank.mig)
+        uuid = str(self._asked("nvmlDeviceGetUUID", handle, default=""))
+        if total_bytes <= 0 or (blank.mig and not uuid):
+            why = "the driver does not tell its memory" if total_bytes <= 0 else "the driver tells no UUID"
+            raise DeviceError(f"cannot use {what}", why=why, fix="see what nvidia-smi says of it")
+        return replace(
+            blank,
+            total_bytes=total_bytes,
+            free_bytes=min(free_bytes, total_bytes),
+            uuid=uuid,
+            description=str(self._asked("nvmlDeviceGetName", handle, default="")) or "NVIDIA GPU",
             integrated=unified,
-            display_active=display,
-            foreign_bytes=self._foreign(nvml, handle),
+            foreign_bytes=self._foreign(handle, total_bytes),
         )
 
-    def _host_figures(self) -> tuple[int, int]:
-        host = self._host()
-        return host.total_bytes, host.available_bytes
+    def _memory(self, handle: Any, *, may_be_unified: bool) -> tuple[int, int, bool]:
+        """Bytes that processes can have in all, bytes that are free, and whether they are the host's.
 
-    def _foreign(self, nvml: ModuleType, handle: Any) -> int:
-        """Bytes of others' processes; 0 where the driver does not tell them (WSL, MIG, no permission)."""
-        own = self._own_pids()
-        held: dict[int, int] = {}
-        for listing in (
-            nvml.nvmlDeviceGetComputeRunningProcesses,
-            nvml.nvmlDeviceGetGraphicsRunningProcesses,
-        ):
-            with suppress(nvml.NVMLError):
-                for process in listing(handle):
-                    held[process.pid] = max(held.get(process.pid, 0), process.usedGpuMemory or 0)
-        return sum(size for pid, size in held.items() if pid not in own)
-
-    @staticmethod
-    def _display_active(nvml: ModuleType, handle: Any) -> bool:
-        with suppress(nvml.NVMLError):  # boards without an output do not know the question
-            return bool(nvml.nvmlDeviceGetDisplayActive(handle))
-        return False
-
-
-def _memory(nvml: ModuleType, handle: Any) -> tuple[int, int] | None:
-    """Total and free bytes; None where GPU and host share their memory and the driver has no figure of its own.
-
-    `free` is what cudaMemGetInfo will say less the context; the total contains what the driver keeps for itself.
-    """
-    try:
-        memory = nvml.nvmlDeviceGetMemoryInfo(handle, version=nvml.nvmlMemory_v2)
-    except nvml.NVMLError as error:
-        if error.value == nvml.NVML_ERROR_NOT_SUPPORTED:
-            return None
-        if error.value != nvml.NVML_ERROR_FUNCTION_NOT_FOUND:  # drivers before 510
-            raise
-        memory = nvml.nvmlDeviceGetMemoryInfo(handle)
-    return int(memory.total), int(memory.free)
-
-
-def _mig_slices(nvml: ModuleType, handle: Any) -> Iterator[Any]:
-    try:
-        enabled, _ = nvml.nvmlDeviceGetMigMode(handle)
-        count = nvml.nvmlDeviceGetMaxMigDeviceCount(handle) if enabled else 0
-    except nvml.NVMLError:  # no GPU that can be sliced
-        return
-    for index in range(count):
+        What the driver keeps for itself is in neither. Drivers before 510 do not tell it: there it is in the total.
+        """
+        nvml = self._nvml
         try:
-            yield nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, index)
+            try:
+                memory = nvml.nvmlDeviceGetMemoryInfo(handle, version=nvml.nvmlMemory_v2)
+                return int(memory.total) - int(memory.reserved), int(memory.free), False
+            except AttributeError:  # a binding as old
+                memory = nvml.nvmlDeviceGetMemoryInfo(handle)
+            except nvml.NVMLError as error:
+                if error.value not in UNREADABLE_FORM:
+                    raise
+                memory = nvml.nvmlDeviceGetMemoryInfo(handle)
         except nvml.NVMLError as error:
-            if error.value != nvml.NVML_ERROR_NOT_FOUND:  # places that no slice was made for
+            if error.value != NOT_SUPPORTED or not may_be_unified:
                 raise
+            host = self._host()
+            return host.total_bytes, host.available_bytes, True
+        return int(memory.total), int(memory.free), False
+
+    def _foreign(self, handle: Any, total_bytes: int) -> int:
+        """Bytes of others' processes; 0 where the driver does not tell them (WSL, MIG, no permission)."""
+        held: dict[int, int] = {}
+        for listing in _PROCESS_LISTS:
+            for process in self._processes(listing, handle):
+                used = process.usedGpuMemory
+                # Not told is None, or in old bindings the largest number there is.
+                known = used if isinstance(used, int) and 0 <= used <= total_bytes else 0
+                held[process.pid] = max(held.get(process.pid, 0), known)
+        return min(total_bytes, sum(size for pid, size in held.items() if pid not in self._own))
+
+    def _processes(self, listing: str, handle: Any) -> list[Any]:
+        """A list of processes in the newest form that the driver knows; the figures only widen a margin.
+
+        Never by the name without a version: the binding has an error of another kind for a driver without the newest.
+        """
+        for name in (f"{listing}_v3", f"{listing}_v2"):
+            with suppress(self._nvml.NVMLError, AttributeError):
+                return list(getattr(self._nvml, name)(handle))
+        return []
 
 
-def _device_error(nvml: ModuleType, error: Any, what: str) -> DeviceError:
-    known: dict[int, tuple[str, str, str]] = {
-        nvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH: (
-            "cannot use the NVIDIA driver",
-            "its libraries were upgraded and the kernel still runs the old module",
-            "reboot, or stop all users of the GPUs and reload the nvidia modules",
-        ),
-        nvml.NVML_ERROR_NO_PERMISSION: (
-            f"may not use {what}",
-            "permission denied by the driver",
-            "allow /dev/nvidia* to the service (DeviceAllow=, group render or video)",
-        ),
-        nvml.NVML_ERROR_GPU_IS_LOST: (
-            f"{what} is lost",
-            "it has fallen off the bus",
-            "look for Xid in the kernel log, check power and cooling, then reset it or reboot",
-        ),
-        nvml.NVML_ERROR_RESET_REQUIRED: (
-            f"{what} needs a reset",
-            "the driver has stopped it after a fault",
-            "stop its users and run nvidia-smi --gpu-reset, or reboot",
-        ),
-    }
-    first, why, fix = known.get(
-        error.value,
-        (f"cannot use {what}", f"NVML: {error}", "see whether nvidia-smi works, and the kernel log"),
-    )
-    return DeviceError(first, why=why, fix=fix)
+class _KeptApart:
+    """Puts the error of one GPU into the reading's problems, unless it is the driver's own."""
+
+    def __init__(self, reading: _Reading, what: str, kind: type[Exception]) -> None:
+        self._reading = reading
+        self._what = what
+        self._kind = kind
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, _type: object, error: BaseException | None, _trace: object) -> bool:
+        if isinstance(error, DeviceError):
+            self._reading.problems.append(error)
+            return True
+        if not isinstance(error, self._kind):
+            return False
+        value: int = getattr(error, "value", 0)
+        if value in DRIVER_GONE:
+            return False
+        self._reading.stale |= value != NO_PERMISSION
+        self._reading.problems.append(device_error(error, self._what))
+        return True

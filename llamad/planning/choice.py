@@ -42,6 +42,11 @@ class Choice:
         rows = self.slots * (1 + self.guessed_tokens)
         return min(rows, max(self.slots, self.batch_tokens, self.ubatch_tokens))
 
+    full_windows: bool = False
+    """Layers with a window keep the whole context all the same (`--swa-full`)."""
+    host_cache: bool = False
+    """All caches stay on the host, and the attention with them (`--no-kv-offload`)."""
+
     @property
     def counts(self) -> tuple[int, ...]:
         """Layers of each device."""
@@ -72,7 +77,7 @@ class Choice:
 
         llama-kv-cache-iswa.cpp: the window of every sequence that shares the stream, and a micro-batch.
         """
-        if not window:
+        if not window or self.full_windows:
             return self.stream_cells
         sequences = self.slots if self.unified else 1
         return pad(min(self.stream_cells, window * sequences + self.ubatch_tokens), CELL_PADDING)

@@ -22,6 +22,7 @@ from llamad.units import MIB
 
 _F32 = 4
 _F16 = 2
+_INDEX_SIZE = 8
 # Token ids, positions, cell indexes and output ids of one token: 26 to 40 bytes were seen.
 _INDEX_BYTES = 48
 _PIPELINE_COPIES = 4  # GGML_SCHED_MAX_COPIES
@@ -70,7 +71,8 @@ def cpu_compute_bytes(shape: ModelShape, choice: Choice, gates: BuildGates) -> i
     graph += _rollback_bytes(kinds, choice)
     logits = _logits_bytes(shape, choice, gates)
     if choice.guessed_tokens:
-        logits = max(logits, _checked_bytes(shape, kinds, choice, gates, Place()) + _F32 * choice.step_tokens * shape.embd)
+        checked = _checked_bytes(shape, kinds, choice, gates, Place())
+        logits = max(logits, checked + _F32 * choice.step_tokens * shape.embd)
     return _bounded(shape, max(graph, logits))
 
 
@@ -79,10 +81,10 @@ def host_compute_bytes(shape: ModelShape, choice: Choice, gates: BuildGates) -> 
     u = choice.step_tokens
     rows = 4 if gates.mixed_inputs else 2
     copies = _PIPELINE_COPIES if choice.pipeline else 1
-    embeddings = _F32 * u * shape.embd * (rows + (6 if choice.pipeline else 0))
+    embeddings = _F32 * u * (shape.embd * (rows + (6 if choice.pipeline else 0)) + shape.looked_up)
     mask_size = _F16 if choice.flash_attention and gates.mask_f16 else _F32
-    masks = mask_size * u * _mask_cells(shape.layers, choice) * copies
-    transposed = 0 if choice.flash_attention else 8 * u * max(layer.v_width for layer in shape.layers)
+    masks = mask_size * u * _mask_cells(shape, shape.layers, choice) * copies
+    transposed = 0 if choice.flash_attention else _transposed_bytes(shape, shape.layers, choice)
     return masks + embeddings + transposed + copies * (u * _INDEX_BYTES) + _rotation_bytes(shape, choice)
 
 
@@ -93,9 +95,10 @@ def output_bytes(shape: ModelShape, choice: Choice, gates: BuildGates) -> int:
 
 def scratch_bytes(layer: Layer, choice: Choice) -> int:
     """f16 copies of one layer's cache, for the whole of it, where the cache has another type."""
-    width = (layer.k_width if choice.type_k != "f16" else 0) + (
-        layer.v_width if choice.type_v != "f16" else 0
-    )
+    k_width, v_width = layer.k_width, layer.v_width
+    if layer.shares:
+        k_width, v_width = layer.heads_kv * layer.head_k, layer.heads_kv * layer.head_v
+    width = (k_width if choice.type_k != "f16" else 0) + (v_width if choice.type_v != "f16" else 0)
     return _F16 * choice.window_cells(layer.window) * choice.streams * width
 
 
@@ -121,7 +124,7 @@ def _graph_bytes(
     if not choice.flash_attention:
         return inputs + _without_flash_bytes(shape, kinds, choice, extra, place)
     mask_size = _F16 if gates.mask_f16 else _F16 + _F32
-    masks = mask_size * u * _mask_cells(kinds, choice) * copies
+    masks = mask_size * u * _mask_cells(shape, kinds, choice) * copies
     peaks = [_F32 * u * (2 * shape.embd + max(0, extra))]
     for layer in place.copied_kinds.union(kinds):
         scratch = scratch_bytes(layer, choice) if place.scratch and gates.scratch_in_graph else 0
@@ -146,32 +149,48 @@ def copied_cache_bytes(layer: Layer, choice: Choice) -> int:
 def _without_flash_bytes(
     shape: ModelShape, kinds: Collection[Layer], choice: Choice, extra: int, place: Place
 ) -> int:
-    """Scores of every head at once, in f32, and V written transposed through 8-byte indexes."""
-    u, n = choice.step_tokens, choice.stream_cells
+    """Scores of every head at once, in f32, beside what the attention holds anyway."""
+    u = choice.step_tokens
     step = _F32 * u
     largest = 0
     for layer in place.copied_kinds.union(kinds):
-        scores = step * n * layer.heads + place.copied_bytes
+        cells = choice.window_cells(layer.window) if shape.caches else u
+        scores = step * cells * layer.heads
         scores += copied_cache_bytes(layer, choice) if layer in place.copied_kinds else 0
-        attention = step * (2 * layer.query_width + 2 * shape.embd + 2 * layer.v_width + max(0, extra))
-        largest = max(largest, scores + attention, *shape.peaks(shape, layer, choice, extra, 0))
+        largest = max(largest, *shape.peaks(shape, layer, choice, extra, scores))
     copies = _PIPELINE_COPIES if place.copies else 1
-    return step * _mask_cells(kinds, choice) * copies + largest
+    masks = step * _mask_cells(shape, kinds, choice) * copies
+    return masks + copies * _transposed_bytes(shape, kinds, choice) + largest + place.copied_bytes
 
 
-def _mask_cells(kinds: Collection[Layer], choice: Choice) -> int:
+def _transposed_bytes(shape: ModelShape, kinds: Collection[Layer], choice: Choice) -> int:
+    """Without flash attention values are written transposed, through indexes of 8 bytes, for each kind of cache."""
+    if not shape.caches:
+        return 0
+    widest = max(layer.v_width for layer in shape.layers)
+    return (
+        _INDEX_SIZE
+        * choice.step_tokens
+        * widest
+        * len({bool(layer.window) for layer in kinds if layer.heads})
+    )
+
+
+def _mask_cells(shape: ModelShape, kinds: Collection[Layer], choice: Choice) -> int:
     """Cells in the rows of all masks: one for the layers that see everything, one for each window."""
+    if not shape.caches:
+        return choice.step_tokens * len({bool(layer.window) for layer in kinds})
     windows = {layer.window for layer in kinds if layer.heads}
     return sum(choice.window_cells(window) for window in windows)
 
 
 def _rotation_bytes(shape: ModelShape, choice: Choice) -> int:
-    """Matrices that rotate keys and values before they are quantised (since b8619)."""
+    """Matrices that rotate keys and values before they are quantised (since b8619), for each kind of cache."""
     if choice.type_k in ("f16", "f32", "bf16"):
         return 0
-    head = max((layer.head_k for layer in shape.layers), default=0)
-    power = head & -head
-    return _F32 * (power * power + 64 * 64)
+    heads = {bool(layer.window): layer.head_k for layer in shape.layers}
+    powers = (head & -head for head in heads.values())
+    return _F32 * sum(power * power + 64 * 64 for power in powers)
 
 
 def _logits_bytes(shape: ModelShape, choice: Choice, gates: BuildGates) -> int:
@@ -183,12 +202,12 @@ def _checked_bytes(
 ) -> int:
     """The moment of the logits where guessed tokens are checked: more rows than find room in what is free by then.
 
-    Exact on five models of four architectures at two micro-batches (tests/data/planning).
+    Within 2 MiB on five models of four architectures at two micro-batches (tests/data/planning).
     """
     copies = _PIPELINE_COPIES if place.copies else 1
     rows = min(_output_rows(choice, gates), choice.step_tokens)
     mask_size = _F16 if choice.flash_attention and gates.mask_f16 else _F16 + _F32
-    masks = mask_size * choice.step_tokens * _mask_cells(kinds, choice) * copies
+    masks = mask_size * choice.step_tokens * _mask_cells(shape, kinds, choice) * copies
     embeddings = _F32 * choice.step_tokens * shape.embd * (4 if gates.mixed_inputs else 3)
     indexes = copies * (choice.step_tokens * _INDEX_BYTES) + _rotation_bytes(shape, choice)
     return masks + embeddings + indexes + _F32 * rows * shape.vocab

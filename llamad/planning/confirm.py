@@ -15,7 +15,6 @@ from llamad.planning.problem import HOST
 from llamad.planning.refusal import NoDevice
 from llamad.units import MIB, format_bytes
 
-
 _NO_PARTS = Parts()
 
 
@@ -67,7 +66,7 @@ def confirmed(plan: Plan, asked: Asked, *, corrections: Mapping[str, int] | None
     renewed = plan.with_parts(devices, host, "asked")
     place, missing = _largest_lack(renewed)
     if missing > 0:
-        found = _corrections(plan, renewed, corrections or {})
+        found = corrections_from(plan, renewed, corrections or {})
         return Refit(place, missing, _smaller_context(renewed, place, missing), found)
     reason = Reason("bytes", "llama-server's own figures for these very flags")
     return replace(
@@ -134,18 +133,14 @@ def _largest_lack(plan: Plan) -> tuple[str, int]:
     return place, missing
 
 
-def _corrections(plan: Plan, renewed: Plan, earlier: Mapping[str, int]) -> dict[str, int]:
-    """How far the formulas were off, on top of the corrections that were in them already."""
+def corrections_from(plan: Plan, renewed: Plan, earlier: Mapping[str, int]) -> dict[str, int]:
+    """How far the formulas were off, on top of the corrections that were in them already: bytes by device and host."""
     off = {
-        old.name: _buffers(new.parts) - _buffers(old.parts)
+        old.name: new.parts.held_bytes - old.parts.held_bytes
         for old, new in zip(plan.devices, renewed.devices, strict=True)
     }
-    off[HOST] = _buffers(renewed.host) - _buffers(plan.host)
+    off[HOST] = renewed.host.held_bytes - plan.host.held_bytes
     return {name: earlier.get(name, 0) + size for name, size in off.items()}
-
-
-def _buffers(parts: Parts) -> int:
-    return parts.buffers_bytes + parts.beside_bytes
 
 
 def _smaller_context(plan: Plan, place: str, missing_bytes: int) -> int:
@@ -160,8 +155,8 @@ def _renewed_next(plan: Plan, renewed: Plan) -> NextContext | None:
     if following is None:
         return None
     pairs = zip(plan.devices, renewed.devices, strict=True)
-    off = {old.name: _buffers(new.parts) - _buffers(old.parts) for old, new in pairs}
-    off[HOST] = _buffers(renewed.host) - _buffers(plan.host)
+    off = {old.name: new.parts.held_bytes - old.parts.held_bytes for old, new in pairs}
+    off[HOST] = renewed.host.held_bytes - plan.host.held_bytes
     return replace(following, missing_bytes=max(0, following.missing_bytes + off.get(following.device, 0)))
 
 

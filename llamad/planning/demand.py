@@ -11,7 +11,7 @@ from llamad.gguf.facts import ModelFacts
 from llamad.hardware.device import Device
 from llamad.planning import overhead
 from llamad.planning.architectures import shape_of
-from llamad.planning.backends import backend_of
+from llamad.planning.backends import Backend, backend_of
 from llamad.planning.cache import CacheMap
 from llamad.planning.choice import Choice
 from llamad.planning.compute import (
@@ -65,18 +65,23 @@ class Demand:
         *,
         shape: ModelShape | None = None,
         vram_margin: str = "auto",
+        op_offload: bool = True,
+        checkpoints: int = 0,
         known: Sequence[Known] = (),
         known_host: Known = _NOTHING,
         beside: Beside | None = None,
     ) -> None:
         """`weights` and `shape`: prepared before, for the devices' backend. `known`: of each device in order.
 
-        `beside`: what is there beside the model.
+        `op_offload`: devices compute with copies of weights that stay on the host. `checkpoints`: how many of each
+        slot the host must have room for. `beside`: what is there beside the model.
         """
         backend = devices[0].backend if devices else "CPU"
         self._devices = tuple(devices)
         self._gates = gates
         self._rules = backend_of(backend)
+        self._copies_weights = self._rules.copies_weights and op_offload
+        self._checkpoints = checkpoints
         self._vram_margin = vram_margin
         self._known = tuple(known) or (_NOTHING,) * len(self._devices)
         self._known_host = known_host
@@ -107,14 +112,14 @@ class Demand:
 
     def exact(self, choice: Choice) -> bool:
         """Whether the computed bytes are llama.cpp's own to the MiB or so, not a bound on the safe side."""
-        if self.shape.proof != "proved" or not choice.flash_attention or choice.rollback:
+        if self.shape.proof != "proved" or not choice.flash_attention or choice.host_cache or choice.rollback:
             return False
         copied = self._copied_kinds(choice)
         return all(copied_cache_bytes(layer, choice) < _SMALL_COPY_BYTES for layer in copied)
 
     def compute_bytes(self, choice: Choice, index: int, kinds: Collection[Layer], *, outputs: bool) -> int:
         """The compute buffer of device `index` with layers of these kinds, and the output or not."""
-        copying = self._rules.copies_weights
+        copying = self._copies_weights
         partial = self.weights.host_layers(choice.layers) > 0
         copied = self.weights.largest_on_host(choice) if copying and index == 0 else 0
         place = Place(
@@ -135,7 +140,7 @@ class Demand:
 
     def _copied_kinds(self, choice: Choice) -> frozenset[Layer]:
         """The layers that the host keeps and the first device computes, where its backend copies weights."""
-        if not self._rules.copies_weights:
+        if not self._copies_weights:
             return frozenset()
         return self.kinds_between(0, self.weights.host_layers(choice.layers))
 
@@ -148,13 +153,15 @@ class Demand:
 
     def host_parts(self, choice: Choice) -> Parts:
         kept = self.weights.host_layers(choice.layers)
-        alone = (kept or choice.overrides) and not self._rules.copies_weights
+        alone = choice.host_cache or ((kept or choice.overrides) and not self._copies_weights)
         computed = (cpu_compute_bytes if alone else host_compute_bytes)(self.shape, choice, self._gates)
         host = Parts(
             weights_bytes=self.weights.on_host(choice),
-            context_bytes=self.context_bytes(choice, 0, kept),
+            context_bytes=self.context_bytes(
+                choice, 0, self.weights.n_layers if choice.host_cache else kept
+            ),
             compute_bytes=max(0, computed + self._known_host.correction_bytes),
-            overhead_bytes=self._rules.process_bytes + output_bytes(self.shape, choice, self._gates),
+            overhead_bytes=self._process_bytes(choice, self._rules),
         )
         return self._whole_host(host, choice)
 
@@ -164,16 +171,24 @@ class Demand:
             weights_bytes=self.weights.on_host(choice),
             context_bytes=self.context_bytes(choice, 0, self.weights.n_layers),
             compute_bytes=max(0, computed + self._known_host.correction_bytes),
-            overhead_bytes=backend_of("CPU").process_bytes + output_bytes(self.shape, choice, self._gates),
+            overhead_bytes=self._process_bytes(choice, backend_of("CPU")),
         )
         return self._whole_host(host, choice)
+
+    def _process_bytes(self, choice: Choice, rules: Backend) -> int:
+        """Host memory outside the buffers: the process, finished logits, checkpoints that were promised."""
+        kept = (
+            self._checkpoints * choice.slots * self.cache.checkpoint_bytes(choice)
+            if self._checkpoints
+            else 0
+        )
+        return rules.process_bytes + output_bytes(self.shape, choice, self._gates) + kept
 
     def _whole_host(self, host: Parts, choice: Choice) -> Parts:
         """With what is there beside the model, and the margin."""
         if self.beside:
             host = self.beside.on_host(host, choice)
-        buffers = host.buffers_bytes + host.beside_bytes
-        margin = overhead.margin_bytes("auto", None, buffers, measured=False)
+        margin = overhead.margin_bytes("auto", None, host.held_bytes, measured=False)
         return replace(host, margin_bytes=margin)
 
     def overhead_bytes(self, choice: Choice, index: int) -> int:
@@ -190,7 +205,7 @@ class Demand:
         whole = self.beside.on_device(parts, choice, index, start, stop)
         if self._known[index].overhead_bytes is not None:  # measured with everything that was there
             whole = replace(whole, overhead_bytes=parts.overhead_bytes)
-        return replace(whole, margin_bytes=self.margin_bytes(index, whole.buffers_bytes + whole.beside_bytes))
+        return replace(whole, margin_bytes=self.margin_bytes(index, whole.held_bytes))
 
     def margin_bytes(self, index: int, buffers_bytes: int) -> int:
         """What stays free on device `index` on purpose."""
@@ -214,7 +229,7 @@ class Footprint:
         demand, choice = self._demand, self._choice
         blocks, first = min(stop, demand.weights.n_layers), max(0, start)
         weights = demand.weights.on_device(choice, first, stop)
-        context = demand.context_bytes(choice, first, blocks)
+        context = 0 if choice.host_cache else demand.context_bytes(choice, first, blocks)
         compute = self._compute(index, first, stop)
         if index not in self._overheads:
             self._overheads[index] = demand.overhead_bytes(choice, index)

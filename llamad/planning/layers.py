@@ -30,6 +30,8 @@ class Layer:
     """Elements of a cache row of keys; 0 = no cache, or that of another layer."""
     v_width: int = 0
     """Elements of a cache row of values; 0 beside a `k_width` = they are read from the keys (MLA)."""
+    shares: bool = False
+    """It reads the cache of an earlier layer."""
     window: int = 0
     """Cells that it sees; 0 = all."""
     conv_state: int = 0
@@ -68,6 +70,13 @@ class ModelShape:
     doubts: tuple[str, ...]
     """Why the figures are not proved, in words."""
     numbers: Mapping[str, int]
+    looked_up: int = 0
+    """Elements per token that the host looks up beside the embedding: an input for each layer, positions."""
+
+    @cached_property
+    def caches(self) -> bool:
+        """Whether it keeps a cache or a state at all; an encoder sees its micro-batch only."""
+        return any(layer.k_width or layer.recurrent for layer in self.layers)
 
     @cached_property
     def has_state(self) -> bool:

@@ -84,9 +84,14 @@ class Parts:
         return self.vision_bytes + self.adapters_bytes + self.draft_bytes
 
     @property
+    def held_bytes(self) -> int:
+        """All buffers."""
+        return self.buffers_bytes + self.beside_bytes
+
+    @property
     def total_bytes(self) -> int:
         """Everything, margin included."""
-        return self.buffers_bytes + self.beside_bytes + self.overhead_bytes + self.margin_bytes
+        return self.held_bytes + self.overhead_bytes + self.margin_bytes
 
 
 @dataclass(frozen=True)
@@ -147,6 +152,8 @@ class Plan:
     """The dense feed-forward part of the first n blocks stays on the host."""
     pipeline: bool = False
     """Several devices work on different micro-batches at once."""
+    checkpoints: int | None = None
+    """How many checkpoints of windows and states a slot may keep in host memory; None = the model has neither."""
     exact: bool = True
     """Whether the formulas are proved for this; else the computed bytes are a bound."""
     vision_place: str = ""

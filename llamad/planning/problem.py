@@ -110,6 +110,8 @@ class Problem:
             weights,
             shape=self.shape,
             vram_margin=self.placement.vram_margin,
+            op_offload=self.placement.op_offload,
+            checkpoints=0 if self.placement.ctx_checkpoints == "auto" else self.placement.ctx_checkpoints,
             known=[
                 Known(_keyed_or_none(self.measured_overhead, device), _keyed(self.corrections, device))
                 for device in devices

@@ -207,3 +207,16 @@ def _cache_ram(problem: Problem, cache_ram_mib: int) -> str:
     if problem.cache_ram != "auto":
         return f"prompt cache of {cache_ram_mib} MiB in host memory, as written"
     return f"prompt cache of up to {cache_ram_mib} MiB: a quarter of the host memory left, at most 8192"
+
+
+def checkpoint_reasons(problem: Problem, count: int | None, size_bytes: int) -> tuple[Reason, ...]:
+    """Of a model whose windows or states cannot be cut back to an earlier token."""
+    if count is None:
+        return ()
+    if problem.placement.ctx_checkpoints != "auto":
+        text = f"{count} checkpoints a slot, as written"
+    else:
+        text = (
+            f"up to {count} checkpoints a slot, {format_bytes(size_bytes)} of host memory when all are taken"
+        )
+    return (Reason("ctx_checkpoints", text),)

@@ -44,6 +44,10 @@ class NoRoomNow(NoRoom, BusyError):
     """It would fit if the memory were not in use. May become free."""
 
 
+class NoSettlement(BusyError):
+    """llama-server's figures changed from question to question: none of the plans was confirmed."""
+
+
 class NeverFits(NoRoom, ConfigError):
     """It does not fit even if the machine were empty: only a change of the definition helps."""
 

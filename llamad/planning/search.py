@@ -79,6 +79,7 @@ class Search:
         self.terms = terms
         self.demand = demand
         self.room = room
+        self._near: tuple[int, ...] = ()
 
     def choice(
         self, variant: Variant, context_tokens: int, layers: int, host_experts: int | None = None
@@ -102,6 +103,8 @@ class Search:
             host_ffn=terms.host_ffn,
             guessed_tokens=terms.guessed_tokens,
             rollback=terms.rollback,
+            full_windows=terms.full_windows,
+            host_cache=terms.host_cache,
         )
 
     def placed(self, choice: Choice, slack_bytes: int = 0) -> Choice | None:
@@ -113,7 +116,8 @@ class Search:
             if not self.room.host_has(self.demand.host_parts(choice)):
                 return None
             split = self._split(choice, slack_bytes)
-            if split is None:
+            # A device that gets nothing is none of the set: the smaller set is tried by itself.
+            if split is None or (not all(split) and not self.terms.tensor_split):
                 return None
             choice = replace(choice, split=split)
             return choice if not self.room.shared or self.room.has(self.demand.need(choice)) else None
@@ -138,7 +142,9 @@ class Search:
                 ends.append((at, at + count))
                 at += count
             return counts if all(fits(index, *run) for index, run in enumerate(ends)) else None
-        return filled(fits, len(self.room.devices), start, end)
+        found = filled(fits, len(self.room.devices), start, end, self._near)
+        self._near = found or self._near
+        return found
 
     def nearest(self, choice: Choice) -> Choice:
         """A choice that may not fit, spread so that the device which lacks most lacks as little as possible."""

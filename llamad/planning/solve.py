@@ -19,7 +19,7 @@ from llamad.planning.choice import Choice
 from llamad.planning.demand import Need
 from llamad.planning.plan import BuildGates, DevicePlan, NextContext, Plan
 from llamad.planning.problem import HOST, Problem
-from llamad.planning.reasons import reasons_of
+from llamad.planning.reasons import checkpoint_reasons, reasons_of
 from llamad.planning.refusal import NoDevice, PromiseError
 from llamad.planning.search import Search
 from llamad.planning.solution import Solution, solve
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 _NOTHING: Mapping[str, int] = MappingProxyType({})
 _CACHE_RAM_MOST_BYTES = 8192 * MIB
+_CHECKPOINTS_MOST = 32  # llama-server's default
 _CACHE_RAM_STEP_BYTES = 64 * MIB
 
 
@@ -88,14 +89,13 @@ def plan(
 
 def _refuse_half_kept(problem: Problem) -> None:
     placement = problem.placement
-    if not placement.allow_cpu and problem.facts.n_expert:
-        for key, value in (("cpu_moe", placement.cpu_moe), ("n_cpu_moe", placement.n_cpu_moe)):
-            if value and value != "auto":
-                raise PromiseError(
-                    f"{key} = {str(value).lower()} leaves experts to the CPU",
-                    why="allow_cpu is false",
-                    fix=f"write allow_cpu = true, or remove {key}",
-                )
+    for key, value, what in _left_to_the_cpu(problem):
+        if value and not placement.allow_cpu:
+            raise PromiseError(
+                f"{key} leaves {what} to the CPU",
+                why="allow_cpu is false",
+                fix=f"write allow_cpu = true, or remove {key.partition(' ')[0]}",
+            )
     layers = placement.gpu_layers
     if layers != "auto" and layers <= problem.facts.n_layers and not placement.allow_cpu:
         raise PromiseError(
@@ -103,6 +103,21 @@ def _refuse_half_kept(problem: Problem) -> None:
             why="allow_cpu is false",
             fix='write allow_cpu = true, or gpu_layers = "auto"',
         )
+
+
+def _left_to_the_cpu(problem: Problem) -> tuple[tuple[str, bool, str], ...]:
+    """Keys that place something apart from its layer: as written, whether they do, and what."""
+    placement, experts = problem.placement, problem.facts.n_expert > 0
+    return (
+        ("cpu_moe = true", placement.cpu_moe and experts, "experts"),
+        (
+            f"n_cpu_moe = {placement.n_cpu_moe}",
+            placement.n_cpu_moe not in ("auto", 0) and experts,
+            "experts",
+        ),
+        (f"n_cpu_ffn = {placement.n_cpu_ffn}", placement.n_cpu_ffn not in ("auto", 0), "matrices"),
+        ("kv_offload = false", not placement.kv_offload, "caches and attention"),
+    )
 
 
 def _refuse_without_device(problem: Problem) -> None:
@@ -123,7 +138,8 @@ def _refuse_without_device(problem: Problem) -> None:
 def _plan_of(problem: Problem, found: Solution, others: Sequence[str]) -> Plan:
     devices, search, choice = found.devices, found.search, found.choice
     need = search.demand.need(choice)
-    cache_ram_mib = _cache_ram_mib(problem, search, need)
+    checkpoints, checkpoints_bytes = _checkpoints(problem, search, need, choice)
+    cache_ram_mib = _cache_ram_mib(problem, search, need, checkpoints_bytes)
     following = _following(found)
     return Plan(
         model=problem.facts.path,
@@ -145,12 +161,16 @@ def _plan_of(problem: Problem, found: Solution, others: Sequence[str]) -> Plan:
         devices=_device_plans(found, need),
         host=need.host,
         host_available_bytes=problem.host.available_bytes,
-        reasons=reasons_of(problem, found, cache_ram_mib=cache_ram_mib, following=following, others=others),
+        reasons=(
+            *reasons_of(problem, found, cache_ram_mib=cache_ram_mib, following=following, others=others),
+            *checkpoint_reasons(problem, checkpoints, checkpoints_bytes),
+        ),
         next_context=following,
-        warnings=_warnings(problem, search, choice),
+        warnings=_warnings(problem, choice),
         host_experts=choice.host_experts,
         host_ffn=choice.host_ffn,
         pipeline=choice.pipeline,
+        checkpoints=checkpoints,
         exact=search.demand.exact(choice),
         vision_place=_vision_place(problem, found),
         doubts=_doubts(search, choice),
@@ -181,11 +201,28 @@ def _device_plans(found: Solution, need: Need) -> tuple[DevicePlan, ...]:
     )
 
 
-def _cache_ram_mib(problem: Problem, search: Search, need: Need) -> int:
+def _checkpoints(problem: Problem, search: Search, need: Need, choice: Choice) -> tuple[int | None, int]:
+    """How many checkpoints of states and windows llama-server may keep a slot, and their bytes in all.
+
+    Without them a prompt that differs a little is computed again from its start. They are host memory that grows
+    with use, 32 a slot by default: at most a quarter of what is left. None = the model needs none.
+    """
+    size = search.demand.cache.checkpoint_bytes(choice) * choice.slots
+    if not size:
+        return None, 0
+    written = problem.placement.ctx_checkpoints
+    if written != "auto":
+        return written, 0  # promised, so it is in the host's parts already
+    left = max(0, -search.room.host_missing(need))
+    count = min(_CHECKPOINTS_MOST, left // 4 // size)
+    return count, count * size
+
+
+def _cache_ram_mib(problem: Problem, search: Search, need: Need, taken_bytes: int) -> int:
     """The promised prompt cache, or a share of what is left of the host's memory, in steps that hide its noise."""
     if problem.cache_ram != "auto":
         return problem.promised_cache_ram_bytes // MIB
-    left = max(0, -search.room.host_missing(need))
+    left = max(0, -search.room.host_missing(need) - taken_bytes)
     chosen = min(_CACHE_RAM_MOST_BYTES, left // 4)
     return chosen // _CACHE_RAM_STEP_BYTES * (_CACHE_RAM_STEP_BYTES // MIB)
 
@@ -205,7 +242,7 @@ def _following(found: Solution) -> NextContext | None:
     return NextContext(larger.context_tokens, place, max(0, missing))
 
 
-def _warnings(problem: Problem, search: Search, choice: Choice) -> tuple[str, ...]:
+def _warnings(problem: Problem, choice: Choice) -> tuple[str, ...]:
     found = []
     if not choice.flash_attention:
         found.append("without flash attention the compute buffer grows with every head and token")

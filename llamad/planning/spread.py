@@ -26,27 +26,27 @@ def counts_of(shares: Sequence[float], layers: int) -> tuple[int, ...]:
     return tuple(counts)
 
 
-def filled(fits: FitsRun, devices: int, start: int, end: int) -> tuple[int, ...] | None:
+def filled(
+    fits: FitsRun, devices: int, start: int, end: int, near: Sequence[int] = ()
+) -> tuple[int, ...] | None:
     """Counts that place the blocks from `start` up to `end`, each device filled before the next; None if none do.
 
-    Each device gets at least one block. Where needs grow with every block, this finds counts whenever there are any.
+    Where needs grow with every block, this finds counts whenever there are any. A device may get none.
+    `near`: counts that were found for something similar; looking near them is quicker.
     """
     counts: list[int] = []
     for index in range(devices - 1):
-        most = end - (devices - 1 - index)
-        stop = _largest_stop(fits, index, start, most)
-        if stop == start:
-            return None
+        stop = _largest_stop(fits, index, start, end, near[index] if index < len(near) else 0)
         counts.append(stop - start)
         start = stop
-    return (*counts, end - start) if start < end and fits(devices - 1, start, end) else None
+    return (*counts, end - start) if start == end or fits(devices - 1, start, end) else None
 
 
-def _largest_stop(fits: FitsRun, index: int, start: int, most: int) -> int:
+def _largest_stop(fits: FitsRun, index: int, start: int, most: int, near: int) -> int:
     """The largest stop up to `most` for which the run fits; `start` if not even one block does."""
     if most <= start or not fits(index, start, start + 1):
         return start
-    low, high = start + 1, most
+    low, high = _bracket(fits, index, start, most, near) if near > 1 else (start + 1, most)
     while low < high:
         middle = (low + high + 1) // 2
         if fits(index, start, middle):
@@ -54,6 +54,20 @@ def _largest_stop(fits: FitsRun, index: int, start: int, most: int) -> int:
         else:
             high = middle - 1
     return low
+
+
+def _bracket(fits: FitsRun, index: int, start: int, most: int, near: int) -> tuple[int, int]:
+    """Stops around `near` blocks between which the largest one is."""
+    step, guess = 1, min(most, start + near)
+    if fits(index, start, guess):
+        low = guess
+        while low < most and fits(index, start, min(most, low + step)):
+            low, step = min(most, low + step), 2 * step
+        return low, min(most, low + step - 1) if low < most else most
+    high = guess - 1
+    while high - step > start and not fits(index, start, high - step):
+        high, step = high - step - 1, 2 * step
+    return max(start + 1, high - step), max(start + 1, high)
 
 
 def _float32(number: float) -> float:

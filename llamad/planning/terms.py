@@ -58,6 +58,9 @@ class Terms:
     host_experts: int = 0
     """A promise: the experts of the first n blocks stay on the host."""
     host_ffn: int = 0
+    """A promise: the dense feed-forward part of the first n blocks stays on the host."""
+    full_windows: bool = False
+    host_cache: bool = False
     guessed_tokens: int = 0
     """Tokens that are guessed ahead and checked at once in each slot."""
     rollback: int = 0
@@ -98,11 +101,17 @@ def terms_of(
         unified=slots > 1,
         flash_attention=flash,
         variants=_variants(
-            shape, placement, flash=flash, pipeline=devices > 1 and backend_of(backend).pipelines
+            shape,
+            placement,
+            flash=flash,
+            pipeline=devices > 1 and backend_of(backend).pipelines and placement.kv_offload,
         ),
         layers_total=facts.n_layers + 1,
         tensor_split=tuple(share for share in placement.tensor_split if share > 0) if devices > 1 else (),
         host_experts=_host_experts(facts, placement),
+        host_ffn=0 if placement.n_cpu_ffn == "auto" else min(placement.n_cpu_ffn, facts.n_layers),
+        full_windows=placement.swa_full,
+        host_cache=not placement.kv_offload,
     )
 
 

@@ -59,6 +59,8 @@ class WeightMap:
                 ends.add(tensor, rules)
             elif (layer := int(block[1])) < min(loaded, facts.n_layers):
                 everything.add(layer, tensor, rules)
+                if ".ffn_" not in tensor.name:
+                    continue
                 if _EXPERT.search(tensor.name):
                     experts.add(layer, tensor, rules)
                 elif _DENSE_FFN.search(tensor.name):

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llamad.config.definition import Definition
 from llamad.config.loaded import Loaded
 from llamad.engine.breakdowns import BreakdownCache
 from llamad.engine.build import Capabilities, Mode
@@ -21,14 +22,15 @@ from llamad.engine.devices import DeviceFinder
 from llamad.engine.environment import child_environment
 from llamad.engine.flags import can_ask, dry_run_args, server_args
 from llamad.engine.names import plan_names, visible_uuids
-from llamad.errors import BusyError, DeviceError, LlamadError
+from llamad.errors import DeviceError, LlamadError
 from llamad.gguf.facts import ModelFacts
 from llamad.hardware.amdgpu import AmdGpus
 from llamad.hardware.device import Device, Probe
 from llamad.hardware.host import host_memory
 from llamad.hardware.nvml import Nvml
-from llamad.planning.confirm import Asked, Refit, confirmed
+from llamad.planning.confirm import Asked
 from llamad.planning.plan import BuildGates, Plan
+from llamad.planning.settle import settled
 from llamad.planning.solve import plan as solve
 from llamad.service.checks import FactsReader, extras_of, located_facts
 from llamad.supervision.launch import Launch
@@ -38,7 +40,6 @@ if TYPE_CHECKING:
 
 SOCKET_NAME = "llama.sock"
 ASK_SOCKET_NAME = "ask.sock"
-ROUNDS = 3
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ class PlanMaker:
         self._read = read or FactsReader()
         self._nvml = nvml or Nvml()
         self._hints: tuple[str, ...] = ()
+        self._left_out: tuple[str, ...] = ()
         self.engine = engine
         self._scratch = scratch or engine
         self._cache = cache
@@ -86,7 +88,7 @@ class PlanMaker:
         `returning`: devices to use as they are here instead of looking (their memory is about to be free).
         Raises LlamadError; a problem of the model file is located at the definition's `model`.
         """
-        facts = located_facts(self._loaded, self._read)
+        facts = stretched(located_facts(self._loaded, self._read), self._loaded.definition)
         extras = extras_of(self._loaded, facts)
         caps = self._capabilities(needed=not what_if)
         devices = list(what_if) or list(returning) or (self.devices(caps) if caps else [])
@@ -95,6 +97,8 @@ class PlanMaker:
         except DeviceError as error:
             error.why = "; ".join(filter(None, (error.why, *self._hints)))
             raise
+        if self._left_out:
+            plan = replace(plan, warnings=(*plan.warnings, *self._left_out))
         args = self._args(plan, caps) if caps else []
         return Made(plan, facts, caps, tuple(args))
 
@@ -111,7 +115,7 @@ class PlanMaker:
             deadline_s=self._loaded.host.query_s,
         )
         found = finder.find(trust_none=self._loaded.definition.placement.allow_cpu)
-        self._hints = finder.hints
+        self._hints, self._left_out = finder.hints, finder.left_out
         return found
 
     def environment(self, plan: Plan) -> dict[str, str]:
@@ -142,26 +146,20 @@ class PlanMaker:
         ask: bool,
     ) -> Plan:
         definition = self._loaded.definition
-        corrections: dict[str, int] = {}
-        for _ in range(ROUNDS):
-            plan = solve(
+
+        def solved(corrections: Mapping[str, int]) -> Plan:
+            return solve(
                 facts, devices, host_memory(), definition.placement, self._loaded.written,
                 caps.gates if caps else BuildGates(), cache_ram=definition.server.cache_ram, corrections=corrections,
                 extras=extras,
             )  # fmt: skip
-            if not ask or caps is None or not can_ask(caps):
-                return plan
-            asked = self._ask(plan, facts, extras, caps)
-            if asked is None:
-                return plan
-            answer = confirmed(plan, asked, corrections=corrections)
-            if not isinstance(answer, Refit):
-                return answer
-            corrections = dict(answer.corrections)
-        raise BusyError(
-            f"no plan for {definition.model} that llama-server confirms",
-            why=f"after {ROUNDS} tries {answer}",
-            fix="lower `context` in [placement], or set a larger `vram_margin`",
+
+        if not ask or caps is None or not can_ask(caps):
+            return solved({})
+        return settled(
+            solved,
+            lambda plan: self._ask(plan, facts, extras, caps),
+            grows=definition.placement.context == "auto",
         )
 
     def fingerprint(self, facts: ModelFacts, extras: Extras | None = None) -> str:
@@ -208,6 +206,15 @@ class PlanMaker:
             plan, self._loaded.definition, caps,
             socket_path=socket_path, alias_names=names, written=self._loaded.written,
         )  # fmt: skip
+
+
+def stretched(facts: ModelFacts, definition: Definition) -> ModelFacts:
+    """The facts with the length that the definition's `[rope]` stretches the model to."""
+    rope = definition.rope
+    factor = rope.scale or (1 / rope.freq_scale if rope.freq_scale else 1.0)
+    if rope.scaling == "none" or factor <= 1.0:
+        return facts
+    return replace(facts, n_ctx_train=int((rope.yarn_orig_ctx or facts.n_ctx_train) * factor))
 
 
 def make_launch(maker: PlanMaker, loaded: Loaded) -> Launch:

@@ -107,7 +107,7 @@ def measure(folder: Path, library: Path, server: str) -> Iterator[dict[str, obje
 
 def _written(folder: Path) -> Iterator[tuple[str, str]]:
     for name, shape in MODELS.items():
-        yield name, str(build_hollow(folder / f"{name}.gguf", cast(HollowShape, shape)))
+        yield name, str(build_hollow(folder / f"{name}.gguf", cast("HollowShape", shape)))
     for name, projector in PROJECTORS.items():
         yield f"mm-{name}", str(projector.write(folder / f"mm-{name}.gguf"))
 

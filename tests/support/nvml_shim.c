@@ -1,17 +1,22 @@
 /* A libnvidia-ml.so.1 for machines without an NVIDIA GPU: the functions that llamad calls, answering from a text
  * file that $NVML_SHIM_STATE names and that is read anew at every call. One record a line, fields in this order:
  *
- *   init CODE                                             what nvmlInit returns (0 without this line)
  *   driver VERSION
- *   gpu UUID PCI_BUS TOTAL RESERVED FREE DISPLAY MIG HANDLE_CODE MEMORY_CODE NAME...
+ *   gpu UUID DOMAIN:BUS TOTAL RESERVED FREE DISPLAY MIG NAME...
  *   slice GPU_INDEX PLACE UUID TOTAL FREE NAME...         one slice of a GPU with MIG = 1
  *   process GPU_INDEX PID BYTES                           a compute process; BYTES -1: not told
+ *   graphics GPU_INDEX PID BYTES                          a process that draws
+ *   fail FUNCTION CODE UNIT                               what a function returns for the UNIT-th `gpu` or `slice`
+ *                                                         line of the file; -1: for all of them
+ *   hang FUNCTION                                         it does not return until this line is gone
+ *   garbled                                               texts that are no UTF-8
  *
- * Build: cc -shared -fPIC -o libnvidia-ml.so.1 nvml_shim.c
+ * Build: cc -shared -fPIC -o libnvidia-ml.so.1 nvml_shim.c     with -DOLD: a driver of before 510
  */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 enum { OK = 0, UNINITIALIZED = 1, INVALID = 2, NOT_SUPPORTED = 3, NOT_FOUND = 6, SMALL = 7, MAX = 16, PLACES = 7 };
 
@@ -19,32 +24,40 @@ typedef unsigned long long u64;
 
 struct unit { /* a GPU or a slice */
     char uuid[96], name[96];
-    unsigned bus, display, mig;
-    int handle_code, memory_code;
+    unsigned domain, bus, display, mig;
     u64 total, reserved, free;
     int parent, place; /* parent is -1 for a GPU */
 };
 
-struct process { int gpu; unsigned pid; long long bytes; };
+struct process { int gpu; unsigned pid; long long bytes; int draws; };
+struct failure { char function[64]; int code, unit; };
 
 static struct unit units[MAX];
 static struct process processes[MAX];
-static int n_units, n_processes, init_code, is_open;
-static char driver[80];
+static struct failure failures[MAX];
+static int n_units, n_processes, n_failures, is_open, garbled;
+static char driver[80], hanging[64];
 
 static void take(char *line) {
     char rest[96] = "";
     struct unit u = {.parent = -1};
-    struct process p;
-    if (sscanf(line, "init %d", &init_code) == 1 || sscanf(line, "driver %79s", driver) == 1)
+    struct process p = {0};
+    struct failure f;
+    if (sscanf(line, "driver %79s", driver) == 1 || sscanf(line, "hang %63s", hanging) == 1)
         return;
-    if (sscanf(line, "gpu %95s %x %llu %llu %llu %u %u %d %d %95[^\n]", u.uuid, &u.bus, &u.total, &u.reserved, &u.free,
-               &u.display, &u.mig, &u.handle_code, &u.memory_code, rest) == 10 ||
+    if (strncmp(line, "garbled", 7) == 0)
+        garbled = 1;
+    if (sscanf(line, "gpu %95s %x:%x %llu %llu %llu %u %u %95[^\n]", u.uuid, &u.domain, &u.bus, &u.total, &u.reserved,
+               &u.free, &u.display, &u.mig, rest) == 9 ||
         sscanf(line, "slice %d %d %95s %llu %llu %95[^\n]", &u.parent, &u.place, u.uuid, &u.total, &u.free, rest) == 6) {
         memcpy(u.name, rest, sizeof rest);
         if (n_units < MAX)
             units[n_units++] = u;
-    } else if (sscanf(line, "process %d %u %lld", &p.gpu, &p.pid, &p.bytes) == 3 && n_processes < MAX) {
+    } else if (sscanf(line, "fail %63s %d %d", f.function, &f.code, &f.unit) == 3) {
+        if (n_failures < MAX)
+            failures[n_failures++] = f;
+    } else if ((sscanf(line, "process %d %u %lld", &p.gpu, &p.pid, &p.bytes) == 3 ||
+                (p.draws = sscanf(line, "graphics %d %u %lld", &p.gpu, &p.pid, &p.bytes) == 3)) && n_processes < MAX) {
         processes[n_processes++] = p;
     }
 }
@@ -53,13 +66,30 @@ static void load(void) {
     char line[512];
     const char *path = getenv("NVML_SHIM_STATE");
     FILE *file = path ? fopen(path, "r") : NULL;
-    n_units = n_processes = init_code = 0;
+    n_units = n_processes = n_failures = garbled = 0;
     strcpy(driver, "0.0");
+    hanging[0] = 0;
     while (file && fgets(line, sizeof line, file))
         take(line);
     if (file)
         fclose(file);
 }
+
+/* What `function` is to return for `unit` (NULL: none) before it does anything else: OK to go on. */
+static int begin(const char *function, const struct unit *unit) {
+    load();
+    while (strcmp(hanging, function) == 0) {
+        usleep(5000);
+        load();
+    }
+    for (int i = 0; i < n_failures; i++)
+        if (strcmp(failures[i].function, function) == 0 &&
+            (failures[i].unit < 0 || (unit && &units[failures[i].unit] == unit)))
+            return failures[i].code;
+    return is_open || strncmp(function, "nvmlInit", 8) == 0 ? OK : UNINITIALIZED;
+}
+
+#define BEGIN(unit) do { int code = begin(__func__, unit); if (code != OK) return code; } while (0)
 
 static struct unit *gpu(int wanted) {
     for (int i = 0; i < n_units; i++)
@@ -77,14 +107,13 @@ static int gpu_index(const struct unit *unit) {
 
 int nvmlInitWithFlags(unsigned flags) {
     (void)flags;
-    load();
-    is_open = init_code == OK;
-    return init_code;
+    BEGIN(NULL);
+    is_open = 1;
+    return OK;
 }
 
 int nvmlShutdown(void) {
-    if (!is_open)
-        return UNINITIALIZED;
+    BEGIN(NULL);
     is_open = 0;
     return OK;
 }
@@ -95,16 +124,18 @@ const char *nvmlErrorString(int code) {
     return text;
 }
 
-int nvmlSystemGetDriverVersion(char *text, unsigned size) {
-    if (!is_open)
-        return UNINITIALIZED;
-    load();
-    snprintf(text, size, "%s", driver);
+static int give(char *text, unsigned size, const char *value) {
+    snprintf(text, size, "%s%s", garbled ? "\xff\xfe" : "", value);
     return OK;
 }
 
+int nvmlSystemGetDriverVersion(char *text, unsigned size) {
+    BEGIN(NULL);
+    return give(text, size, driver);
+}
+
 int nvmlDeviceGetCount_v2(unsigned *count) {
-    load();
+    BEGIN(NULL);
     *count = 0;
     for (int i = 0; i < n_units; i++)
         *count += units[i].parent < 0;
@@ -114,80 +145,53 @@ int nvmlDeviceGetCount_v2(unsigned *count) {
 int nvmlDeviceGetHandleByIndex_v2(unsigned index, struct unit **handle) {
     load();
     *handle = gpu((int)index);
-    return *handle ? (*handle)->handle_code : INVALID;
+    BEGIN(*handle);
+    return *handle ? OK : INVALID;
 }
 
 int nvmlDeviceGetUUID(struct unit *handle, char *text, unsigned size) {
-    snprintf(text, size, "%s", handle->uuid);
-    return OK;
+    BEGIN(handle);
+    return give(text, size, handle->uuid);
 }
 
 int nvmlDeviceGetName(struct unit *handle, char *text, unsigned size) {
-    snprintf(text, size, "%s", handle->name);
-    return OK;
+    BEGIN(handle);
+    return give(text, size, handle->name);
 }
 
 struct pci { char legacy[16]; unsigned domain, bus, device, id, sub_id; char bus_id[32]; };
 
 int nvmlDeviceGetPciInfo_v3(struct unit *handle, struct pci *info) {
+    BEGIN(handle);
     memset(info, 0, sizeof *info);
+    info->domain = handle->domain;
     info->bus = handle->bus;
-    snprintf(info->bus_id, sizeof info->bus_id, "00000000:%02X:00.0", handle->bus);
+    snprintf(info->bus_id, sizeof info->bus_id, "%08X:%02X:00.0", handle->domain, handle->bus);
     return OK;
-}
-
-struct memory { unsigned version; u64 total, reserved, free, used; };
-
-int nvmlDeviceGetMemoryInfo_v2(struct unit *handle, struct memory *memory) {
-    if (memory->version != 0x02000028)
-        return 25;
-    memory->total = handle->total;
-    memory->reserved = handle->reserved;
-    memory->free = handle->free;
-    memory->used = handle->total - handle->reserved - handle->free;
-    return handle->memory_code;
 }
 
 struct memory_v1 { u64 total, free, used; };
 
 int nvmlDeviceGetMemoryInfo(struct unit *handle, struct memory_v1 *memory) {
+    BEGIN(handle);
     memory->total = handle->total;
     memory->free = handle->free;
-    memory->used = handle->total - handle->free;
+    memory->used = handle->total - handle->free; /* with the driver's reserve */
     return OK;
 }
 
 int nvmlDeviceGetDisplayActive(struct unit *handle, unsigned *active) {
+    BEGIN(handle);
     *active = handle->display;
     return handle->parent < 0 ? OK : NOT_SUPPORTED;
 }
 
-int nvmlDeviceGetMigMode(struct unit *handle, unsigned *current, unsigned *pending) {
-    *current = *pending = handle->mig;
-    return OK;
-}
-
-int nvmlDeviceGetMaxMigDeviceCount(struct unit *handle, unsigned *count) {
-    (void)handle;
-    *count = PLACES;
-    return OK;
-}
-
-int nvmlDeviceGetMigDeviceHandleByIndex(struct unit *handle, unsigned place, struct unit **slice) {
-    for (int i = 0; i < n_units; i++)
-        if (units[i].parent == gpu_index(handle) && units[i].place == (int)place) {
-            *slice = &units[i];
-            return OK;
-        }
-    return NOT_FOUND;
-}
-
 struct process_info { unsigned pid; u64 bytes; unsigned gpu_instance, compute_instance; };
 
-int nvmlDeviceGetComputeRunningProcesses_v3(struct unit *handle, unsigned *count, struct process_info *infos) {
+static int list(struct unit *handle, int draws, unsigned *count, struct process_info *infos) {
     unsigned room = *count, found = 0;
     for (int i = 0; i < n_processes; i++) {
-        if (handle->parent >= 0 || processes[i].gpu != gpu_index(handle))
+        if (handle->parent >= 0 || processes[i].gpu != gpu_index(handle) || processes[i].draws != draws)
             continue;
         if (infos && found < room)
             infos[found] = (struct process_info){processes[i].pid, (u64)processes[i].bytes, 0, 0};
@@ -197,6 +201,59 @@ int nvmlDeviceGetComputeRunningProcesses_v3(struct unit *handle, unsigned *count
     return found > room ? SMALL : OK;
 }
 
-int nvmlDeviceGetGraphicsRunningProcesses_v3(struct unit *handle, unsigned *count, struct process_info *infos) {
-    return nvmlDeviceGetComputeRunningProcesses_v3(handle, count, infos);
+int nvmlDeviceGetComputeRunningProcesses_v2(struct unit *handle, unsigned *count, struct process_info *infos) {
+    BEGIN(handle);
+    return list(handle, 0, count, infos);
 }
+
+int nvmlDeviceGetGraphicsRunningProcesses_v2(struct unit *handle, unsigned *count, struct process_info *infos) {
+    BEGIN(handle);
+    return list(handle, 1, count, infos);
+}
+
+#ifndef OLD
+struct memory { unsigned version; u64 total, reserved, free, used; };
+
+int nvmlDeviceGetMemoryInfo_v2(struct unit *handle, struct memory *memory) {
+    BEGIN(handle);
+    if (memory->version != 0x02000028)
+        return 25;
+    memory->total = handle->total;
+    memory->reserved = handle->reserved;
+    memory->free = handle->free;
+    memory->used = handle->total - handle->reserved - handle->free;
+    return OK;
+}
+
+int nvmlDeviceGetMigMode(struct unit *handle, unsigned *current, unsigned *pending) {
+    BEGIN(handle);
+    *current = *pending = handle->mig;
+    return OK;
+}
+
+int nvmlDeviceGetMaxMigDeviceCount(struct unit *handle, unsigned *count) {
+    BEGIN(handle);
+    *count = PLACES;
+    return OK;
+}
+
+int nvmlDeviceGetMigDeviceHandleByIndex(struct unit *handle, unsigned place, struct unit **slice) {
+    load();
+    *slice = NULL;
+    for (int i = 0; i < n_units; i++)
+        if (units[i].parent == gpu_index(handle) && units[i].place == (int)place)
+            *slice = &units[i];
+    BEGIN(*slice);
+    return *slice ? OK : NOT_FOUND;
+}
+
+int nvmlDeviceGetComputeRunningProcesses_v3(struct unit *handle, unsigned *count, struct process_info *infos) {
+    BEGIN(handle);
+    return list(handle, 0, count, infos);
+}
+
+int nvmlDeviceGetGraphicsRunningProcesses_v3(struct unit *handle, unsigned *count, struct process_info *infos) {
+    BEGIN(handle);
+    return list(handle, 1, count, infos);
+}
+#endif

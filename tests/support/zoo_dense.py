@@ -15,7 +15,15 @@ from tests.support.gguf_writer import GgmlType, Tensor, Value, boolean, booleans
 Number = int | float | bool | str | tuple[int, ...] | tuple[bool, ...]
 
 _FALLBACK = {GgmlType.Q4_K: GgmlType.Q5_0, GgmlType.Q5_K: GgmlType.Q8_0, GgmlType.Q6_K: GgmlType.Q8_0}
-_PLAIN = ("ffn_gate_inp", "altup", "inp_gate", "proj", "per_layer_model_proj", "position_embd", "token_types")
+_PLAIN = (
+    "ffn_gate_inp",
+    "altup",
+    "inp_gate",
+    "proj",
+    "per_layer_model_proj",
+    "position_embd",
+    "token_types",
+)
 
 
 def _value(number: Number) -> Value:
@@ -100,8 +108,23 @@ class ZooShape:
     def widths(self, layer: int) -> dict[str, int]:
         """What the letters of the block stand for."""
         q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        letters = {"E": self.embd, "Q": q, "K": kv, "V": kv, "F": self.ff, "H": self.head_dim, "L": self.layers}
-        return letters | {"B": self.vocab, "R": self.head_dim // 2, "X": self.ff_expert, "G": self.experts, "N": self.heads, "A": q + 2 * kv}
+        letters = {
+            "E": self.embd,
+            "Q": q,
+            "K": kv,
+            "V": kv,
+            "F": self.ff,
+            "H": self.head_dim,
+            "L": self.layers,
+        }
+        return letters | {
+            "B": self.vocab,
+            "R": self.head_dim // 2,
+            "X": self.ff_expert,
+            "G": self.experts,
+            "N": self.heads,
+            "A": q + 2 * kv,
+        }
 
     def block_of(self, layer: int) -> str:
         """The block's tensors; all are alike unless a family says otherwise."""
@@ -238,8 +261,10 @@ class Gemma4Shape(ZooShape):
 
     def widths(self, layer: int) -> dict[str, int]:
         """The letters, by the kind of the layer."""
-        shape = self if self.windowed(layer) else replace(
-            self, head_dim=self.full_head_dim, kv_heads=self.full_kv_heads or self.kv_heads
+        shape = (
+            self
+            if self.windowed(layer)
+            else replace(self, head_dim=self.full_head_dim, kv_heads=self.full_kv_heads or self.kv_heads)
         )
         wide = 2 if self.double_wide and not self._owns(layer) else 1
         return ZooShape.widths(shape, layer) | {"F": self.ff * wide, "P": self.embd_per_layer}
@@ -248,7 +273,9 @@ class Gemma4Shape(ZooShape):
         """Layers that share a cache have no keys and values of their own."""
         block = self.block
         if not self._owns(layer):
-            block = block.replace("attn_k E K; ", "").replace("attn_v E V; ", "").replace("; attn_k_norm H", "")
+            block = (
+                block.replace("attn_k E K; ", "").replace("attn_v E V; ", "").replace("; attn_k_norm H", "")
+            )
         elif self.values_are_keys and not self.windowed(layer):
             block = block.replace("attn_v E V; ", "")
         return block
@@ -257,14 +284,18 @@ class Gemma4Shape(ZooShape):
 _GEMMA4 = _GEMMA3 + "; layer_output_scale 1"
 _GEMMA4_PLE = _GEMMA4 + "; inp_gate E P; proj P E; post_norm E"
 _GEMMA4_ENDS = "rope_freqs 256"
-_GEMMA4_PLE_ENDS = "rope_freqs 256; per_layer_token_embd PL B; per_layer_model_proj E PL; per_layer_proj_norm P"
+_GEMMA4_PLE_ENDS = (
+    "rope_freqs 256; per_layer_token_embd PL B; per_layer_model_proj E PL; per_layer_proj_norm P"
+)
 _GEMMA4_MOE = _GEMMA4 + (
     "; ffn_gate_inp E G; ffn_gate_inp.scale E; pre_ffw_norm_2 E; post_ffw_norm_1 E; post_ffw_norm_2 E; "
     "ffn_gate_up_exps E 2X G; ffn_down_exps X E G; ffn_down_exps.scale G"
 )
 
 
-def _shape(title: str, arch: str, block: str, numbers: tuple[int, ...], ctx: int, **more: object) -> ZooShape:
+def _shape(
+    title: str, arch: str, block: str, numbers: tuple[int, ...], ctx: int, **more: object
+) -> ZooShape:
     """`numbers`: layers, embd, ff, heads, key heads, vocabulary and, where it is not embd / heads, the head size."""
     layers, embd, ff, heads, kv_heads, vocab, *rest = numbers
     head_dim = rest[0] if rest else embd // heads
@@ -279,19 +310,28 @@ def _gemma(title: str, arch: str, window: int, numbers: tuple[int, ...], ctx: in
 
 def _gemma3n(title: str, numbers: tuple[int, ...]) -> ZooShape:
     keys = {"attention.sliding_window": 512}
-    return _shape(title, "gemma3n", _GEMMA3 + _LAUREL, numbers, 32768, tied=True, ends=_ALTUP_ENDS, keys=keys)
+    return _shape(
+        title, "gemma3n", _GEMMA3 + _LAUREL, numbers, 32768, tied=True, ends=_ALTUP_ENDS, keys=keys
+    )
 
 
 def _gemma4(title: str, numbers: tuple[int, ...], ctx: int, window: int, **more: object) -> ZooShape:
     block = _GEMMA4_MOE if "experts" in more else _GEMMA4_PLE if "embd_per_layer" in more else _GEMMA4
     ends = _GEMMA4_PLE_ENDS if "embd_per_layer" in more else _GEMMA4_ENDS
     keys = {"attention.sliding_window": window} | ({"expert_used_count": 8} if "experts" in more else {})
-    return _shape(title, "gemma4", block, numbers, ctx, kind=Gemma4Shape, tied=True, ends=ends, keys=keys, **more)
+    return _shape(
+        title, "gemma4", block, numbers, ctx, kind=Gemma4Shape, tied=True, ends=ends, keys=keys, **more
+    )
 
 
 def _gpt_oss(title: str, layers: int, experts: int) -> ZooShape:
     keys = {"attention.sliding_window": 128, "expert_used_count": 4}
-    more = {"experts": experts, "ff_expert": 2880, "expert_type": GgmlType.MXFP4, "whole_type": GgmlType.Q8_0}
+    more = {
+        "experts": experts,
+        "ff_expert": 2880,
+        "expert_type": GgmlType.MXFP4,
+        "whole_type": GgmlType.Q8_0,
+    }
     return _shape(
         title, "gpt-oss", _GPT_OSS, (layers, 2880, 2880, 64, 8, 201088, 64), 131072, keys=keys, **more
     )
@@ -367,7 +407,13 @@ ZOO: Mapping[str, ZooShape] = {
         "Llama 3.1 70B", "llama", _LLAMA, (80, 8192, 28672, 64, 8, 128256), 131072, ends="rope_freqs 64"
     ),
     "llama32-1b": _shape(
-        "Llama 3.2 1B", "llama", _LLAMA, (16, 2048, 8192, 32, 8, 128256), 131072, tied=True, ends="rope_freqs 32"
+        "Llama 3.2 1B",
+        "llama",
+        _LLAMA,
+        (16, 2048, 8192, 32, 8, 128256),
+        131072,
+        tied=True,
+        ends="rope_freqs 32",
     ),
     "qwen25-05b": _shape(
         "Qwen2.5 0.5B", "qwen2", _LLAMA + _QKV_BIAS, (24, 896, 4864, 14, 2, 151936), 32768, tied=True
@@ -376,8 +422,12 @@ ZOO: Mapping[str, ZooShape] = {
     "qwen3-06b": _shape(
         "Qwen3 0.6B", "qwen3", _LLAMA + _QK_NORMS, (28, 1024, 3072, 16, 8, 151936, 128), 40960, tied=True
     ),
-    "qwen3-14b": _shape("Qwen3 14B", "qwen3", _LLAMA + _QK_NORMS, (40, 5120, 17408, 40, 8, 151936, 128), 40960),
-    "qwen3-32b": _shape("Qwen3 32B", "qwen3", _LLAMA + _QK_NORMS, (64, 5120, 25600, 64, 8, 151936, 128), 40960),
+    "qwen3-14b": _shape(
+        "Qwen3 14B", "qwen3", _LLAMA + _QK_NORMS, (40, 5120, 17408, 40, 8, 151936, 128), 40960
+    ),
+    "qwen3-32b": _shape(
+        "Qwen3 32B", "qwen3", _LLAMA + _QK_NORMS, (64, 5120, 25600, 64, 8, 151936, 128), 40960
+    ),
     "command-r": _shape(
         "Command R 35B",
         "command-r",
@@ -452,7 +502,12 @@ ZOO: Mapping[str, ZooShape] = {
         (40, 4096, 12800, 32, 8, 49159),
         131072,
         tied=True,
-        keys={"logit_scale": 16.0, "residual_scale": 0.22, "embedding_scale": 12.0, "attention.scale": 0.0078125},
+        keys={
+            "logit_scale": 16.0,
+            "residual_scale": 0.22,
+            "embedding_scale": 12.0,
+            "attention.scale": 0.0078125,
+        },
     ),
     "starcoder2-15b": _shape(
         "StarCoder2 15B", "starcoder2", _STARCODER2, (40, 6144, 24576, 48, 4, 49152), 16384, rms=False

@@ -78,7 +78,8 @@ class MixedShape:
 
     @staticmethod
     def _number(block: Layer, key: str) -> int:
-        found = [part.keys()[key].payload for part in block if key in part.keys()]
+        numbers = (part.keys().get(key) for part in block)
+        found = [number.payload for number in numbers if number is not None]
         return int.from_bytes(found[0], "little") if found else 0
 
     def tensors(self) -> list[Tensor]:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from llamad.engine.build import Capabilities
-from llamad.engine.devices import DeviceFinder, Surroundings, list_devices, merge_devices, parse_devices
+from llamad.engine.devices import DeviceFinder, Surroundings, list_devices, parse_devices
+from llamad.engine.merge import merge_devices
 from llamad.errors import DeviceError
 from llamad.hardware.device import Device, HostMemory
 from llamad.units import MIB
@@ -88,12 +89,12 @@ def test_a_gpu_that_the_build_cannot_use_is_left_out_by_name() -> None:
 def test_the_definitions_own_choice_of_gpus(visible: str, uuids: list[str]) -> None:
     chosen = [next(d for d in (NV4080, NV3090) if d.uuid == uuid) for uuid in uuids]
     listed = [replace(d, name=f"CUDA{n}", uuid="", source="engine") for n, d in enumerate(chosen)]
-    assert [d.uuid for d in merge_devices(listed, [NV4080, NV3090], [], HOST, visible)] == uuids
+    assert [d.uuid for d in merge_devices(listed, [NV4080, NV3090], [], HOST, {"CUDA_VISIBLE_DEVICES": visible})] == uuids
 
 
 def test_slices_replace_the_one_that_the_engine_sees() -> None:
     engine = [Device("CUDA0", 5 * GIB, 4 * GIB), Device("Vulkan0", 16 * GIB, 15 * GIB)]
-    slices = [driver("CUDA0", 4864, 4800, uuid="MIG-x"), driver("CUDA1", 9728, 9700, uuid="MIG-y")]
+    slices = [driver("CUDA0", 4864, 4800, uuid="MIG-x", mig=True), driver("CUDA1", 9728, 9700, uuid="MIG-y", mig=True)]
     found = merge_devices(engine, slices, [], HOST)
     assert [(d.name, d.uuid) for d in found] == [("CUDA0", "MIG-x"), ("CUDA1", "MIG-y"), ("Vulkan0", "")]
 
@@ -110,8 +111,172 @@ def test_amd_and_software_devices() -> None:
     ]
     big, small, software = merge_devices(engine, [], amd, HOST)
     assert (big.uuid, big.free_bytes, big.name) == ("GPU-1", 23 * GIB, "ROCm0")
-    assert (small.source, small.free_bytes) == ("engine", 29 * GIB)
+    assert (small.source, small.integrated, small.free_bytes) == ("engine", True, 20 * GIB)
     assert software.free_bytes == HOST.available_bytes
+
+
+TWIN_A = driver("CUDA0", 24576, 24000, uuid="GPU-aa11", pci="0000:01:00.0", description="NVIDIA RTX 3090")
+TWIN_B = driver("CUDA1", 24576, 9000, uuid="GPU-aa22", pci="0000:02:00.0", description="NVIDIA RTX 3090")
+SLICES = [
+    driver("CUDA0", 4864, 4800, uuid="MIG-x", pci="0000:03:00.0", mig=True),
+    driver("CUDA1", 9728, 9700, uuid="MIG-y", pci="0000:03:00.0", mig=True),
+]
+
+
+def listed(count: int, text: str = "NVIDIA RTX 3090", mib: int = 24124, backend: str = "CUDA") -> list[Device]:
+    return [Device(f"{backend}{n}", mib * MIB, 8000 * MIB, description=text) for n in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("count", "env", "complete", "uuids"),
+    [
+        (2, {}, True, ["GPU-aa11", "GPU-aa22"]),
+        (1, {"CUDA_VISIBLE_DEVICES": "1"}, True, ["GPU-aa22"]),
+        (2, {"CUDA_VISIBLE_DEVICES": "1,0"}, True, ["GPU-aa22", "GPU-aa11"]),
+        (1, {"CUDA_VISIBLE_DEVICES": "gpu-AA2"}, True, ["GPU-aa22"]),
+        (1, {"CUDA_VISIBLE_DEVICES": " 1 ,9,0"}, True, ["GPU-aa22"]),
+        # The driver shows two equal cards, the engine one, and nothing says which: no figure of either.
+        (1, {}, True, [""]),
+        (1, {"CUDA_VISIBLE_DEVICES": "GPU-aa"}, True, [""]),  # two GPUs have that: CUDA takes neither
+        (1, {"CUDA_VISIBLE_DEVICES": "1", "CUDA_DEVICE_ORDER": "FASTEST_FIRST"}, True, [""]),
+        (1, {"CUDA_VISIBLE_DEVICES": "1"}, False, [""]),  # a third one is lost: is it counted?
+        (2, {"CUDA_DEVICE_ORDER": "FASTEST_FIRST"}, True, ["", ""]),
+        (1, {"CUDA_VISIBLE_DEVICES": "GPU-aa22", "CUDA_DEVICE_ORDER": "FASTEST_FIRST"}, True, ["GPU-aa22"]),
+        (1, {"CUDA_VISIBLE_DEVICES": ""}, True, [""]),
+        (1, {"CUDA_VISIBLE_DEVICES": "1,1"}, True, ["GPU-aa22"]),
+        (3, {}, True, ["", "", ""]),
+        (2, {"GGML_CUDA_DEVICES": "2"}, True, ["", ""]),  # parts of cards that llama.cpp makes up
+    ],
+)
+def test_equal_cards_are_told_apart_or_left_alone(
+    count: int, env: dict[str, str], complete: bool, uuids: list[str]
+) -> None:
+    found = merge_devices(listed(count), [TWIN_A, TWIN_B], [], HOST, env, nvml_complete=complete)
+    assert [device.uuid for device in found] == uuids
+    known = {"GPU-aa11": 24000 * MIB, "GPU-aa22": 9000 * MIB, "": 8000 * MIB}
+    assert [device.free_bytes for device in found] == [known[uuid] for uuid in uuids]
+
+
+def test_names_count_more_than_the_order() -> None:
+    """CUDA's own order has the fastest first; both have 24 GiB."""
+    other = replace(TWIN_A, uuid="GPU-bb", pci="0000:00:00.0", description="NVIDIA RTX 4090")
+    engine = [*listed(1, "NVIDIA RTX 3090"), replace(listed(1, "NVIDIA RTX 4090")[0], name="CUDA1")]
+    found = merge_devices(engine, [other, TWIN_B], [], HOST, {"CUDA_DEVICE_ORDER": "FASTEST_FIRST"})
+    assert [device.uuid for device in found] == ["GPU-aa22", "GPU-bb"]
+
+
+@pytest.mark.parametrize(
+    ("visible", "uuids"),
+    [
+        (None, ["GPU-aa11", "MIG-x", "MIG-y"]),
+        ("MIG-y", ["MIG-y"]),
+        ("1", ["MIG-x"]),  # the GPU's number shows its first slice
+        ("0", ["GPU-aa11"]),
+    ],
+)
+def test_slices_beside_a_whole_gpu(visible: str | None, uuids: list[str]) -> None:
+    env = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    found = merge_devices(listed(1), [TWIN_A, *SLICES], [], HOST, env)
+    assert [(device.name, device.uuid) for device in found] == [(f"CUDA{n}", u) for n, u in enumerate(uuids)]
+    assert [device.mig for device in found] == [uuid.startswith("MIG") for uuid in uuids]
+
+
+@pytest.mark.parametrize("variable", ["HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES"])
+def test_an_amd_card_chosen_by_number_keeps_the_engines_figure(variable: str) -> None:
+    cards = [Device(f"ROCm{n}", 24 * GIB, n * GIB, uuid=f"GPU-{n}", source="amdgpu") for n in (1, 2)]
+    engine = listed(1, "AMD Radeon RX 7900 XTX", 24 * 1024, "ROCm")
+    assert merge_devices(engine, [], cards, HOST, {variable: "1"})[0].free_bytes == 8000 * MIB
+    assert merge_devices(engine * 2, [], cards, HOST, {variable: "1,0"})[0].uuid == ""
+    assert merge_devices(engine, [], cards[:1], HOST, {variable: "0"})[0].uuid == "GPU-1"
+
+
+def test_a_card_that_two_backends_list_is_one_card() -> None:
+    engine = [*listed(2), *listed(2, backend="Vulkan"), *listed(1, "AMD Radeon RX 7600", 8176, "Vulkan7")]
+    amd = [Device("ROCm0", 8 * GIB, GIB, uuid="GPU-f", pci="0000:09:00.0", source="amdgpu", display_active=True)]
+    found = merge_devices(engine, [TWIN_A, TWIN_B], amd, HOST)
+    assert [device.pci for device in found] == ["0000:01:00.0", "0000:02:00.0"] * 2 + ["0000:09:00.0"]
+    assert [device.source for device in found] == ["nvml", "nvml", "engine", "engine", "engine"]
+    assert found[4].uuid == "GPU-f" and found[4].free_bytes == 8000 * MIB and found[4].display_active
+    # Without CUDA nothing says which of two equal cards is Vulkan0.
+    assert [d.pci for d in merge_devices(listed(2, backend="Vulkan"), [TWIN_A, TWIN_B], [], HOST)] == ["", ""]
+    (only,) = merge_devices(listed(1, backend="Vulkan"), [TWIN_A], [], HOST)
+    assert (only.uuid, only.pci, only.context_included) == ("GPU-aa11", "0000:01:00.0", False)
+
+
+@pytest.mark.parametrize(
+    ("backend", "engine_gib", "expected"),
+    [
+        ("CUDA", 61, (True, 20 * GIB, "nvml")),  # Jetson, GB10: the host's memory
+        ("Vulkan", 48, (True, 5 * GIB, "engine")),
+        ("CUDA", 16, (False, 5 * GIB, "engine")),  # the driver does not tell the memory of a card with its own
+    ],
+)
+def test_memory_that_the_driver_does_not_tell(
+    backend: str, engine_gib: int, expected: tuple[bool, int, str]
+) -> None:
+    jetson = replace(NV4080, description="Orin (nvgpu)", integrated=True, total_bytes=64 * GIB, free_bytes=20 * GIB)
+    engine = [Device(f"{backend}0", engine_gib * GIB, 5 * GIB, description="Orin (nvgpu)")]
+    (device,) = merge_devices(engine, [jetson], [], HOST)
+    assert (device.integrated, device.free_bytes, device.source) == expected
+    assert device.uuid == "GPU-16376"
+
+
+def test_an_amd_apu_shares_the_hosts_memory_in_every_backend() -> None:
+    apu = Device("ROCm0", GIB // 2, GIB // 4, source="amdgpu", integrated=True, pci="0000:c4:00.0")
+    card = Device("ROCm1", 8 * GIB, 7 * GIB, source="amdgpu", pci="0000:03:00.0")
+    engine = [
+        Device("Vulkan0", 8 * GIB, 7 * GIB, description="AMD Radeon RX 7600 (RADV NAVI33)"),
+        Device("Vulkan1", 31 * GIB, 30 * GIB, description="AMD Radeon 780M (RADV PHOENIX)"),
+    ]
+    found = merge_devices(engine, [], [apu, card], HOST)
+    assert [(d.integrated, d.free_bytes, d.pci) for d in found] == [
+        (False, 7 * GIB, "0000:03:00.0"),
+        (True, 20 * GIB, ""),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("row", "name", "backend", "integrated"),
+    [
+        ("SYCL0: Intel(R) Arc(TM) A770 Graphics (15473 MiB, 15473 MiB free)", "SYCL0", "SYCL", False),
+        ("SYCL1: Intel(R) UHD Graphics 770 (29000 MiB, 29000 MiB free)", "SYCL1", "SYCL", True),
+        ("SYCL0: Intel(R) Arc(TM) 140V GPU (16GB) (16000 MiB, 1 MiB free)", "SYCL0", "SYCL", True),
+        ("SYCL0: Intel(R) Arc(TM) B580 Graphics (12000 MiB, 1 MiB free)", "SYCL0", "SYCL", False),
+        ("Vulkan0: Intel(R) Iris(R) Xe Graphics (TGL GT2) (23000 MiB, 2 MiB free)", "Vulkan0", "Vulkan", True),
+        ("Vulkan0: Intel(R) Iris(R) Xe MAX Graphics (DG1) (4000 MiB, 2 MiB free)", "Vulkan0", "Vulkan", False),
+        ("Vulkan0: Intel(R) Arc(tm) Graphics (MTL) (23000 MiB, 2 MiB free)", "Vulkan0", "Vulkan", True),
+        ("Vulkan0: Intel(R) Graphics (LNL) (23000 MiB, 2 MiB free)", "Vulkan0", "Vulkan", True),
+        ("Vulkan0: Intel(R) Graphics (BMG G21) (12000 MiB, 2 MiB free)", "Vulkan0", "Vulkan", False),
+        ("Vulkan0: Intel(R) Arc(tm) A380 Graphics (DG2) (6000 MiB, 2 MiB free)", "Vulkan0", "Vulkan", False),
+        ("Vulkan0: NVIDIA GB10 (:; (x)) (1 MiB, 1 MiB free) (9 MiB, 9 MiB free)", "Vulkan0", "Vulkan", False),
+        ("MTL0: Apple M4 Max (98304 MiB, 98303 MiB free)", "MTL0", "MTL", True),
+        ("RPC0: 127.0.0.1:50052 (16000 MiB, 15000 MiB free)", "RPC0", "RPC", False),
+        ("CANN0: Ascend910 (9 MiB, 9 MiB free)", "CANN0", "CANN", False),
+    ],
+)
+def test_names_of_every_backend(row: str, name: str, backend: str, integrated: bool) -> None:
+    (device,) = parse_devices(f"Available devices:\n  {row}\n")
+    assert (device.name, device.backend, device.integrated) == (name, backend, integrated)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        "CUDA0: x (9 MiB, 9 MiB)",
+        "CUDA0: x (99999999999999999999 MiB, 9 MiB free)",
+        "CUDA0: x (\u0663 MiB, 3 MiB free)",
+        "0CUDA: x (9 MiB, 9 MiB free)",
+        "CUDA0 x (9 MiB, 9 MiB free)",
+        "(none)",
+    ],
+)
+def test_rows_that_are_none(row: str) -> None:
+    assert parse_devices(f"Available devices:\n  {row}\n") == []
+
+
+def test_a_name_counts_once() -> None:
+    (device,) = parse_devices("Available devices:\n  A0: x (9 MiB, 9 MiB free)\n  A0: y (5 MiB, 5 MiB free)\n")
+    assert device.description == "x"
 
 
 class Known:
@@ -225,6 +390,33 @@ def test_what_the_drivers_show_and_the_engine_does_not_is_said(tmp_path: Path) -
     finder = bench.finder()
     assert finder.devices() == [] and len(finder.hints) == 2
     assert "libggml0-backend-cuda" in finder.hints[0] and "libggml0-backend-hip" in finder.hints[1]
+
+
+class Troubled(Known):
+    """A probe of a driver that left a GPU out."""
+
+    problems = ("GPU 1 is lost",)
+    absence = ""
+
+
+def test_a_gpu_that_the_driver_left_out_is_said(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, CUDA_LIST)
+    bench.nvml = Troubled(NV4080, NV3090)
+    finder = bench.finder()
+    finder.find()
+    assert finder.left_out == ("GPU 1 is lost",) and "GPU 1 is lost" in finder.hints
+    bench.nvml = Known(NV4080, NV3090)
+    again = bench.finder()
+    again.find()
+    assert again.left_out == () and again.hints == ()
+
+
+def test_a_number_of_a_gpu_says_nothing_where_one_is_left_out(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, "Available devices:\n  CUDA0: NVIDIA RTX 3090 (24124 MiB, 8000 MiB free)\n")
+    bench.nvml = Known(TWIN_A, TWIN_B)
+    assert [d.uuid for d in bench.finder(CUDA_VISIBLE_DEVICES="1").find()] == ["GPU-aa22"]
+    bench.nvml = Troubled(TWIN_A, TWIN_B)
+    assert [d.uuid for d in bench.finder(CUDA_VISIBLE_DEVICES="1").find()] == [""]
 
 
 def test_failures_name_the_command(tmp_path: Path) -> None:

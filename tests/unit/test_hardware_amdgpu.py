@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+import pytest
+
+from llamad.errors import DeviceError
 from llamad.hardware.amdgpu import AmdGpus
 
 GIB = 1 << 30
@@ -63,6 +67,61 @@ def test_no_graphics_driver_at_all(tmp_path: Path) -> None:
     assert AmdGpus(tmp_path).devices() == []
     (tmp_path / "class" / "drm").mkdir(parents=True)
     assert AmdGpus(tmp_path).devices() == []
+
+
+@pytest.mark.parametrize(
+    ("vram_gib", "gtt_gib", "more", "integrated"),
+    [
+        (0.5, 15, {}, True),
+        (4, 15, {"mem_info_vram_vendor": "unknown"}, True),
+        (4, 15, {"mem_info_vram_vendor": "samsung"}, False),  # an old card with little memory
+        (4, 3, {}, False),
+        (64, 32, {}, False),  # a carve-out that the host lacks is memory of its own
+        (2, 0, {"mem_info_gtt_total": "x"}, False),
+    ],
+)
+def test_which_gpus_are_part_of_a_processor(
+    tmp_path: Path, vram_gib: float, gtt_gib: float, more: dict[str, str], integrated: bool
+) -> None:
+    sizes = {"mem_info_vram_total": int(vram_gib * GIB), "mem_info_vram_used": 1, "mem_info_gtt_total": gtt_gib * GIB}
+    card(tmp_path, "card0", "0000:c4:00.0", **{**sizes, **more})
+    (device,) = AmdGpus(tmp_path).devices()
+    assert device.integrated == integrated
+
+
+GARBAGE = ["", "many", "-5", "1e9", "0x10", "9" * 5000, "\u0663", "12 34", "\0"]
+
+
+@pytest.mark.parametrize("text", GARBAGE)
+@pytest.mark.parametrize("file", ["mem_info_vram_total", "mem_info_vram_used"])
+def test_garbage_in_a_size_leaves_that_card_out(tmp_path: Path, file: str, text: str) -> None:
+    card(tmp_path, "card0", "0000:03:00.0", **{"mem_info_vram_total": GIB, "mem_info_vram_used": 0, file: text})
+    card(tmp_path, "card1", "0000:04:00.0", mem_info_vram_total=2 * GIB, mem_info_vram_used=0)
+    assert [device.total_bytes for device in AmdGpus(tmp_path).devices()] == [2 * GIB]
+
+
+def test_what_is_missing_or_broken_beside_the_sizes_costs_a_name_only(tmp_path: Path) -> None:
+    card(tmp_path, "card0", "x", mem_info_vram_total=GIB, mem_info_vram_used=0, uevent="no slot here")
+    (tmp_path / "devices" / "x" / "product_name").write_bytes(b"\xff\xfeRadeon")
+    (tmp_path / "devices" / "x" / "unique_id").mkdir()
+    (tmp_path / "class" / "drm" / "card1").mkdir()  # no device behind it
+    (tmp_path / "class" / "drm" / "card2").symlink_to("/nowhere")
+    (device,) = AmdGpus(tmp_path).devices()
+    assert (device.pci, device.uuid, device.name) == ("", "", "ROCm0") and "Radeon" in device.description
+
+
+def test_permission_denied_is_said_and_not_taken_for_no_gpu(tmp_path: Path) -> None:
+    card(tmp_path, "card0", "0000:03:00.0", mem_info_vram_total=GIB, mem_info_vram_used=0)
+    secret = tmp_path / "devices" / "0000:03:00.0" / "mem_info_vram_used"
+    secret.chmod(0)
+    me = os.geteuid()
+    if me == 0:
+        os.seteuid(65534)
+    try:
+        with pytest.raises(DeviceError, match=r"mem_info_vram_used: permission denied"):
+            AmdGpus(tmp_path).devices()
+    finally:
+        os.seteuid(me)
 
 
 def test_garbage_is_left_out(tmp_path: Path) -> None:

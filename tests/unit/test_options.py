@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from llamad.config.definition import Definition
-from llamad.config.expected import kinds_at
+from llamad.config.expected import choices, kinds_at
 from llamad.config.extra_args import _KEY_OF, refused_args
 from llamad.config.load import load_definition
 from llamad.engine import flags_tables
@@ -164,3 +164,21 @@ def test_every_key_of_the_sections_for_llama_server_is_passed_on() -> None:
     for table, keys in by_hand.items():
         declared = set(type(getattr(Definition(model="/m"), table)).__dataclass_fields__)
         assert declared == keys | set(tables()[table]), table
+
+
+@pytest.mark.parametrize(
+    ("key", "flag", "ours"),
+    [
+        ("draft.types", "--spec-type", set()), ("draft.sampling", "--spec-draft-sampling", set()),
+        ("server.reasoning", "--reasoning", set()), ("server.reasoning_effort", "--reasoning-effort", set()),
+        ("server.reasoning_format", "--reasoning-format", {"auto"}), ("server.pooling", "--pooling", {"auto"}),
+        ("rope.scaling", "--rope-scaling", set()), ("placement.lazy_mode", "--lazy-mode", set()),
+        ("placement.load_mode", "--load-mode", set()), ("placement.numa", "--numa", {"off"}),
+    ],
+)  # fmt: skip
+def test_a_key_takes_the_words_that_the_help_lists(key: str, flag: str, ours: set[str]) -> None:
+    """`ours` are those that are said by not passing the flag; "none" to guess is said so too."""
+    path = tuple(key.split("."))
+    words = set(choices([*kinds_at(Definition, path), *kinds_at(Definition, (*path, 0))]))
+    listed = parse_help(HELP)[1][flag]
+    assert words - ours == listed - ({"none"} if key == "draft.types" else set())

@@ -55,7 +55,7 @@ def facts(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], ModelFact
 
     @cache
     def read(name: str) -> ModelFacts:
-        path = build_hollow(folder / f"{name}.gguf", cast(HollowShape, MODELS[name]))
+        path = build_hollow(folder / f"{name}.gguf", cast("HollowShape", MODELS[name]))
         found = read_facts(str(path))
         path.unlink()
         return found

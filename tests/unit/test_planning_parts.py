@@ -13,7 +13,7 @@ from llamad.planning.backends import backend_of
 from llamad.planning.cache import CacheMap, row_bytes
 from llamad.planning.choice import Choice
 from llamad.planning.compute import largest_scratch_bytes
-from llamad.planning.demand import Demand, Known
+from llamad.planning.demand import Demand, Known, Need
 from llamad.planning.overhead import context_bytes, growth_bytes, margin_bytes, shares_host, unpacked_bytes
 from llamad.planning.plan import BuildGates
 from llamad.planning.weights import WeightMap, device_bytes
@@ -224,3 +224,39 @@ class TestProof:
         facts = replace(facts_of(LLAMA31_8B), architecture="phi3", sliding_window=2047)
         assert not any(layer.window for layer in shape_of(facts).layers)
         assert shape_of(facts).proof == "proved"
+
+
+class TestWrittenPlaces:
+    """Keys that move parts of a layer: what leaves the device arrives at the host."""
+
+    def need(self, **edit: object) -> Need:
+        demand = Demand(facts_of(LLAMA31_8B), [card("CUDA0", 40)], BuildGates())
+        return demand.need(replace(CHOICE, **edit))  # type: ignore[arg-type]
+
+    def test_matrices_of_the_first_blocks(self) -> None:
+        plain, moved = self.need(), self.need(host_ffn=4)
+        size = sum(
+            t.size_bytes for t in facts_of(LLAMA31_8B).tensors
+            if t.name.startswith(("blk.0.ffn_", "blk.1.ffn_", "blk.2.ffn_", "blk.3.ffn_")) and "norm" not in t.name
+        )  # fmt: skip
+        assert plain.devices[0].weights_bytes - moved.devices[0].weights_bytes == size
+        assert moved.host.weights_bytes - plain.host.weights_bytes == size
+        assert moved.devices[0].compute_bytes > plain.devices[0].compute_bytes
+
+    def test_caches_on_the_host(self) -> None:
+        plain, moved = self.need(), self.need(host_cache=True)
+        assert moved.devices[0].context_bytes == 0
+        assert moved.host.context_bytes == plain.devices[0].context_bytes
+
+    def test_windows_may_keep_everything(self) -> None:
+        facts = replace(facts_of(LLAMA31_8B), architecture="gemma3", sliding_window=1024)
+        demand = Demand(facts, [card("CUDA0", 40)], BuildGates())
+        (full,) = demand.need(replace(CHOICE, full_windows=True)).devices
+        assert full.context_bytes == 32 * 4096 * 8192
+
+    def test_checkpoints_of_windows_are_host_memory(self) -> None:
+        facts = replace(facts_of(LLAMA31_8B), architecture="gemma3", sliding_window=1024)
+        none, some = (Demand(facts, [card("CUDA0", 40)], BuildGates(), checkpoints=count) for count in (0, 8))
+        size = 27 * 4096 * 1024
+        assert none.cache.checkpoint_bytes(CHOICE) == size
+        assert some.need(CHOICE).host.overhead_bytes - none.need(CHOICE).host.overhead_bytes == 8 * 4 * size

@@ -341,7 +341,7 @@ class TestRefusals:
         assert planned(PHI4, card("CUDA0", 11), context=16384, kv_cache="q8_0")
 
     def test_an_unknown_architecture_is_planned_on_the_safe_side_and_says_so(self) -> None:
-        found = planned(replace(LLAMA, architecture="granite"), card("CUDA0", 15.6))
+        found = planned(replace(LLAMA, architecture="baichuan"), card("CUDA0", 15.6))
         assert "not compared with llama.cpp yet" in found.remarks[0]
         assert not found.exact
         assert not planned(LLAMA, card("CUDA0", 15.6)).remarks
@@ -525,3 +525,28 @@ def test_a_plan_or_a_refusal_takes_at_most_20_ms(free_gib: float, cards: tuple[s
             bar_s = 0.02 if len(cards) == 1 else 0.2
         took_s.append(time.process_time() - start)
     assert min(took_s) < bar_s
+
+
+@pytest.mark.parametrize(
+    ("facts", "placement", "what"),
+    [
+        (LLAMA, {"kv_offload": False}, "caches and attention"),
+        (LLAMA, {"n_cpu_ffn": 3}, "matrices"),
+        (replace(LLAMA, n_expert=8, n_expert_used=2, n_ff_expert=512), {"cpu_moe": True}, "experts"),
+        (replace(LLAMA, n_expert=8, n_expert_used=2, n_ff_expert=512), {"n_cpu_moe": 2}, "experts"),
+    ],
+)
+def test_what_is_left_to_the_cpu_needs_the_word_for_it(facts: ModelFacts, placement: dict[str, Any], what: str) -> None:
+    with pytest.raises(PromiseError, match=f"leaves {what} to the CPU") as caught:
+        planned(facts, card("CUDA0", 40), **placement)
+    assert "allow_cpu = true" in caught.value.fix
+    assert planned(facts, card("CUDA0", 40), allow_cpu=True, **placement).devices
+
+
+def test_checkpoints_take_at_most_a_quarter_of_the_hosts_memory() -> None:
+    windowed = replace(LLAMA, architecture="gemma3", sliding_window=1024)
+    tight, wide = (planned(windowed, card("CUDA0", 40), host=HostMemory(s * GIB, s * GIB)) for s in (4, 256))
+    assert tight.checkpoints is not None
+    assert wide.checkpoints == 32 > tight.checkpoints >= 1
+    assert "checkpoints a slot" in reason(wide, "ctx_checkpoints")
+    assert planned(LLAMA, card("CUDA0", 40)).checkpoints is None

@@ -1,0 +1,42 @@
+"""Graphs of Gemma 3n and Gemma 4, which are no plain transformers. Pure.
+
+Proved as those of `dense`. Both look up an input for every layer: P elements per token and layer, kept for all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from llamad.planning.choice import Choice
+from llamad.planning.graphs.dense import F32, attention_width, expert_width, held_width
+from llamad.planning.layers import Layer, ModelShape
+
+
+def gemma3n_peaks(
+    shape: ModelShape, layer: Layer, choice: Choice, extra: int, scratch_bytes: int
+) -> Iterator[int]:
+    """Four streams of the residual (altup); the fullest moments are in their mixing and in the feed-forward part."""
+    step = F32 * choice.step_tokens
+    embd = shape.embd
+    inputs = shape.looked_up - embd + max(0, extra - embd)
+    yield step * (inputs + 9 * embd + 3 * layer.ff)
+    yield step * (inputs + 14 * embd)
+    yield step * (inputs + 5 * embd + 2 * layer.query_width) + scratch_bytes
+
+
+def gemma4_peaks(
+    shape: ModelShape, layer: Layer, choice: Choice, extra: int, scratch_bytes: int
+) -> Iterator[int]:
+    """Dense, with an input a layer (E2B, E4B), or with experts beside the dense part (26B)."""
+    step = F32 * choice.step_tokens
+    held = held_width(shape, layer, extra)
+    if shape.looked_up:
+        held += 2 * shape.looked_up + shape.embd
+        yield step * (held + layer.query_width) + scratch_bytes
+    elif layer.experts_used:
+        beside = layer.ff if scratch_bytes else 0
+        yield step * (attention_width(shape, layer, extra) + shape.embd + beside) + scratch_bytes
+        yield step * (held + expert_width(shape, layer))
+    else:
+        yield step * attention_width(shape, layer, extra) + scratch_bytes
+    yield step * (held + 3 * layer.ff)

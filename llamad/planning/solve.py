@@ -2,7 +2,8 @@
 
 Order of sacrifice under `auto`: whole model on a device with the full context, less context, a quantised cache
 (`kv_cache = "auto"`), a smaller micro-batch, a smaller prompt cache, context down to `context_min`, and with
-`allow_cpu` the projector to the CPU, then experts, fewer layers on the device, the CPU alone. What the definition promises is kept or refused.
+`allow_cpu` the projector to the CPU, then experts, fewer layers on the device, the CPU alone. What the definition
+promises is kept or refused.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from llamad.planning.weights import WeightMap
 
 __all__ = ["Beside", "Main"]
 
+_IN_ORDER = frozenset({"CUDA", "ROCm", "CPU", "RPC"})
 _F32_TYPE = 0
 _F32 = 4
 
@@ -29,6 +30,7 @@ class Beside:
         """`weights`: of the main model, for the devices' backend."""
         backend = devices[0].backend if devices else "CPU"
         self._extras = extras
+        self._main = main
         self._devices = tuple(devices)
         self._weights = weights
         self._adapters = _adapter_map(extras, main.facts, backend)
@@ -59,6 +61,7 @@ class Beside:
             vision = projector.weights_bytes + projector.compute_bytes
             growth += projector.growth_bytes
         adapters = self._adapters.on_device(choice, max(0, start), stop) if self._adapters else 0
+        adapters += self._turned_bytes(choice) if adapters else 0
         return replace(
             parts,
             overhead_bytes=parts.overhead_bytes + growth,
@@ -96,6 +99,16 @@ class Beside:
             largest = self._weights.largest_on_host(choice)
             return self._multi_token.on_device(choice, index, stop, largest)
         return Taken()
+
+    def _turned_bytes(self, choice: Choice) -> int:
+        """What adapters add to the compute buffer where the backend changes the order of a graph.
+
+        6 MiB became 8 with an adapter on Vulkan, which has gate and up alive before and after it; on CUDA's rules and
+        on the CPU nothing was added.
+        """
+        if not self._extras.adapters or self._backend in _IN_ORDER:
+            return 0
+        return 2 * _F32 * choice.step_tokens * self._main.shape.widest_activation
 
     def _projector(self, vision: Vision, choice: Choice) -> Projector:
         flash = choice.flash_attention

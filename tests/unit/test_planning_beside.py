@@ -273,6 +273,13 @@ def test_an_adapter_is_where_the_layers_are_that_it_changes() -> None:
     assert on_device + on_host == file.tensor_bytes
 
 
+def test_vulkan_has_more_alive_with_an_adapter() -> None:
+    extras = Extras(adapters=(adapter(LLAMA),))
+    cuda, vulkan = (with_extras(LLAMA, extras, card(name, 20), context=8192) for name in ("CUDA0", "Vulkan0"))
+    more = vulkan.devices[0].parts.adapters_bytes - cuda.devices[0].parts.adapters_bytes
+    assert more == 2 * 4 * 512 * LLAMA32_3B.ff
+
+
 def test_control_vectors_are_one_row_a_layer_but_for_the_first() -> None:
     found = with_extras(LLAMA, Extras(control_vectors=(VECTOR, VECTOR)), card("CUDA0", 20))
     assert found.devices[0].parts.adapters_bytes == 27 * 3072 * 4

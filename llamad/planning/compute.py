@@ -63,7 +63,10 @@ def device_compute_bytes(
     if not place.embeds:
         extra = -shape.embd
     graph = _graph_bytes(shape, kinds, choice, gates, extra=extra, place=place)
+    graph += _rollback_bytes(kinds, choice)
     logits = _logits_bytes(shape, choice, gates) if place.outputs else 0
+    if place.outputs and choice.guessed_tokens:
+        logits = max(logits, _checked_bytes(shape, kinds, choice, gates, place))
     return _bounded(shape, max(graph, logits))
 
 
@@ -131,7 +134,12 @@ def cpu_compute_bytes(shape: ModelShape, choice: Choice, gates: BuildGates) -> i
     """The one compute buffer of a run without a device: the inputs of the host are in it too."""
     kinds = set(shape.layers)
     graph = _graph_bytes(shape, kinds, choice, gates, extra=2 * shape.embd, place=Place())
-    return _bounded(shape, max(graph, _logits_bytes(shape, choice, gates)))
+    graph += _rollback_bytes(kinds, choice)
+    logits = _logits_bytes(shape, choice, gates)
+    if choice.guessed_tokens:
+        checked = _checked_bytes(shape, kinds, choice, gates, Place())
+        logits = max(logits, checked + _F32 * choice.step_tokens * shape.embd)
+    return _bounded(shape, max(graph, logits))
 
 
 def host_compute_bytes(shape: ModelShape, choice: Choice, gates: BuildGates) -> int:
@@ -267,8 +275,32 @@ def _logits_bytes(shape: ModelShape, choice: Choice, gates: BuildGates) -> int:
     return _F32 * _output_rows(choice, gates) * (shape.vocab + shape.embd)
 
 
+def _checked_bytes(
+    shape: ModelShape, kinds: Collection[Layer], choice: Choice, gates: BuildGates, place: Place
+) -> int:
+    """The moment of the logits where guessed tokens are checked: more rows than find room in what is free by then.
+
+    Within 2 MiB on five models of four architectures at two micro-batches (tests/data/planning).
+    """
+    copies = _PIPELINE_COPIES if place.copies else 1
+    rows = min(_output_rows(choice, gates), choice.step_tokens)
+    mask_size = _F16 if choice.flash_attention and gates.mask_f16 else _F16 + _F32
+    masks = mask_size * choice.step_tokens * _mask_cells(shape, kinds, choice) * copies
+    embeddings = _F32 * choice.step_tokens * shape.embd * (4 if gates.mixed_inputs else 3)
+    indexes = copies * (choice.step_tokens * _INDEX_BYTES) + _rotation_bytes(shape, choice)
+    return masks + embeddings + indexes + _F32 * rows * shape.vocab
+
+
+def _rollback_bytes(kinds: Collection[Layer], choice: Choice) -> int:
+    """Recurrent states that a layer writes for each guessed token, beside what it has alive without them. A bound."""
+    if not choice.rollback:
+        return 0
+    state = max((layer.conv_state + layer.scan_state for layer in kinds), default=0)
+    return _F32 * state * choice.slots * (1 + choice.rollback)
+
+
 def _output_rows(choice: Choice, gates: BuildGates) -> int:
-    return choice.slots if gates.outputs_limited else choice.ubatch_tokens
+    return choice.output_rows if gates.outputs_limited else choice.ubatch_tokens
 
 
 def _bounded(shape: ModelShape, computed_bytes: int) -> int:

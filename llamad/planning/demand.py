@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
+from typing import TYPE_CHECKING
 
 from llamad.gguf.facts import ModelFacts
 from llamad.hardware.device import Device
@@ -26,6 +27,9 @@ from llamad.planning.layers import Layer, ModelShape
 from llamad.planning.plan import BuildGates, Parts
 from llamad.planning.weights import WeightMap
 from llamad.units import MIB
+
+if TYPE_CHECKING:
+    from llamad.planning.beside import Beside
 
 
 @dataclass(frozen=True)
@@ -66,11 +70,12 @@ class Demand:
         checkpoints: int = 0,
         known: Sequence[Known] = (),
         known_host: Known = _NOTHING,
+        beside: Beside | None = None,
     ) -> None:
         """`weights` and `shape`: prepared before, for the devices' backend. `known`: of each device in order.
 
         `op_offload`: devices compute with copies of weights that stay on the host. `checkpoints`: how many of each
-        slot the host must have room for.
+        slot the host must have room for. `beside`: what is there beside the model.
         """
         backend = devices[0].backend if devices else "CPU"
         self._devices = tuple(devices)
@@ -81,6 +86,7 @@ class Demand:
         self._vram_margin = vram_margin
         self._known = tuple(known) or (_NOTHING,) * len(self._devices)
         self._known_host = known_host
+        self.beside = beside
         self.shape: ModelShape = shape or shape_of(facts)
         self.weights = weights or WeightMap(facts, backend, mtp_skipped=gates.mtp_skipped)
         self.cache = CacheMap(self.shape, facts.n_layers)
@@ -108,7 +114,7 @@ class Demand:
 
     def exact(self, choice: Choice) -> bool:
         """Whether the computed bytes are llama.cpp's own to the MiB or so, not a bound on the safe side."""
-        if self.shape.proof != "proved" or not choice.flash_attention or choice.host_cache:
+        if self.shape.proof != "proved" or not choice.flash_attention or choice.host_cache or choice.rollback:
             return False
         copied = self._copied_kinds(choice)
         on_host = self.weights.host_layers(choice.layers) > 0 or choice.overrides
@@ -171,7 +177,7 @@ class Demand:
             compute_bytes=max(0, computed + self._known_host.correction_bytes),
             overhead_bytes=self._process_bytes(choice, self._rules),
         )
-        return self._with_host_margin(host)
+        return self._whole_host(host, choice)
 
     def _cpu_parts(self, choice: Choice) -> Parts:
         computed = cpu_compute_bytes(self.shape, choice, self._gates)
@@ -181,7 +187,7 @@ class Demand:
             compute_bytes=max(0, computed + self._known_host.correction_bytes),
             overhead_bytes=self._process_bytes(choice, backend_of("CPU")),
         )
-        return self._with_host_margin(host)
+        return self._whole_host(host, choice)
 
     def _process_bytes(self, choice: Choice, rules: Backend) -> int:
         """Host memory outside the buffers: the process, finished logits, checkpoints that were promised."""
@@ -192,8 +198,11 @@ class Demand:
         )
         return rules.process_bytes + output_bytes(self.shape, choice, self._gates) + kept
 
-    def _with_host_margin(self, host: Parts) -> Parts:
-        margin = overhead.margin_bytes("auto", None, host.buffers_bytes, measured=False)
+    def _whole_host(self, host: Parts, choice: Choice) -> Parts:
+        """With what is there beside the model, and the margin."""
+        if self.beside:
+            host = self.beside.on_host(host, choice)
+        margin = overhead.margin_bytes("auto", None, host.held_bytes, measured=False)
         return replace(host, margin_bytes=margin)
 
     def overhead_bytes(self, choice: Choice, index: int) -> int:
@@ -203,6 +212,14 @@ class Demand:
             return known.overhead_bytes
         growth = overhead.growth_bytes(device, self.shape, choice, self._gates, self._unpacked)
         return overhead.context_bytes(device) + growth
+
+    def with_beside(self, parts: Parts, choice: Choice, index: int, start: int, stop: int) -> Parts:
+        """The parts of device `index` with what is there beside the model."""
+        assert self.beside is not None
+        whole = self.beside.on_device(parts, choice, index, start, stop)
+        if self._known[index].overhead_bytes is not None:  # measured with everything that was there
+            whole = replace(whole, overhead_bytes=parts.overhead_bytes)
+        return replace(whole, margin_bytes=self.margin_bytes(index, whole.held_bytes))
 
     def margin_bytes(self, index: int, buffers_bytes: int) -> int:
         """What stays free on device `index` on purpose."""
@@ -243,7 +260,8 @@ class Footprint:
         if index not in self._overheads:
             self._overheads[index] = demand.overhead_bytes(choice, index)
         margin = demand.margin_bytes(index, weights + context + compute)
-        return Parts(weights, context, compute, self._overheads[index], margin)
+        parts = Parts(weights, context, compute, self._overheads[index], margin)
+        return demand.with_beside(parts, choice, index, start, stop) if demand.beside else parts
 
     def _compute(self, index: int, start: int, stop: int) -> int:
         key = (index, stop > self._demand.weights.n_layers, self._demand.kinds_between(start, stop))

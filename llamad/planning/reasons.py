@@ -38,12 +38,36 @@ def reasons_of(
         texts["split"] = _split(placement, found)
     if search.demand.weights.has_experts and found.devices:
         texts["experts"] = _experts(placement, found)
+    if problem.extras:
+        texts |= _beside(problem, found)
     if found.devices and placement.memory != "auto":
         limits = (
             f"{format_bytes(problem.limit_bytes(device) or 0)} of {device.name}" for device in found.devices
         )
         texts["memory"] = f"at most {' and '.join(limits)}, as written"
     return tuple(Reason(topic, text) for topic, text in texts.items())
+
+
+def _beside(problem: Problem, found: Solution) -> dict[str, str]:
+    extras, beside, texts = problem.extras, found.search.demand.beside, {}
+    assert extras is not None
+    assert beside is not None
+    if extras.vision:
+        index = beside.vision_place
+        if index is not None:
+            place = f"on {found.devices[index].name}"
+        elif found.devices and extras.vision.offload:
+            place = "on the CPU, so that the model has room on the device (allow_cpu = true)"
+        else:
+            place = "on the CPU"
+        texts["vision"] = f"{place}, with room for the largest picture"
+    if extras.adapters or extras.control_vectors:
+        count = len(extras.adapters) + len(extras.control_vectors)
+        texts["lora"] = f"{count} file{'s' if count > 1 else ''}, each part with the layer that it changes"
+    if extras.draft:
+        kinds = ", ".join(extras.draft.types)
+        texts["draft"] = f"{kinds}: up to {extras.guessed_tokens} tokens of each slot are checked at once"
+    return texts
 
 
 def _devices(problem: Problem, found: Solution) -> str:

@@ -101,6 +101,8 @@ class Search:
             pipeline=variant.pipeline and whole,
             host_experts=experts,
             host_ffn=terms.host_ffn,
+            guessed_tokens=terms.guessed_tokens,
+            rollback=terms.rollback,
             full_windows=terms.full_windows,
             host_cache=terms.host_cache,
         )

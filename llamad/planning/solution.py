@@ -32,6 +32,8 @@ def solve(problem: Problem) -> Solution | None:
         return found
     if not problem.placement.allow_cpu or wanted != "auto":
         return None
+    if (moved := problem.with_vision_on_host()) is not None:
+        return solve(moved)
     if problem.placement.n_cpu_moe == "auto" and not problem.placement.cpu_moe:
         for devices, search in searches:
             if search.demand.weights.has_experts and (choice := search.best_with_host_experts()):

@@ -11,6 +11,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llamad.config.definition import Definition
 from llamad.config.loaded import Loaded
@@ -31,8 +32,11 @@ from llamad.planning.confirm import Asked
 from llamad.planning.plan import BuildGates, Plan
 from llamad.planning.settle import settled
 from llamad.planning.solve import plan as solve
-from llamad.service.checks import FactsReader, located_facts
+from llamad.service.checks import FactsReader, extras_of, located_facts
 from llamad.supervision.launch import Launch
+
+if TYPE_CHECKING:
+    from llamad.planning.extras import Extras
 
 SOCKET_NAME = "llama.sock"
 ASK_SOCKET_NAME = "ask.sock"
@@ -85,10 +89,11 @@ class PlanMaker:
         Raises LlamadError; a problem of the model file is located at the definition's `model`.
         """
         facts = stretched(located_facts(self._loaded, self._read), self._loaded.definition)
+        extras = extras_of(self._loaded, facts)
         caps = self._capabilities(needed=not what_if)
         devices = list(what_if) or list(returning) or (self.devices(caps) if caps else [])
         try:
-            plan = self._solve(facts, devices, caps, ask=not (computed or what_if))
+            plan = self._solve(facts, extras, devices, caps, ask=not (computed or what_if))
         except DeviceError as error:
             error.why = "; ".join(filter(None, (error.why, *self._hints)))
             raise
@@ -132,7 +137,13 @@ class PlanMaker:
             return None  # a plan for devices that are not here needs no llama-server either
 
     def _solve(
-        self, facts: ModelFacts, devices: Sequence[Device], caps: Capabilities | None, *, ask: bool
+        self,
+        facts: ModelFacts,
+        extras: Extras | None,
+        devices: Sequence[Device],
+        caps: Capabilities | None,
+        *,
+        ask: bool,
     ) -> Plan:
         definition = self._loaded.definition
 
@@ -140,34 +151,53 @@ class PlanMaker:
             return solve(
                 facts, devices, host_memory(), definition.placement, self._loaded.written,
                 caps.gates if caps else BuildGates(), cache_ram=definition.server.cache_ram, corrections=corrections,
+                extras=extras,
             )  # fmt: skip
 
         if not ask or caps is None or not can_ask(caps):
             return solved({})
         return settled(
             solved,
-            lambda plan: self._ask(plan, facts, caps),
+            lambda plan: self._ask(plan, facts, extras, caps),
             grows=definition.placement.context == "auto",
         )
 
-    def _ask(self, plan: Plan, facts: ModelFacts, caps: Capabilities) -> Asked | None:
+    def fingerprint(self, facts: ModelFacts, extras: Extras | None = None) -> str:
+        """Names everything that is loaded: the model, and what is there beside it."""
+        if extras is None:
+            return facts.fingerprint
+        from llamad.service.beside import fingerprint  # only where there is something beside the model
+
+        return fingerprint(facts, extras)
+
+    def _ask(
+        self, plan: Plan, facts: ModelFacts, extras: Extras | None, caps: Capabilities
+    ) -> Asked | None:
         """llama-server's breakdown for this plan; None where it cannot tell (the computed bytes stand)."""
         socket_path = self._scratch / ASK_SOCKET_NAME
         args = dry_run_args(
             plan, self._loaded.definition, caps, socket_path=str(socket_path), written=self._loaded.written
         )
         cache = BreakdownCache(self._cache / "breakdowns.json")
-        found = cache.get(caps.key, facts.fingerprint, args)
+        fingerprint = self.fingerprint(facts, extras)
+        draft = extras.draft if extras and extras.draft and extras.draft.has_context else None
+        found = cache.get(caps.key, fingerprint, args)
         if found is None:
             from llamad.engine.dry_run import AskError, ask_breakdown  # seldom: the answer is kept
 
             try:
-                found = ask_breakdown(caps.path, args, self.environment(plan), self._loaded.host.query_s)
+                found = ask_breakdown(
+                    caps.path, args, self.environment(plan), self._loaded.host.query_s, drafted=draft is not None
+                )
             except AskError:
                 return None
-            cache.put(caps.key, facts.fingerprint, args, found)
+            cache.put(caps.key, fingerprint, args, found)
         renamed = found.renamed(plan_names(plan.devices))
-        return Asked(renamed.devices, renamed.host)
+        asked = Asked(renamed.devices, renamed.host, vision_bytes=renamed.vision_bytes)
+        if draft is None or renamed.draft is None:
+            return asked
+        apart = renamed if draft.facts is not None else renamed.draft_without_weights()
+        return replace(asked, draft=apart.draft, draft_host=apart.draft_host)
 
     def _args(self, plan: Plan, caps: Capabilities) -> list[str]:
         names = (self._loaded.name,)

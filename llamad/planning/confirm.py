@@ -164,7 +164,8 @@ def _moved_weights(plan: Plan, renewed: Plan) -> list[str]:
     moved = renewed.host.weights_bytes - plan.host.weights_bytes
     if not plan.devices or moved <= MIB:
         return []
+    where = plan.devices[0].name if len(plan.devices) == 1 else "a device"
     return [
-        f"{format_bytes(moved)} of weights stay in host memory: {plan.devices[0].name} cannot hold some tensors"
+        f"{format_bytes(moved)} of weights stay in host memory: {where} cannot hold some tensors"
         " (a limit of the device on the size of one buffer), which makes it slower"
     ]

@@ -10,7 +10,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 
 from llamad.planning.plan import BESIDE, DevicePlan, Parts, Plan
-from llamad.units import MIB, format_bytes
+from llamad.units import MIB, format_bytes, listed
 
 WIDTH = 80
 _BAR_CELLS = 50
@@ -34,7 +34,7 @@ def explain(plan: Plan, args: Sequence[str] = (), *, program: str = "llama-serve
 
 
 def _head(plan: Plan) -> list[str]:
-    where = f"on {' and '.join(device.name for device in plan.devices)}"
+    where = f"on {listed(device.name for device in plan.devices)}"
     layers = (
         f"{plan.layers} of {plan.layers_total} layers {where}" if plan.devices else "all layers on the CPU"
     )

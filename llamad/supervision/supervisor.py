@@ -23,7 +23,7 @@ from llamad.supervision.intake import Intake
 from llamad.supervision.launch import Launch, Seams, needs_no_new_child, tail
 from llamad.supervision.loading import NotUsable, watch_load
 from llamad.supervision.machine import Effect, Event, State, step
-from llamad.supervision.words import device_names, event_of, ready_text
+from llamad.supervision.words import device_names, event_of, place_text, ready_text
 
 SETTLE_S = 2.0
 _HAS_CHILD = (State.LOADING, State.WARMING, State.READY)
@@ -112,7 +112,7 @@ class Supervisor:
         if self.state is State.READY and self.launch:
             return ready_text(self.launch.plan)
         if self.state in (State.LOADING, State.WARMING) and self.launch:
-            return f"{self.state}: ctx {self.launch.plan.context_tokens} on {device_names(self.launch.plan)}"
+            return f"{self.state}: ctx {self.launch.plan.context_tokens} on {place_text(self.launch.plan)}"
         if self.state is State.FAILED:
             return f"failed: {self._failure_text}"
         if self.state in (State.BACKOFF, State.STUCK) and self._last_cause:
@@ -243,7 +243,7 @@ class Supervisor:
             return
         intake.pid = child.pid
         self._seams.reporter.event(
-            "loading", f"Loading {launch.definition.model} on {device_names(launch.plan)}",
+            "loading", f"Loading {launch.definition.model} on {place_text(launch.plan)}",
             DEVICE=device_names(launch.plan),
         )  # fmt: skip
         task = asyncio.create_task(self._watch_exit(child, intake, kills_before))

@@ -106,11 +106,12 @@ class Booking:
                 return own.promised
         return {}
 
-    def returning(self) -> None:
+    def returning(self, promise_id: str) -> None:
         """llama-server has ended, and another one will take the same bytes again: nobody else may have them."""
         with self.ledger.transaction() as transaction:
             own = transaction.own
-            if own is not None and own.phase in (Phase.LOADING, Phase.SETTLED):
+            taken = (Phase.PROMISED, Phase.LOADING, Phase.SETTLED)
+            if own is not None and own.id == promise_id and own.phase in taken:
                 pids = (os.getpid(),)
                 back = own._replace(phase=Phase.RETURNING, id=transaction.new_id(), visible={}, pids=pids)
                 transaction.put(back)

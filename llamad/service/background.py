@@ -67,7 +67,7 @@ class BackgroundPlanner:
         what = f"planning {loaded.definition.model}"
         self._booking.start_wait_s = loaded.definition.limits.start_wait_s
         if previous is not None:
-            await _off_the_loop(self._booking.returning, what="writing the lease")
+            await _off_the_loop(self._booking.returning, self._booking.promise_id, what="writing the lease")
         if self._waits:
             previous = None  # its bytes were awaited before it had to stand in the queue
         again = previous is not None and needs_no_new_child(previous.loaded, loaded)
@@ -113,6 +113,9 @@ class BackgroundPlanner:
 
     def settled(self, pid: int) -> None:
         self._leases.settled(pid)
+
+    def ended(self) -> None:
+        self._leases.ended()
 
     async def check(self, loaded: Loaded, running: Launch) -> None:
         await _off_the_loop(self._check, loaded, running, what=f"planning {loaded.definition.model}")

@@ -44,6 +44,11 @@ class LeaseRecorder:
         """The child that was planned last loads; follow it by what it says of its buffers."""
         self._begin(self._follow(self._booking.promise_id, pid, plan, observed))
 
+    def ended(self) -> None:
+        """The child has ended: it holds nothing, and its successor is to have the same again."""
+        promise = self._booking.promise_id
+        self._begin(self._write(lambda: self._booking.returning(promise)))
+
     def settled(self, pid: int) -> None:
         """It is ready."""
         promise = self._booking.promise_id

@@ -67,6 +67,10 @@ class Planner(Protocol):
         """It is ready: all its memory is taken."""
         ...
 
+    def ended(self) -> None:
+        """It is gone. Its memory is kept for its successor until the next plan, or the end of the service."""
+        ...
+
     async def check(self, loaded: Loaded, running: Launch) -> None:
         """Raise LlamadError if no plan would be possible once `running`'s memory is back."""
         ...

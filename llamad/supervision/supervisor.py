@@ -270,6 +270,7 @@ class Supervisor:
         """Lives as long as the child, whatever the states do meanwhile."""
         returncode = await child.wait()
         self._child = None
+        self._seams.planner.ended()
         kills = oom_kills() - kills_before
         death = Death(returncode, intake.recent(), kills, intake.quiet, self._killed_because)
         cause = classify(death)

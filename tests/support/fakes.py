@@ -67,7 +67,7 @@ class FakePlanner:
         self._scenarios = list(scenarios) or [{}]
         self.plans = 0
         self.plan_result = a_plan()
-        self.turns = 0
+        self.turns = self.ends = 0
         self.may_go = asyncio.Event()
         self.spawns: list[int] = []
         self.settles: list[int] = []
@@ -95,6 +95,9 @@ class FakePlanner:
 
     def settled(self, pid: int) -> None:
         self.settles.append(pid)
+
+    def ended(self) -> None:
+        self.ends += 1
 
     async def check(self, loaded: Loaded, running: Launch) -> None:
         if self.refuse_check:

@@ -239,7 +239,7 @@ def test_a_life_in_the_ledger(tmp_path: Path) -> None:
         ("tiny", Phase.SETTLED, {"GPU-a": "CUDA0", HOST: HOST})
     ]
     assert public.stat().st_mode & 0o777 == 0o644
-    booking.returning()
+    booking.returning(promise)
     assert held_by_others(folder) == {"GPU-a": 60, HOST: 100}
     ledger.release()
     assert held_by_others(folder) == {} and read_public(public) == []

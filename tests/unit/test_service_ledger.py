@@ -123,6 +123,12 @@ def test_the_lease_follows_the_load_and_the_good_plan_is_kept(tmp_path: Path) ->
         await until(lambda: phase_of(folder, "tiny") is Phase.LOADING)
         recorder.settled(os.getpid())
         await until(lambda: phase_of(folder, "tiny") is Phase.SETTLED and bool(last_plan(state)))
+        recorder.ended()
+        await until(lambda: phase_of(folder, "tiny") is Phase.RETURNING)
+        recorder.settled(os.getpid())  # a late word about the one that has ended
+        recorder.ended()
+        await asyncio.sleep(0.2)
+        assert phase_of(folder, "tiny") is Phase.RETURNING
 
     asyncio.run(go())
     assert last_plan(state) == {"GPU-1": 50}

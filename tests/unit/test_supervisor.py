@@ -335,10 +335,11 @@ def test_a_model_waits_for_its_turn_and_is_then_planned_anew(tmp_path: Path) -> 
         rig.planner.may_go.set()
         await rig.until_ready()
         assert rig.planner.settles == [rig.supervisor.child_pid] == rig.planner.spawns
+        assert rig.planner.ends == 0
         rig.supervisor.stop()
 
     assert play(rig, scene) is ExitCode.OK
-    assert rig.planner.plans == 3 and rig.planner.turns == 2
+    assert rig.planner.plans == 3 and rig.planner.turns == 2 and rig.planner.ends == 1
     assert "waiting for" not in rig.supervisor.status_text()
 
 

@@ -10,6 +10,7 @@ import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,11 +29,13 @@ from llamad.hardware.amdgpu import AmdGpus
 from llamad.hardware.device import Device, Probe
 from llamad.hardware.host import host_memory
 from llamad.hardware.nvml import Nvml
+from llamad.ledger.booking import Booking
 from llamad.planning.confirm import Asked
 from llamad.planning.plan import BuildGates, Plan
 from llamad.planning.settle import settled
 from llamad.planning.solve import plan as solve
 from llamad.service.checks import FactsReader, extras_of, located_facts
+from llamad.service.desk import Desk
 from llamad.supervision.launch import Launch
 
 if TYPE_CHECKING:
@@ -57,7 +60,7 @@ class PlanMaker:
     """Plans one definition. Blocking.
 
     `engine` is the folder of the child's socket, `cache` the model's cache folder, `scratch` the folder for the
-    socket of a llama-server that is only asked.
+    socket of a llama-server that is only asked. With a `booking` the plan's bytes are promised to it.
     """
 
     def __init__(
@@ -69,8 +72,10 @@ class PlanMaker:
         read: FactsReader | None = None,
         nvml: Probe | None = None,
         scratch: Path | None = None,
+        booking: Booking | None = None,
     ) -> None:
         self._loaded = loaded
+        self._booking = booking
         self._read = read or FactsReader()
         self._nvml = nvml or Nvml()
         self._hints: tuple[str, ...] = ()
@@ -86,11 +91,14 @@ class PlanMaker:
         """The plan for the memory that is free now, or for `what_if`; confirmed by llama-server unless computed.
 
         `returning`: devices to use as they are here instead of looking (their memory is about to be free).
-        Raises LlamadError; a problem of the model file is located at the definition's `model`.
+        Raises LlamadError (with a booking also MustWait); a problem of the model file is located at the
+        definition's `model`.
         """
         facts = stretched(located_facts(self._loaded, self._read), self._loaded.definition)
         extras = extras_of(self._loaded, facts)
         caps = self._capabilities(needed=not what_if)
+        if self._booking:
+            self._booking.look()
         devices = list(what_if) or list(returning) or (self.devices(caps) if caps else [])
         try:
             plan = self._solve(facts, extras, devices, caps, ask=not (computed or what_if))
@@ -147,20 +155,22 @@ class PlanMaker:
     ) -> Plan:
         definition = self._loaded.definition
 
-        def solved(corrections: Mapping[str, int]) -> Plan:
-            return solve(
-                facts, devices, host_memory(), definition.placement, self._loaded.written,
-                caps.gates if caps else BuildGates(), cache_ram=definition.server.cache_ram, corrections=corrections,
-                extras=extras,
-            )  # fmt: skip
+        host = host_memory()
+        solver = partial(
+            solve, facts, devices, host, definition.placement, self._loaded.written,
+            caps.gates if caps else BuildGates(), cache_ram=definition.server.cache_ram, extras=extras,
+        )  # fmt: skip
 
-        if not ask or caps is None or not can_ask(caps):
-            return solved({})
-        return settled(
-            solved,
-            lambda plan: self._ask(plan, facts, extras, caps),
-            grows=definition.placement.context == "auto",
-        )
+        def confirmed(first: Plan, reserved: Mapping[str, int]) -> Plan:
+            if not ask or caps is None or not can_ask(caps):
+                return first
+            return settled(
+                lambda found: solver(reserved=reserved, corrections=found) if found else first,
+                lambda plan: self._ask(plan, facts, extras, caps),
+                grows=definition.placement.context == "auto",
+            )
+
+        return Desk(self._booking, self._loaded, devices, host).promised(solver, confirmed)
 
     def fingerprint(self, facts: ModelFacts, extras: Extras | None = None) -> str:
         """Names everything that is loaded: the model, and what is there beside it."""

@@ -57,6 +57,12 @@ class DaemonReporter:
         for warning in plan.remarks:
             self._journal.record(warning, "warning", "llamad", LLAMAD_MODEL=self._name)
 
+    def ledger_problems(self, files: tuple[str, ...]) -> None:
+        """Files of the ledger that say nothing sensible; () says nothing."""
+        if files:
+            cause = f"no lease can be read in {', '.join(files)}"
+            self.event("ledger-problem", f"What others were promised is not all known: {cause}", CAUSE=cause)
+
     def serving(self, launch: Launch) -> None:
         text = ready_text(launch.plan)
         device = device_names(launch.plan)

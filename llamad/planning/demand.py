@@ -18,6 +18,7 @@ from llamad.planning.compute import (
     copied_cache_bytes,
     cpu_compute_bytes,
     device_compute_bytes,
+    has_late_masks,
     host_compute_bytes,
     output_bytes,
 )
@@ -109,7 +110,7 @@ class Demand:
         if self.shape.proof != "proved" or not choice.flash_attention or choice.host_cache:
             return False
         copied = self._copied_kinds(choice)
-        if copied and any(self.shape.expert_matrices):
+        if any(self.shape.expert_matrices) and (copied or (choice.host_experts and has_late_masks(self.shape))):
             return False
         return all(copied_cache_bytes(layer, choice) < _SMALL_COPY_BYTES for layer in copied)
 

@@ -101,22 +101,28 @@ def _split_hole_bytes(shape: ModelShape, tokens: int, choice: Choice, place: Pla
     """What inputs cost that come late, between copies of matrices: they split the hole that one copy leaves.
 
     The masks of a kind of attention come before its first layer. If that is behind layers with experts, they lie where
-    the copy for the next layer would, all but the result of the experts above it. A bound with layers on the host,
-    and where the attention needs more than that hole.
+    the copy for the next layer would, all but the result of the experts above it; small masks lie where the embeddings
+    were. A bound with layers on the host, and where the attention needs more than that hole.
     """
     largest = max(shape.expert_matrices)
-    first = next((index for index, layer in enumerate(shape.layers) if layer.experts_used), 0)
-    windows = {layer.window for layer in shape.layers if layer.k_width}
-    before = {layer.window for layer in shape.layers[: first + 1] if layer.k_width}
-    if windows == before:
+    if not has_late_masks(shape):
         # Copies of caches split it as well: a bound.
         caches = max((copied_cache_bytes(kind, choice) for kind in place.copied_kinds), default=0)
         scratch = largest_scratch_bytes(shape, choice) if place.scratch and caches else 0
         return min(largest, caches) + min(largest, scratch)
+    if 4 * _F16 * choice.stream_cells <= 3 * _F32 * shape.embd and not place.copied_kinds:
+        return 0
     if place.copied_kinds or (place.scratch and largest_scratch_bytes(shape, choice) > largest):
         return largest
     results = _F32 * tokens * shape.embd * max(layer.experts_used for layer in shape.layers)
     return max(0, largest - results)
+
+
+def has_late_masks(shape: ModelShape) -> bool:
+    """Whether a kind of attention comes first behind a layer with experts."""
+    first = next((index for index, layer in enumerate(shape.layers) if layer.experts_used), 0)
+    windows = {layer.window for layer in shape.layers if layer.k_width}
+    return windows != {layer.window for layer in shape.layers[: first + 1] if layer.k_width}
 
 
 def _beside_attention_bytes(layer: Layer, choice: Choice, gates: BuildGates, place: Place) -> int:

@@ -20,6 +20,7 @@ from llamad.planning.compute import (
     copied_cache_bytes,
     cpu_compute_bytes,
     device_compute_bytes,
+    has_late_masks,
     host_compute_bytes,
     output_bytes,
 )
@@ -118,7 +119,7 @@ class Demand:
             return False
         copied = self._copied_kinds(choice)
         on_host = self.weights.host_layers(choice.layers) > 0 or choice.overrides
-        if copied and any(self.shape.expert_matrices):
+        if any(self.shape.expert_matrices) and (copied or (choice.host_experts and has_late_masks(self.shape))):
             return False
         if (self._owners and len(choice.counts) > 1) or (
             on_host and (self._owners or self.shape.kept_copies)

@@ -58,7 +58,8 @@ def device_compute_bytes(
 ) -> int:
     """The compute buffer of a device that holds layers of these kinds (none: only the output)."""
     if shape.replay and choice.flash_attention and (not place.copied_bytes or any(shape.expert_matrices)):
-        return _bounded(shape, _replayed_bytes(shape, shape.replay, kinds, choice, gates, place))
+        replayed = _replayed_bytes(shape, shape.replay, kinds, choice, gates, place)
+        return _bounded(shape, replayed + _rollback_bytes(kinds, choice))
     extra = shape.embd if gates.mixed_inputs else 0
     if not place.embeds:
         extra = -shape.embd

@@ -29,6 +29,7 @@ _F32 = 4
 # EAGLE-3 and DFlash read what three layers of the model computed: it is kept, and put in one row.
 _READS_LAYERS = frozenset({"draft-eagle3", "draft-dflash", "draft-dspark"})
 _LAYERS_READ = 3
+_PIPELINE_COPIES = 4  # GGML_SCHED_MAX_COPIES
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,8 @@ class MultiToken:
         self._gates = replace(gates, mixed_inputs=False)
         self._first = facts.n_layers - facts.n_layers_nextn
         self._layers = _nextn_layers(facts, shape)
-        self._shape = replace(shape, layers=self._layers)
+        self._shape = shape
+        self._kinds = frozenset({_last_attention(shape)})
         self._own = WeightMap(facts, backend, mtp_skipped=False) if own is not None else None
 
     def on_device(self, choice: Choice, index: int, stop: int, largest_on_host: int) -> Taken:
@@ -179,8 +181,9 @@ class MultiToken:
             copied_bytes=largest_on_host if on_host > self._first else 0,
             scratch=self._rules.cache_scratch,
         )
-        kinds = frozenset(self._layers)
-        compute = device_compute_bytes(self._shape, kinds, own, self._gates, place)
+        compute = device_compute_bytes(self._shape, self._kinds, own, self._gates, place)
+        if choice.pipeline:  # what the model computed last is an input here, and kept as often as every input
+            compute += _PIPELINE_COPIES * _F32 * own.step_tokens * self._shape.embd
         weights = self._own.on_device(own, 0, self._own.n_layers + 1) if self._own else 0
         growth = overhead.growth_bytes(self._devices[index], self._shape, own, self._gates, 0)
         return Taken(weights, self._cache_bytes(own), compute, growth)
@@ -191,7 +194,7 @@ class MultiToken:
         compute = host_compute_bytes(self._shape, own, self._gates)
         outputs = output_bytes(self._shape, own, self._gates)
         if not self._devices or choice.layers <= 0:
-            alone = device_compute_bytes(self._shape, frozenset(self._layers), own, self._gates, Place())
+            alone = device_compute_bytes(self._shape, self._kinds, own, self._gates, Place())
             weights = self._own.on_host(replace(own, layers=0)) if self._own else 0
             return Taken(weights, self._cache_bytes(own), compute + alone, outputs)
         weights = self._own.on_host(replace(own, layers=self._own.n_layers + 1)) if self._own else 0
@@ -215,9 +218,8 @@ class MultiToken:
 
 def _nextn_layers(facts: ModelFacts, shape: ModelShape) -> tuple[Layer, ...]:
     """The blocks that predict further tokens: as the last block with a cache, and they see everything."""
-    last = next((layer for layer in reversed(shape.layers) if layer.k_width), Layer())
-    first = facts.n_layers - facts.n_layers_nextn
-    return tuple(
-        replace(last, window=0, conv_state=0, scan_state=0, ff=max(last.ff, facts.n_ff[first + number]))
-        for number in range(facts.n_layers_nextn)
-    )
+    return (replace(_last_attention(shape), window=0),) * facts.n_layers_nextn
+
+
+def _last_attention(shape: ModelShape) -> Layer:
+    return next((layer for layer in reversed(shape.layers) if layer.k_width), Layer())

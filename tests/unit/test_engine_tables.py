@@ -38,8 +38,6 @@ def added(caps: Capabilities = NEW, written: tuple[str, ...] = (), **tables: obj
         ({"placement": {"repack": False}}, ["--no-repack"]),
         ({"placement": {"no_host": True}}, ["--no-host"]),
         ({"placement": {"swa_full": True}}, ["--swa-full"]),
-        ({"placement": {"n_cpu_ffn": 3}}, ["--n-cpu-ffn", "3"]),
-        ({"placement": {"n_cpu_ffn": 0}}, []),
         ({"placement": {"ctx_checkpoints": 0}}, ["--ctx-checkpoints", "0"]),
         ({"placement": {"checkpoint_every": 512}}, ["--checkpoint-min-step", "512"]),
         ({"placement": {"lazy_mode": "off"}}, ["--lazy-mode", "off"]),

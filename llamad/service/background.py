@@ -19,6 +19,7 @@ from llamad.service.paths import Paths
 from llamad.service.planner import PlanMaker, make_launch, remove_stale
 from llamad.service.records import LeaseRecorder
 from llamad.service.reporter import DaemonReporter
+from llamad.service.sharing import Sharing
 from llamad.service.turn import wait_for_change
 from llamad.supervision.launch import Launch, needs_no_new_child
 
@@ -128,6 +129,7 @@ class BackgroundPlanner:
             read=self._read,
             nvml=self._nvml,
             booking=self._booking if promised else None,
+            sharing=Sharing(loaded.file.parent, self._paths.cache, self._booking.others),
         )
 
     def _is_back(self, loaded: Loaded, previous: Launch) -> bool:

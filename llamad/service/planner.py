@@ -32,10 +32,12 @@ from llamad.hardware.nvml import Nvml
 from llamad.ledger.booking import Booking
 from llamad.planning.confirm import Asked
 from llamad.planning.plan import BuildGates, Plan
+from llamad.planning.problem import Problem
 from llamad.planning.settle import settled
 from llamad.planning.solve import plan as solve
 from llamad.service.checks import FactsReader, extras_of, located_facts
 from llamad.service.desk import Desk
+from llamad.service.sharing import Share, Sharing
 from llamad.supervision.launch import Launch
 
 if TYPE_CHECKING:
@@ -60,7 +62,8 @@ class PlanMaker:
     """Plans one definition. Blocking.
 
     `engine` is the folder of the child's socket, `cache` the model's cache folder, `scratch` the folder for the
-    socket of a llama-server that is only asked. With a `booking` the plan's bytes are promised to it.
+    socket of a llama-server that is only asked. With a `booking` the plan's bytes are promised to it; with a
+    `sharing` it leaves room for other models.
     """
 
     def __init__(
@@ -73,9 +76,11 @@ class PlanMaker:
         nvml: Probe | None = None,
         scratch: Path | None = None,
         booking: Booking | None = None,
+        sharing: Sharing | None = None,
     ) -> None:
         self._loaded = loaded
         self._booking = booking
+        self._sharing = sharing
         self._read = read or FactsReader()
         self._nvml = nvml or Nvml()
         self._hints: tuple[str, ...] = ()
@@ -101,7 +106,7 @@ class PlanMaker:
             self._booking.look()
         devices = list(what_if) or list(returning) or (self.devices(caps) if caps else [])
         try:
-            plan = self._solve(facts, extras, devices, caps, ask=not (computed or what_if))
+            plan = self._solve(facts, extras, devices, caps, here=not what_if, ask=not (computed or what_if))
         except DeviceError as error:
             error.why = "; ".join(filter(None, (error.why, *self._hints)))
             raise
@@ -151,14 +156,26 @@ class PlanMaker:
         devices: Sequence[Device],
         caps: Capabilities | None,
         *,
+        here: bool,
         ask: bool,
     ) -> Plan:
         definition = self._loaded.definition
 
         host = host_memory()
+        gates = caps.gates if caps else BuildGates()
+        problem = Problem(
+            facts,
+            tuple(devices),
+            host,
+            definition.placement,
+            gates,
+            definition.server.cache_ram,
+            extras=extras,
+        )
+        share = self._sharing.share(self._loaded.name, problem) if self._sharing and here else Share()
         solver = partial(
-            solve, facts, devices, host, definition.placement, self._loaded.written,
-            caps.gates if caps else BuildGates(), cache_ram=definition.server.cache_ram, extras=extras,
+            solve, facts, devices, host, definition.placement, self._loaded.written, gates,
+            cache_ram=definition.server.cache_ram, extras=extras, share=share.bytes_by_place, others=share.others,
         )  # fmt: skip
 
         def confirmed(first: Plan, reserved: Mapping[str, int]) -> Plan:
@@ -180,9 +197,7 @@ class PlanMaker:
 
         return fingerprint(facts, extras)
 
-    def _ask(
-        self, plan: Plan, facts: ModelFacts, extras: Extras | None, caps: Capabilities
-    ) -> Asked | None:
+    def _ask(self, plan: Plan, facts: ModelFacts, extras: Extras | None, caps: Capabilities) -> Asked | None:
         """llama-server's breakdown for this plan; None where it cannot tell (the computed bytes stand)."""
         socket_path = self._scratch / ASK_SOCKET_NAME
         args = dry_run_args(
@@ -197,7 +212,11 @@ class PlanMaker:
 
             try:
                 found = ask_breakdown(
-                    caps.path, args, self.environment(plan), self._loaded.host.query_s, drafted=draft is not None
+                    caps.path,
+                    args,
+                    self.environment(plan),
+                    self._loaded.host.query_s,
+                    drafted=draft is not None,
                 )
             except AskError:
                 return None

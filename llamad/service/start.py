@@ -30,6 +30,7 @@ from llamad.service.notify import Notifier, make_notifier
 from llamad.service.paths import Paths
 from llamad.service.planner import SOCKET_NAME, PlanMaker, make_launch
 from llamad.service.reporter import DaemonReporter
+from llamad.service.sharing import Sharing
 from llamad.service.sockets import Listening, listen_on, stored_sockets
 from llamad.service.status import StatusFile
 from llamad.supervision.launch import Launch
@@ -120,6 +121,7 @@ class Start:
             read=self.read,
             nvml=self.nvml,
             booking=self.booking,
+            sharing=Sharing(self.loaded.file.parent, self.paths.cache, self.booking.others),
         )
         try:
             launch = make_launch(maker, self.loaded)

@@ -174,7 +174,8 @@ class Step:
         self._transaction = transaction
         self._free = free
         self._names = names
-        self.reserved = booking.reserved(transaction)
+        promised = booking.reserved(transaction)
+        self.reserved = {place: min(size, free[place]) for place, size in promised.items() if place in free}
         """Bytes by place that are free and promised to others."""
 
     @property

@@ -73,7 +73,7 @@ class GpuHost:
         source = ROOT / "tests" / "support" / "nvml_shim.c"
         library = self.folder / "libnvidia-ml.so.1"
         subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, source], check=True, timeout=60)
-        rows = [f"  CUDA{n}: NVIDIA Test ({TOTAL >> 20} MiB, {TOTAL >> 20} MiB free)" for n in range(len(self.gpus))]
+        rows = [f"  CUDA{n}: NVIDIA Test ({TOTAL - RESERVED >> 20} MiB, {TOTAL - RESERVED >> 20} MiB free)" for n in range(len(self.gpus))]
         (self.folder / "devices").write_text("Available devices:\n" + "\n".join(rows) + "\n")
         text = SERVER.format(
             data=ROOT / "tests" / "data" / "engine", folder=self.folder, python=sys.executable, root=ROOT
@@ -96,7 +96,7 @@ class GpuHost:
 
     def _write(self) -> None:
         rows = ["driver 550.54"]
-        rows += [f"gpu {g.uuid} {g.bus} {TOTAL} {RESERVED} {g.free} 0 0 0 0 NVIDIA Test" for g in self.gpus.values()]
+        rows += [f"gpu {g.uuid} 0:{g.bus} {TOTAL} {RESERVED} {g.free} 0 0 NVIDIA Test" for g in self.gpus.values()]
         index = {uuid: number for number, uuid in enumerate(self.gpus)}
         rows += [f"process {index[uuid]} {pid} {size}" for (pid, uuid), size in self._processes.items()]
         scratch = self.folder / "state.new"

@@ -588,3 +588,10 @@ def test_two_devices_have_room_wherever_half_the_model_and_some_more_fits_each(s
     for device in found.devices:
         assert device.layers > 0
         assert device.parts.total_bytes <= device.budget_bytes
+
+
+@pytest.mark.parametrize("free_mib", [(3000, 0), (0, 3000), (0, 0), (40, 40)])
+def test_devices_without_any_room_are_refused_in_words(free_mib: tuple[int, int]) -> None:
+    cards = [Device(f"CUDA{index}", 24 * GIB, size * MIB) for index, size in enumerate(free_mib)]
+    with pytest.raises(NoRoomNow, match="does not fit CUDA"):
+        planned(LLAMA3B, cards, context=32768)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tests.support.breakdown import Breakdown, ask
@@ -35,7 +35,7 @@ _NOT_ASKED = {"--fit", "-fit", "--host", "--port", "-lv", "--verbosity", "--api-
 _NOT_ASKED_SWITCHES = {"--log-jsonl"}
 
 
-def question(args: list[str]) -> list[str]:
+def question(args: Sequence[str]) -> list[str]:
     """A plan's own argv without what would keep llama-server from saying what it would take."""
     kept: list[str] = []
     words = iter(args)

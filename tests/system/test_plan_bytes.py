@@ -15,15 +15,12 @@ from typing import Any
 import pytest
 
 from tests.support.breakdown import Breakdown, ask, rpc_device
+from tests.support.card import question
 from tests.support.models import build_hollow
 from tests.support.shapes import LLAMA31_8B, PHI4_14B, QWEN3_8B, QWEN25_32B, HollowShape
 from tests.system.conftest import MODELS, free_port, run
 
 SHAPES = {"phi4": PHI4_14B, "llama31-8b": LLAMA31_8B, "qwen25-32b": QWEN25_32B, "qwen3-8b": QWEN3_8B}
-# What a served child gets and a question must not: it would keep the breakdown to itself, or listen.
-_NOT_ASKED = {"--fit", "-fit", "--host", "--port", "-lv", "--verbosity", "--api-key-file", "--log-colors"}
-_NOT_ASKED_SWITCHES = {"--log-jsonl"}
-
 
 @pytest.fixture(scope="module")
 def folder() -> Iterator[Path]:
@@ -63,18 +60,6 @@ def plan_of(folder: Path, model: Path, context: int, cache: str) -> dict[str, An
     return found
 
 
-def question(args: Sequence[str]) -> list[str]:
-    """The plan's own argv without what would keep llama-server from saying what it would take."""
-    kept: list[str] = []
-    words = iter(args)
-    for word in words:
-        if word in _NOT_ASKED:
-            next(words)
-        elif word not in _NOT_ASKED_SWITCHES:
-            kept.append(word)
-    return kept
-
-
 def breakdown(rpc: str, args: Sequence[str]) -> Breakdown:
     return ask(["llama-server"], ["--rpc", rpc, *question(args)])
 
@@ -96,17 +81,17 @@ def test_planned_bytes(folder: Path, rpc: str, name: str, context: int, cache: s
     assert buffers == pytest.approx(total, rel=0.02)
 
 
-def test_the_command_takes_at_most_400_ms(folder: Path) -> None:
+def test_the_command_takes_at_most_250_ms(folder: Path) -> None:
     """With a vocabulary of 150,000 tokens, the median of five, the first one not counted."""
     model = hollow(folder, "qwen3-8b", QWEN3_8B, vocab=True)
     medians_s = []
-    for _ in range(3):  # a busy neighbour may spoil one
+    for _ in range(6):  # a busy neighbour may spoil some
         took_s = []
         for _ in range(6):
             start = time.monotonic()
             run("llamad", "plan", "--computed", "--gpu", "RPC0=60GiB", "--json", str(model))
             took_s.append(time.monotonic() - start)
         medians_s.append(statistics.median(took_s[1:]))
-        if medians_s[-1] <= 0.4:
+        if medians_s[-1] <= 0.25:
             break
-    assert min(medians_s) <= 0.4, medians_s
+    assert min(medians_s) <= 0.25, medians_s

@@ -15,6 +15,7 @@ from llamad.errors import BusyError
 from llamad.supervision.launch import Reporter
 
 RING_LINES = 200
+TELLING_LINES = 100
 BURST_SECONDS = 10
 _LOUD = frozenset({"warning", "error", "raw"})
 
@@ -32,6 +33,8 @@ class Intake:
         self.pid = 0
         self._reporter = reporter
         self._ring: deque[str] = deque(maxlen=RING_LINES)
+        self._first_telling: list[str] = []
+        self._last_telling: deque[str] = deque(maxlen=TELLING_LINES)
         self._splitters = {1: LineSplitter(), 2: LineSplitter()}
         self._rate = lines_per_s
         self._tokens = float(lines_per_s * BURST_SECONDS)
@@ -51,6 +54,16 @@ class Intake:
         """The last lines, oldest first."""
         return list(self._ring)
 
+    def evidence(self) -> list[str]:
+        """What may tell why the child ends, oldest first: the first lines above information, and the last."""
+        return [*self._first_telling, *self._last_telling]
+
+    def served(self) -> None:
+        """The child is ready: what it said while loading decides nothing any more."""
+        self.quiet = True
+        self._first_telling.clear()
+        self._last_telling.clear()
+
     def check_allocations(self) -> None:
         """Raise BusyError if a buffer could not be allocated: llama-server may call itself ready all the same."""
         failures = self.observer.observed().alloc_failures
@@ -61,6 +74,9 @@ class Intake:
     def _line(self, line: LogLine) -> None:
         self.line_count += 1
         self._ring.append(line.text)
+        if line.level in _LOUD:
+            few = not self.quiet and len(self._first_telling) < TELLING_LINES
+            (self._first_telling if few else self._last_telling).append(line.text)
         if self.observer.line(line) in (Sign.MODEL_LOADED, Sign.LISTENING):
             self.loaded.set()
         if self.quiet and line.level not in _LOUD:

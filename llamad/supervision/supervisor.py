@@ -10,13 +10,13 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llamad.clock import Clock
 from llamad.config.loaded import Loaded
 from llamad.errors import ChildError, ExitCode, LlamadError
 from llamad.supervision.backoff import Backoff
-from llamad.supervision.cause import Cause, Death, classify
+from llamad.supervision.causes import CAUSES, Cause, Policy
 from llamad.supervision.child import Child, Spawner, stop_ladder
 from llamad.supervision.host import oom_kills
 from llamad.supervision.intake import Intake
@@ -239,7 +239,7 @@ class Supervisor:
         try:
             self._child = child = await self._spawner.spawn(launch.argv, launch.env, intake.feed)
         except ChildError as error:
-            self._died(Cause("spawn", str(error), error.fix))
+            self._died(replace(CAUSES["not-spawned"], text=str(error)))
             return
         intake.pid = child.pid
         self._seams.reporter.event(
@@ -254,19 +254,20 @@ class Supervisor:
         """Lives as long as the child, whatever the states do meanwhile."""
         returncode = await child.wait()
         self._child = None
+        from llamad.supervision.cause import Death, classify  # a start has no time for its tables
+
         kills = oom_kills() - kills_before
-        death = Death(returncode, intake.recent(), kills, intake.quiet, self._killed_because)
+        death = Death(returncode, intake.evidence(), kills, intake.quiet, self._killed_because)
         cause = classify(death)
         if self._killed_because == "stop" or self.state in (State.STOPPING, State.REPLACING):
-            self._post(_Message(Event.DIED, cause=Cause("stopped", "stopped by llamad", "")))
+            self._post(_Message(Event.DIED, cause=CAUSES["stopped"]))
             return
         if self._condemned and self._condemned.exit_code is not ExitCode.CRASH_LOOP:
-            cause = Cause(
-                cause.name, str(self._condemned), self._condemned.fix, True, self._condemned.exit_code
-            )
+            policy, code = Policy.GIVE_UP, self._condemned.exit_code
+            cause = Cause(cause.name, str(self._condemned), self._condemned.fix, policy, code)
         self._seams.reporter.event(
             "child-exited", f"llama-server ended ({_exit_words(returncode)}): {cause.text}",
-            CAUSE=cause.text, FIX=cause.fix or "see its last lines",
+            CAUSE=cause.text, FIX=cause.fix or "see its last lines", DEATH=cause.name,
         )  # fmt: skip
         self._seams.front.explain(cause.name, cause.text)
         self._died(cause)
@@ -303,7 +304,7 @@ class Supervisor:
 
     def _open(self) -> None:
         assert self.launch is not None and self._intake is not None
-        self._intake.quiet = True
+        self._intake.served()
         self._ready_at_s = self._clock.monotonic()
         self._backoff.ready_at(self._ready_at_s)
         self._failure = ExitCode.OK
@@ -331,7 +332,7 @@ class Supervisor:
     def _stop_child(self) -> None:
         """The ladder survives a change of the goal on its way, so it is no job of the state."""
         if self._child is None:
-            self._post(_Message(Event.DIED, cause=Cause("stopped", "stopped by llamad", "")))
+            self._post(_Message(Event.DIED, cause=CAUSES["stopped"]))
             return
         self._killed_because = "stop"
         task = asyncio.create_task(self._climb_down(self._child))

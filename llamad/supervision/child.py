@@ -42,7 +42,7 @@ class Child(Protocol):
         ...
 
     def progress(self) -> tuple[int, ...]:
-        """Figures that change while the child works on its load: bytes read, resident pages."""
+        """Bytes that grow while the child works on its load: read, read from disk, resident."""
         ...
 
 
@@ -125,7 +125,7 @@ class ProcessChild:
             for line in io_text.splitlines()
             if line.startswith((b"rchar", b"read_bytes"))
         ]
-        return (*sizes, resident)
+        return (*sizes, resident * os.sysconf("SC_PAGE_SIZE"))
 
     def _watch_pipe(self, stream: int, fd: int) -> None:
         os.set_blocking(fd, False)

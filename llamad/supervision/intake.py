@@ -16,6 +16,8 @@ from llamad.supervision.launch import Reporter
 
 RING_LINES = 200
 TELLING_LINES = 100
+KINDS_OF_LINES = 300
+"""A load prints some dozens."""
 BURST_SECONDS = 10
 _LOUD = frozenset({"warning", "error", "raw"})
 
@@ -29,9 +31,12 @@ class Intake:
         self.observer = LoadObserver()
         self.loaded = asyncio.Event()
         self.line_count = 0
+        self.progress_count = 0
+        """Grows with the first line of each kind while loading. Talk does not count."""
         self.quiet = False
         self.pid = 0
         self._reporter = reporter
+        self._kinds: set[str] = set()
         self._ring: deque[str] = deque(maxlen=RING_LINES)
         self._first_telling: list[str] = []
         self._last_telling: deque[str] = deque(maxlen=TELLING_LINES)
@@ -77,6 +82,8 @@ class Intake:
         if line.level in _LOUD:
             few = not self.quiet and len(self._first_telling) < TELLING_LINES
             (self._first_telling if few else self._last_telling).append(line.text)
+        if not self.quiet:
+            self._count_progress(line.text)
         if self.observer.line(line) in (Sign.MODEL_LOADED, Sign.LISTENING):
             self.loaded.set()
         if self.quiet and line.level not in _LOUD:
@@ -85,6 +92,12 @@ class Intake:
             self._reporter.child_line(line.level, line.text, self.pid)
         else:
             self._suppressed += 1
+
+    def _count_progress(self, text: str) -> None:
+        kind = text[:32].partition(":")[0].rstrip("0123456789 ")
+        if len(self._kinds) < KINDS_OF_LINES and kind not in self._kinds:
+            self._kinds.add(kind)
+            self.progress_count += 1
 
     def _may_pass(self) -> bool:
         now_s = self._now()

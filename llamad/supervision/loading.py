@@ -16,8 +16,7 @@ from llamad.supervision.words import device_names
 FIRST_POLL_S = 0.02
 POLL_S = 0.5
 LAST_LINES_S = 2.0
-PROGRESS_LINES = 20_000
-"""A load prints some hundred lines; a child that talks for ever makes no progress by it."""
+GROWTH_BYTES = 256 << 10
 
 
 class NotUsable(Exception):
@@ -29,14 +28,35 @@ class NotUsable(Exception):
         self.error = error
 
 
+class Growth:
+    """Whether a load moved since it last did: a new kind of line, or figures (bytes) that grew by more than the
+    noise of a process that only talks.
+    """
+
+    def __init__(self) -> None:
+        self._lines = -1
+        self._figures: tuple[int, ...] = ()
+
+    def seen(self, lines: int, figures: tuple[int, ...]) -> bool:
+        """Take in the latest; whether they are progress."""
+        grew = len(figures) > len(self._figures) or any(
+            latest - last >= GROWTH_BYTES for latest, last in zip(figures, self._figures, strict=False)
+        )
+        if lines <= self._lines and not grew:
+            return False
+        self._lines = max(lines, self._lines)
+        self._figures = figures or self._figures
+        return True
+
+
 async def watch_load(child: Child, intake: Intake, launch: Launch, seams: Seams, clock: Clock) -> None:
     """Return once /health says 200 and every planned byte was seen on its device. Raises NotUsable.
 
-    The time-out counts from the last sign of progress: a log line, bytes read, or memory taken. A slow disk
+    The time-out counts from the last sign of progress: a line that is new, bytes read, or memory taken. A slow disk
     is not a fault; a load that stands still is.
     """
     stall_s = launch.definition.limits.start_stall_s
-    sign: tuple[int, ...] = ()
+    growth = Growth()
     since_s = clock.monotonic()
     extended_s = since_s
     poll_s = FIRST_POLL_S
@@ -48,8 +68,8 @@ async def watch_load(child: Child, intake: Intake, launch: Launch, seams: Seams,
             break
         poll_s = min(POLL_S, poll_s * 1.5)
         now_s = clock.monotonic()
-        if (latest := (min(intake.line_count, PROGRESS_LINES), *child.progress())) != sign:
-            sign, since_s = latest, now_s
+        if growth.seen(intake.progress_count, child.progress()):
+            since_s = now_s
             if now_s - extended_s > 5.0:
                 extended_s = now_s
                 seams.reporter.extend(stall_s + 30.0)

@@ -142,7 +142,7 @@ TRANSITIONS: dict[tuple[State, Event], Row] = {
     (_S.FAILED, _E.RELOAD): (_S.WAITING, (_F.HOLD, _F.PLAN)),
     (_S.FAILED, _E.STOP): (_S.STOPPED, (_F.EXIT,)),
     (_S.STUCK, _E.DIED): (_S.BACKOFF, (_F.ARM_BACKOFF,)),
-    (_S.STUCK, _E.DOOMED): (_S.BACKOFF, (_F.ARM_BACKOFF,)),
+    (_S.STUCK, _E.DOOMED): (_S.FAILED, (_F.GIVE_UP,)),
     (_S.STUCK, _E.STOP): (_S.STUCK, (_F.EXIT,)),
 }
 

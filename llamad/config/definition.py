@@ -149,6 +149,7 @@ class Limits(Table):
     client_idle_s: SomeSeconds = 75.0
     start_stall_s: SomeSeconds = 180.0
     warmup_s: SomeSeconds = 300.0
+    hang_s: SomeSeconds = 60.0
     stop_s: SomeSeconds = 5.0
     restarts: Count = 5
     stable_s: SomeSeconds = 60.0

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -113,6 +113,21 @@ async def busy_slots(socket_path: str, deadline_s: float = 2.0) -> int:
         raise ApiError(
             "cannot read llama-server's /slots", why=f"{type(error).__name__}: {error}"
         ) from error
+
+
+async def slot_figures(socket_path: str, deadline_s: float = 2.0) -> str:
+    """The numbers of all slots as one text: tasks, tokens read, tokens written. Raises ApiError."""
+    answer = await _json(socket_path, "GET", "/slots", None, deadline_s)
+    return " ".join(_numbers(answer))
+
+
+def _numbers(value: Any, depth: int = 0) -> Iterator[str]:
+    """Whole numbers only: settings are fractions and words, and some servers tell times."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        yield str(value)
+    elif isinstance(value, dict | list) and depth < 8:
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _numbers(inner, depth + 1)
 
 
 async def warm_up(

@@ -275,6 +275,15 @@ class LoadObserver:
             self._forget_try()
         return sign
 
+    @property
+    def buffer_count(self) -> int:
+        """How many different buffers were named."""
+        return len(self._sizes) + len(self._compute)
+
+    def forget_failures(self) -> None:
+        """What could not be had so far is past: from now on only new failures count."""
+        self._failures.clear()
+
     def observed(self) -> Observed:
         """What is known so far."""
         buffers = dict(self._sizes)

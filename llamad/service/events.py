@@ -41,6 +41,16 @@ _KINDS = (
     EventKind("model-file", "cd4be8fa7f9d4e12bfa65699987f78d9", "err", ("CAUSE", "FIX")),
     EventKind("serving-on-cpu", "e1f6f7af6398408492089691f9915e19", "warning", ("CAUSE",)),
     EventKind("lines-suppressed", "69bcee53c0244d3da1b4685e60647804", "warning", ()),
+    EventKind("cache-full", "36ebfb4cb3ca4a3d927f8260219e97f5", "warning", ("CAUSE", "FIX")),
+    EventKind(
+        "stepped-down",
+        "2b13d50cf3af4cf6876a571a9ca59a29",
+        "warning",
+        ("BYTES", "CAUSE", "CONTEXT", "DEVICE", "FORMER"),
+    ),
+    EventKind("memory-taken", "6bb4fc41eaf84b3abee8132957be8bac", "warning", ("BYTES", "CAUSE", "DEVICE")),
+    EventKind("no-progress", "2b365db763de41eea680e81bf81432bf", "err", ("CAUSE",)),
+    EventKind("learned-lost", "2b6ee0753fb24d819218508a629a0edf", "warning", ("CAUSE",)),
     EventKind("engine-config-present", "4b34764bf697423d8b93033f84efdb83", "warning", ()),
 )
 
@@ -56,7 +66,6 @@ CAUSE_IDS: dict[str, str] = {
     "gpu-out-of-memory-warm-up": "b365c2858a7c453781adfdb2b232cc03",
     "gpu-out-of-memory-running": "7035fd51de2d4c45bf455a11b799dcd5",
     "gpu-out-of-memory-requests": "c2d93c9aea2c43f5b3280affcf7bc086",
-    "cache-full": "36ebfb4cb3ca4a3d927f8260219e97f5",
     "host-out-of-memory": "2808132f1a3d46b08530891b5bf13085",
     "address-space": "8914db2cb1074c08bd8add58bfc48719",
     "too-many-tasks": "ee772c59ad804fc88124b9cb5cf6935a",

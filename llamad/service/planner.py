@@ -29,12 +29,16 @@ from llamad.hardware.host import host_memory
 from llamad.hardware.nvml import Nvml
 from llamad.planning.confirm import Asked
 from llamad.planning.plan import BuildGates, Plan
+from llamad.planning.refusal import NeverFits, NoRoomNow
 from llamad.planning.settle import settled
 from llamad.planning.solve import plan as solve
 from llamad.service.checks import FactsReader, located_facts
 from llamad.supervision.launch import Launch
+from llamad.supervision.learned import Learned, LearnedFile, key_of
+from llamad.units import MIB
 
 SOCKET_NAME = "llama.sock"
+_LOG_ROUNDING_BYTES = MIB // 100
 ASK_SOCKET_NAME = "ask.sock"
 
 
@@ -53,7 +57,7 @@ class PlanMaker:
     """Plans one definition. Blocking.
 
     `engine` is the folder of the child's socket, `cache` the model's cache folder, `scratch` the folder for the
-    socket of a llama-server that is only asked.
+    socket of a llama-server that is only asked. `learned` is what former starts taught.
     """
 
     def __init__(
@@ -65,14 +69,16 @@ class PlanMaker:
         read: FactsReader | None = None,
         nvml: Probe | None = None,
         scratch: Path | None = None,
+        learned: LearnedFile | None = None,
     ) -> None:
         self._loaded = loaded
+        self._learned_file = learned
         self._read = read or FactsReader()
         self._nvml = nvml or Nvml()
         self._hints: tuple[str, ...] = ()
         self._left_out: tuple[str, ...] = ()
         self.engine = engine
-        self._scratch = scratch or engine
+        self.scratch = scratch or engine
         self._cache = cache
         self.env = child_environment(loaded.definition.environment, cache)
 
@@ -87,10 +93,14 @@ class PlanMaker:
         facts = stretched(located_facts(self._loaded, self._read), self._loaded.definition)
         caps = self._capabilities(needed=not what_if)
         devices = list(what_if) or list(returning) or (self.devices(caps) if caps else [])
+        learned = self._known(facts, caps, devices)
         try:
-            plan = self._solve(facts, devices, caps, ask=not (computed or what_if))
+            plan = self._solve(facts, devices, caps, learned, ask=not (computed or what_if))
         except DeviceError as error:
             error.why = "; ".join(filter(None, (error.why, *self._hints)))
+            raise
+        except (NoRoomNow, NeverFits) as error:
+            error.why = "; ".join(filter(None, (error.why, learned.in_words(self._loaded.name))))
             raise
         if self._left_out:
             plan = replace(plan, warnings=(*plan.warnings, *self._left_out))
@@ -113,6 +123,25 @@ class PlanMaker:
         self._hints, self._left_out = finder.hints, finder.left_out
         return found
 
+    def capabilities(self) -> Capabilities:
+        """What this build of llama-server can do."""
+        caps = self._capabilities(needed=True)
+        assert caps is not None
+        return caps
+
+    def learned(self) -> Learned:
+        """What former starts taught about this model with this engine, driver and these flags."""
+        if self._learned_file is None:
+            return Learned()
+        facts, caps = located_facts(self._loaded, self._read), self.capabilities()
+        drivers = {device.driver for device in self.devices(caps)}
+        return self._learned_file.load(key_of(facts.fingerprint, caps.key, drivers, self._loaded.definition))
+
+    def keep(self, learned: Learned) -> None:
+        """Put what was learned on disk."""
+        if self._learned_file is not None:
+            self._learned_file.save(learned)
+
     def environment(self, plan: Plan) -> dict[str, str]:
         """The child's environment for this plan."""
         uuids = visible_uuids(plan.devices)
@@ -132,27 +161,46 @@ class PlanMaker:
             return None  # a plan for devices that are not here needs no llama-server either
 
     def _solve(
-        self, facts: ModelFacts, devices: Sequence[Device], caps: Capabilities | None, *, ask: bool
+        self,
+        facts: ModelFacts,
+        devices: Sequence[Device],
+        caps: Capabilities | None,
+        learned: Learned,
+        *,
+        ask: bool,
     ) -> Plan:
         definition = self._loaded.definition
 
         def solved(corrections: Mapping[str, int]) -> Plan:
             return solve(
                 facts, devices, host_memory(), definition.placement, self._loaded.written,
-                caps.gates if caps else BuildGates(), cache_ram=definition.server.cache_ram, corrections=corrections,
+                caps.gates if caps else BuildGates(), cache_ram=definition.server.cache_ram,
+                reserved=learned.corrections, corrections=corrections,
             )  # fmt: skip
+
+        def asked(plan: Plan) -> Asked | None:
+            assert caps is not None
+            known = learned.asked(plan, self._args(plan, caps))
+            return Asked(*known, rounding_bytes=_LOG_ROUNDING_BYTES) if known else self._ask(plan, facts, caps)
 
         if not ask or caps is None or not can_ask(caps):
             return solved({})
-        return settled(
-            solved,
-            lambda plan: self._ask(plan, facts, caps),
-            grows=definition.placement.context == "auto",
-        )
+        plan = settled(solved, asked, grows=definition.placement.context == "auto")
+        is_known = learned.asked(plan, self._args(plan, caps)) is not None
+        return replace(plan, source="learned") if is_known else plan
+
+    def _known(self, facts: ModelFacts, caps: Capabilities | None, devices: Sequence[Device]) -> Learned:
+        if self._learned_file is None or caps is None:
+            return Learned()
+        drivers = {device.driver for device in devices}
+        key = key_of(facts.fingerprint, caps.key, drivers, self._loaded.definition)
+        learned = self._learned_file.load(key)
+        names = {device.uuid: device.name for device in devices if device.uuid}
+        return learned.renamed(names)
 
     def _ask(self, plan: Plan, facts: ModelFacts, caps: Capabilities) -> Asked | None:
         """llama-server's breakdown for this plan; None where it cannot tell (the computed bytes stand)."""
-        socket_path = self._scratch / ASK_SOCKET_NAME
+        socket_path = self.scratch / ASK_SOCKET_NAME
         args = dry_run_args(
             plan, self._loaded.definition, caps, socket_path=str(socket_path), written=self._loaded.written
         )

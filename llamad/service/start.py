@@ -32,6 +32,7 @@ from llamad.service.reporter import DaemonReporter
 from llamad.service.sockets import Listening, listen_on, stored_sockets
 from llamad.service.status import StatusFile
 from llamad.supervision.launch import Launch
+from llamad.supervision.learned import LearnedFile
 from llamad.supervision.process import Started
 from llamad.supervision.process import start as start_process
 from llamad.supervision.words import event_of
@@ -114,11 +115,19 @@ class Start:
     def first(self) -> Launch:
         """The first plan, as a command."""
         maker = PlanMaker(
-            self.loaded, engine=self.paths.engine, cache=self.paths.cache, read=self.read, nvml=self.nvml
+            self.loaded,
+            engine=self.paths.engine,
+            cache=self.paths.cache,
+            read=self.read,
+            nvml=self.nvml,
+            learned=LearnedFile(self.paths.state, self._learned_lost),
         )
         launch = make_launch(maker, self.loaded)
         self.reporter.planned(launch.plan)
         return launch
+
+    def _learned_lost(self, text: str) -> None:
+        self.reporter.event("learned-lost", text, CAUSE=text)
 
     @cached_property
     def process(self) -> Started:

@@ -98,7 +98,13 @@ def _refined(name: str, death: Death) -> Cause:
 
 def _part(lines: Sequence[str]) -> str:
     """The part of the load that failed. Drafts and projectors fail with texts of any other part: they come first."""
-    found = {name for line in lines if not HARMLESS.search(line) for pattern, name in PARTS if pattern.search(line)}
+    found = {
+        name
+        for line in lines
+        if not HARMLESS.search(line)
+        for pattern, name in PARTS
+        if pattern.search(line)
+    }
     return next((name for _, name in PARTS if name in found), "")
 
 
@@ -122,21 +128,23 @@ def _by_exit(death: Death) -> Cause:
     name = _signal_name(-code)
     if -code in _KILLS:
         return replace(CAUSES["killed"], text=f"somebody sent llama-server {name}")
-    if any(re.search(r"GGML_ASSERT|terminate called|what\(\)|: error|\berror\b", line) for line in death.lines):
+    if any(
+        re.search(r"GGML_ASSERT|terminate called|what\(\)|: error|\berror\b", line) for line in death.lines
+    ):
         return replace(CAUSES["crash"], text=f"llama-server crashed with {name}")
     return replace(CAUSES["without-a-word"], text=f"llama-server died of {name} without a word")
 
 
 def _signal_name(number: int) -> str:
-    return signal.Signals(number).name if number in {known.value for known in signal.Signals} else str(number)
+    return (
+        signal.Signals(number).name if number in {known.value for known in signal.Signals} else str(number)
+    )
 
 
-def cause_of_trouble(failed_batches: int, cache_full: bool, free_bytes: int | None) -> Cause | None:
-    """What a child that lives on is condemned for: batches that cannot be computed, again and again.
+def cause_of_trouble(free_bytes: int | None) -> Cause | None:
+    """What a child is condemned for whose batches fail again and again while it lives on.
 
-    A full cache is answered 500 too, and is no reason: another plan would have no more of it.
+    With memory left it is something else, which another plan would not cure.
     """
-    if cache_full or failed_batches < 2:
-        return None
     scarce = free_bytes is None or free_bytes < SUSPICIOUS_FREE_BYTES
     return CAUSES["gpu-out-of-memory-requests"] if scarce else None

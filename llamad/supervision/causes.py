@@ -99,12 +99,6 @@ _ALL = (
         "the GPU had not enough memory for the batches of requests",
         f"{_SEE_GPU} `context`, or set a larger `vram_margin` in [placement]",
     ),
-    Cause(
-        "cache-full",
-        "the requests together needed more context than there is (this is no lack of memory)",
-        "set `context` higher, `parallel` lower, or limit the clients' `max_tokens`",
-        Policy.NONE,
-    ),
     # memory of the host
     Cause(
         "host-out-of-memory",

@@ -35,6 +35,10 @@ class Intake:
         """Grows with the first line of each kind while loading. Talk does not count."""
         self.quiet = False
         self.pid = 0
+        self.memory: dict[str, tuple[int, int]] = {}
+        """Bytes held and free by the plan's devices, when they were last looked at while it loaded."""
+        self.on_sign: Callable[[Sign, str], None] = lambda _sign, _text: None
+        """Told what lines of a child that serves mean."""
         self._reporter = reporter
         self._kinds: set[str] = set()
         self._ring: deque[str] = deque(maxlen=RING_LINES)
@@ -66,6 +70,7 @@ class Intake:
     def served(self) -> None:
         """The child is ready: what it said while loading decides nothing any more."""
         self.quiet = True
+        self.observer.forget_failures()
         self._first_telling.clear()
         self._last_telling.clear()
 
@@ -84,8 +89,11 @@ class Intake:
             (self._first_telling if few else self._last_telling).append(line.text)
         if not self.quiet:
             self._count_progress(line.text)
-        if self.observer.line(line) in (Sign.MODEL_LOADED, Sign.LISTENING):
+        sign = self.observer.line(line)
+        if sign in (Sign.MODEL_LOADED, Sign.LISTENING):
             self.loaded.set()
+        if sign is not None and self.quiet:
+            self.on_sign(sign, line.text)
         if self.quiet and line.level not in _LOUD:
             return
         if self._may_pass():

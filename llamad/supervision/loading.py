@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 
 from llamad.clock import Clock
+from llamad.engine.names import child_names
 from llamad.engine.proof import compare
 from llamad.errors import ChildError, DeviceError, LlamadError
 from llamad.supervision.child import Child
@@ -56,7 +57,7 @@ async def watch_load(child: Child, intake: Intake, launch: Launch, seams: Seams,
     is not a fault; a load that stands still is.
     """
     stall_s = launch.definition.limits.start_stall_s
-    growth = Growth()
+    growth, sampled = Growth(), 0
     since_s = clock.monotonic()
     extended_s = since_s
     poll_s = FIRST_POLL_S
@@ -67,6 +68,9 @@ async def watch_load(child: Child, intake: Intake, launch: Launch, seams: Seams,
         if await seams.engine.healthy(launch.socket_path):
             break
         poll_s = min(POLL_S, poll_s * 1.5)
+        if intake.observer.buffer_count != sampled:
+            sampled = intake.observer.buffer_count
+            await _sample(intake, launch, seams)
         now_s = clock.monotonic()
         if growth.seen(intake.progress_count, child.progress()):
             since_s = now_s
@@ -77,6 +81,21 @@ async def watch_load(child: Child, intake: Intake, launch: Launch, seams: Seams,
             raise _stalled(launch, seams, stall_s)
     await _either(intake.loaded, LAST_LINES_S, clock)
     prove(intake, launch, seams)
+
+
+async def _sample(intake: Intake, launch: Launch, seams: Seams) -> None:
+    """Note what the driver shows free beside what the child holds. A sample that a failure overtook says nothing."""
+    observed = intake.observer.observed()
+    held = dict.fromkeys(child_names(launch.plan.devices).values(), 0)
+    for (buffer, _), size in observed.buffers.items():
+        if buffer in held:
+            held[buffer] += size
+    free = await seams.planner.free_bytes(launch)
+    if intake.observer.observed().alloc_failures:
+        return
+    for name, child in child_names(launch.plan.devices).items():
+        if name in free:
+            intake.memory[name] = (held[child], free[name])
 
 
 def prove(intake: Intake, launch: Launch, seams: Seams) -> None:

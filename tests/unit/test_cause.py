@@ -126,12 +126,11 @@ def test_each_policy_has_the_exit_code_that_fits_it() -> None:
     assert all(CAUSES[name].policy is Policy.STEP_DOWN for name in CAUSES if name.startswith("gpu-out-of-memory"))
 
 
-def test_batches_that_fail_again_and_again_condemn_and_a_full_cache_never_does() -> None:
-    assert cause_of_trouble(1, False, 0) is None
-    assert cause_of_trouble(9, True, 0) is None
-    assert cause_of_trouble(2, False, 9000 * MIB) is None
-    trouble = cause_of_trouble(2, False, 10 * MIB)
-    assert trouble is not None and trouble.policy is Policy.STEP_DOWN
+def test_batches_that_fail_condemn_only_where_memory_is_short() -> None:
+    assert cause_of_trouble(9000 * MIB) is None
+    for free_bytes in (10 * MIB, None):
+        trouble = cause_of_trouble(free_bytes)
+        assert trouble is not None and trouble.policy is Policy.STEP_DOWN
 
 
 def test_any_text_is_classified() -> None:

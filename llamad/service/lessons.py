@@ -82,7 +82,7 @@ class Lessons:
             failure,
             learned.corrections,
             self._steps,
-            lambda: _tried(maker, launch, device),
+            lambda: self._tried(maker, launch, device),
             limited=launch.definition.placement.memory != "auto",
         )
         self._steps += 1
@@ -119,6 +119,27 @@ class Lessons:
         ):
             maker.keep(renewed)
 
+    def _tried(self, maker: PlanMaker, launch: Launch, device: DevicePlan) -> int | None:
+        """Bytes of a context that llama-server gets on the device when asked to; None where it cannot be asked."""
+        from llamad.engine.trial import can_try, holds, trial_args  # seldom
+
+        plan, caps = launch.plan, maker.capabilities()
+        per_token = device.parts.context_bytes // max(1, plan.context_tokens)
+        if per_token <= 0 or not can_try(caps):
+            return None
+        unit = CONTEXT_STEP_TOKENS * plan.slots
+        socket_path: Path = maker.scratch / ASK_SOCKET_NAME
+
+        def enough(units: int) -> bool | None:
+            args = trial_args(launch.argv[1:], units * unit, str(socket_path))
+            answer = holds(launch.argv[0], args, launch.env)
+            can = "can be had" if answer else "cannot be had" if answer is False else "could not be tried"
+            self._reporter.child_line("info", f"tried out: a context of {units * unit} tokens {can}", 0)
+            return answer
+
+        units = bisect(0, max(2, device.parts.buffers_bytes // per_token // unit), enough, TRIES)
+        return units * unit * per_token if units else None
+
     def _tell_environment(self, device: DevicePlan, failure: Failure, missing_bytes: int) -> None:
         text = (
             f"{failure.text}: {format_bytes(missing_bytes)} of {device.name} were taken by others meanwhile"
@@ -137,22 +158,3 @@ def _load(device: DevicePlan, plan: Plan, observed: Observed) -> Load:
     )
     planned = Parts(device.parts.weights_bytes, device.parts.context_bytes, device.parts.compute_bytes)
     return Load(device.name, planned, real)
-
-
-def _tried(maker: PlanMaker, launch: Launch, device: DevicePlan) -> int | None:
-    """Bytes of a context that llama-server gets on the device when asked to; None where it cannot be asked."""
-    from llamad.engine.trial import can_try, holds, trial_args  # seldom
-
-    plan, caps = launch.plan, maker.capabilities()
-    per_token = device.parts.context_bytes // max(1, plan.context_tokens)
-    if per_token <= 0 or not can_try(caps):
-        return None
-    unit = CONTEXT_STEP_TOKENS * plan.slots
-    socket_path: Path = maker.scratch / ASK_SOCKET_NAME
-
-    def enough(units: int) -> bool | None:
-        args = trial_args(launch.argv[1:], units * unit, str(socket_path))
-        return holds(launch.argv[0], args, launch.env)
-
-    units = bisect(0, max(2, device.parts.buffers_bytes // per_token // unit), enough, TRIES)
-    return units * unit * per_token if units else None

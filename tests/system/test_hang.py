@@ -21,6 +21,8 @@ from tests.system.conftest import MODELS, Bed, chat, wait_for
 
 HANG_S = 3
 
+pytestmark = pytest.mark.timeout(900)
+
 
 @pytest.fixture
 def slow() -> Path:

@@ -15,6 +15,7 @@ TOKEN_BYTES = 4 * 2 * 1024 * 2
 """Four layers, keys and values, 1024 wide, f16: the whole context is 1 GiB."""
 LIMIT_BYTES = 700_000_000
 LARGEST_TOKENS = LIMIT_BYTES // TOKEN_BYTES
+pytestmark = pytest.mark.timeout(900)
 LEARNED = Path("/var/lib/llamad/state/big/learned.toml")
 
 

@@ -181,7 +181,9 @@ class PlanMaker:
         def asked(plan: Plan) -> Asked | None:
             assert caps is not None
             known = learned.asked(plan, self._args(plan, caps))
-            return Asked(*known, rounding_bytes=_LOG_ROUNDING_BYTES) if known else self._ask(plan, facts, caps)
+            return (
+                Asked(*known, rounding_bytes=_LOG_ROUNDING_BYTES) if known else self._ask(plan, facts, caps)
+            )
 
         if not ask or caps is None or not can_ask(caps):
             return solved({})

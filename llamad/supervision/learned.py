@@ -74,7 +74,9 @@ class Learned:
         if not self.corrections:
             return ""
         sizes = " and ".join(f"{format_bytes(size)} of {key}" for key, size in self.corrections.items())
-        return f"{sizes} are left out since memory was short there (`llamad forget {name}` has it tried again)"
+        return (
+            f"{sizes} are left out since memory was short there (`llamad forget {name}` has it tried again)"
+        )
 
     def asked(self, plan: Plan, args: Iterable[str]) -> tuple[dict[str, Parts], Parts] | None:
         """What this very plan really took last time, by device, and on the host; None where it is another plan."""

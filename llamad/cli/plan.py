@@ -18,9 +18,11 @@ from llamad.hardware.device import Device
 from llamad.planning.explain import explain
 from llamad.service.planner import Made, PlanMaker
 from llamad.service.status import RUNTIME_ROOT
+from llamad.supervision.learned import LearnedFile
 from llamad.units import parse_size
 
 CACHE_ROOT = Path("/var/cache/llamad")
+STATE_ROOT = Path("/var/lib/llamad/state")
 KEPT = ("capabilities.json", "breakdowns.json", "devices.json")
 
 
@@ -61,9 +63,9 @@ def make(loaded: Loaded, what_if: list[Device], *, computed: bool) -> Made:
                 with contextlib.suppress(OSError):
                     shutil.copyfile(cache / kept, Path(scratch) / kept)
             cache = Path(scratch)
-        return PlanMaker(loaded, engine=engine, cache=cache, scratch=Path(scratch)).make(
-            what_if, computed=computed
-        )
+        learned = LearnedFile(STATE_ROOT / loaded.name)
+        maker = PlanMaker(loaded, engine=engine, cache=cache, scratch=Path(scratch), learned=learned)
+        return maker.make(what_if, computed=computed)
 
 
 def print_plan(made: Made, *, as_json: bool) -> None:

@@ -182,6 +182,7 @@ def _question(mode: Mode, tokens: int, vocab_tokens: int, top: int) -> tuple[str
     return "/completion", {
         "prompt": ids,
         "n_predict": 1,
+        "ignore_eos": True,  # an answer that ends at once has no probabilities to look at
         "n_probs": top,
         "temperature": 0,
         "cache_prompt": False,

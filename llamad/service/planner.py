@@ -28,7 +28,7 @@ from llamad.hardware.device import Device, Probe
 from llamad.hardware.host import host_memory
 from llamad.hardware.nvml import Nvml
 from llamad.planning.confirm import Asked
-from llamad.planning.plan import BuildGates, Plan
+from llamad.planning.plan import BuildGates, Plan, Reason
 from llamad.planning.refusal import NeverFits, NoRoomNow
 from llamad.planning.settle import settled
 from llamad.planning.solve import plan as solve
@@ -102,6 +102,9 @@ class PlanMaker:
         except (NoRoomNow, NeverFits) as error:
             error.why = "; ".join(filter(None, (error.why, learned.in_words(self._loaded.name))))
             raise
+        if learned.corrections:
+            reason = Reason("learned", learned.in_words(self._loaded.name))
+            plan = replace(plan, reasons=(*plan.reasons, reason))
         if self._left_out:
             plan = replace(plan, warnings=(*plan.warnings, *self._left_out))
         args = self._args(plan, caps) if caps else []

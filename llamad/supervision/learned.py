@@ -107,9 +107,12 @@ def key_of(fingerprint: str, engine: str, drivers: Iterable[str], definition: De
 
 
 class LearnedFile:
-    """`learned.toml` in a model's state folder. Blocking; nothing is raised."""
+    """`learned.toml` in a model's state folder. Blocking; nothing is raised.
 
-    def __init__(self, folder: Path, warn: Callable[[str], None] = lambda _text: None) -> None:
+    Who gives no `warn` only looks: a damaged file is passed over, and left where it is.
+    """
+
+    def __init__(self, folder: Path, warn: Callable[[str], None] | None = None) -> None:
         self._path = folder / FILE_NAME
         self._warn = warn
 
@@ -121,7 +124,7 @@ class LearnedFile:
         except FileNotFoundError:
             return Learned(key)
         except OSError as error:
-            self._warn(f"What was learned cannot be read: {error}")
+            self._tell(f"What was learned cannot be read: {error}")
             return Learned(key)
         try:
             found = _from_toml(data)
@@ -149,7 +152,7 @@ class LearnedFile:
         except OSError as error:
             with contextlib.suppress(OSError):
                 scratch.unlink(missing_ok=True)
-            self._warn(f"What was learned cannot be kept: {error}")
+            self._tell(f"What was learned cannot be kept: {error}")
             return False
         return True
 
@@ -161,7 +164,13 @@ class LearnedFile:
             return False
         return True
 
+    def _tell(self, text: str) -> None:
+        if self._warn:
+            self._warn(text)
+
     def _set_aside(self, error: Exception) -> None:
+        if self._warn is None:
+            return
         aside = self._path.with_suffix(f".bad-{int(time.time())}")
         with contextlib.suppress(OSError):
             os.replace(self._path, aside)

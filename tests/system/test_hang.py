@@ -29,7 +29,7 @@ def slow() -> Path:
     """A model that a CPU computes some hundred tokens of a second."""
     path = MODELS / "slow.gguf"
     if not path.exists():
-        build_tiny(path, layers=12, embd=1024, heads=16, ff=2048)
+        build_tiny(path, layers=4, embd=1024, heads=16, kv_heads=16, ff=1024)
         path.chmod(0o644)
     return path
 

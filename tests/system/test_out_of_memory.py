@@ -40,14 +40,20 @@ def contexts(bed: Bed, event: str) -> list[int]:
     return [int(record["LLAMAD_CONTEXT"]) for record in bed.events("big", event)]
 
 
+def story(bed: Bed) -> str:
+    """What happened, for a failure's message."""
+    lines = [record["MESSAGE"].partition("\n")[0] for record in bed.journal("LLAMAD_MODEL=big")]
+    return "\n".join(line for line in lines if "tried out" in line or "ended" in line or line[:7] in ("Stepped", "Planned"))
+
+
 def test_one_start_ends_ready_the_next_is_right_at_once_and_forgetting_tries_anew(bed: Bed, big: Path) -> None:
     url = limited(bed, big)
     bed.ctl("start", "llamad@big", timeout=600)
     assert contexts(bed, "planned")[0] == TRAINED_TOKENS, "the plan did not know"
     starts = len(bed.events("big", "loading"))
-    assert 2 <= starts <= 3
+    assert 2 <= starts <= 3, story(bed)
     served = contexts(bed, "ready")[-1]
-    assert 0.85 * LARGEST_TOKENS <= served <= LARGEST_TOKENS
+    assert 0.85 * LARGEST_TOKENS <= served <= LARGEST_TOKENS, story(bed)
     assert chat(url, tokens=2, timeout=300)[0] == 200
     steps = bed.events("big", "stepped-down")
     assert len(steps) == starts - 1

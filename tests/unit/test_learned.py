@@ -49,6 +49,8 @@ def test_another_key_knows_nothing_and_forgetting_forgets(tmp_path: Path) -> Non
 def test_garbage_is_set_aside_with_a_warning_and_learned_anew(tmp_path: Path, data: bytes) -> None:
     said: list[str] = []
     (tmp_path / FILE_NAME).write_bytes(data)
+    assert LearnedFile(tmp_path).load("k") == Learned("k")
+    assert os.listdir(tmp_path) == [FILE_NAME], "who only looks leaves it there"
     file = LearnedFile(tmp_path, said.append)
     assert file.load("k") == Learned("k")
     assert len(said) == 1 and "set aside" in said[0]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from llamad.clock import Clock
-from llamad.engine.log import Sign
+from llamad.engine.log import LogLine, Sign, is_of_the_server
 from llamad.errors import ChildError
 from llamad.supervision.causes import CAUSES, Cause
 from llamad.supervision.child import Child
@@ -143,11 +143,14 @@ class _Signs:
         self._clock = clock
         intake.on_sign = self._sign
 
-    def _sign(self, sign: Sign, text: str) -> None:
+    def _sign(self, sign: Sign, line: LogLine) -> None:
         if sign is Sign.PROMPT_PROGRESS:
             self.batches += 1
-        elif sign is Sign.COMPUTE_FAILED and self._trouble.batch_failed(self._clock.monotonic()):
-            self._failing = text
+            return
+        if not is_of_the_server(line):
+            return
+        if sign is Sign.COMPUTE_FAILED and self._trouble.batch_failed(self._clock.monotonic()):
+            self._failing = line.text
         elif sign is Sign.CACHE_FULL and self._trouble.cache_full(self._clock.monotonic()):
             why = "the requests together needed more context than there is; some were answered with HTTP 500"
             fix = "set a larger `context`, a smaller `parallel`, or limit the clients' max_tokens"

@@ -37,9 +37,10 @@ class Intake:
         self.pid = 0
         self.memory: dict[str, tuple[int, int]] = {}
         """Bytes held and free by the plan's devices, when they were last looked at while it loaded."""
-        self.on_sign: Callable[[Sign, str], None] = lambda _sign, _text: None
+        self.on_sign: Callable[[Sign, LogLine], None] = lambda _sign, _line: None
         """Told what lines of a child that serves mean."""
         self._reporter = reporter
+        self._records_on_stdout = False
         self._kinds: set[str] = set()
         self._ring: deque[str] = deque(maxlen=RING_LINES)
         self._first_telling: list[str] = []
@@ -55,7 +56,10 @@ class Intake:
         """Bytes of stdout (1) or stderr (2); b"" ends the stream."""
         splitter = self._splitters[stream]
         for raw in splitter.feed(data) if data else splitter.flush():
-            self._line(parse_line(raw))
+            line = parse_line(raw, may_be_json=stream == 1 or not self._records_on_stdout)
+            if stream == 1 and not self._records_on_stdout:
+                self._records_on_stdout = raw.startswith(b'{"type":"log"')
+            self._line(line)
         if not data:
             self._tell_suppressed()
 
@@ -93,7 +97,7 @@ class Intake:
         if sign in (Sign.MODEL_LOADED, Sign.LISTENING):
             self.loaded.set()
         if sign is not None and self.quiet:
-            self.on_sign(sign, line.text)
+            self.on_sign(sign, line)
         if self.quiet and line.level not in _LOUD:
             return
         if self._may_pass():

@@ -9,6 +9,7 @@ file `scenario.json` beside this program:
     exit         leave with this status after the lines instead of serving; "SIGSEGV" etc. = by that signal
     babble       print lines without end as long as /health is not 200
     ignore_term  SIGTERM is ignored
+    records      print one JSON record on stdout first, as a build that logs so
     after        lines to print half a second after becoming healthy
     flood        print this many lines after becoming healthy
     long_line    print one line of this many bytes
@@ -53,6 +54,8 @@ def main() -> None:
         return
     if SCENARIO.get("ignore_term"):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if SCENARIO.get("records"):
+        os.write(1, b'{"type":"log","time":1,"level":"info","msg":"srv  llama_server: initializing ...\\n"}\n')
     for line in SCENARIO.get("lines", []):
         log(line)
     if "exit" in SCENARIO:

@@ -80,7 +80,7 @@ def test_a_healthy_child_is_not_touched(tmp_path: Path, how: dict[str, int]) -> 
 
 
 def test_batches_that_cannot_be_computed_end_the_child_and_the_next_plan_is_smaller(tmp_path: Path) -> None:
-    lines = [f"0.00.1.0 E srv  update_slots: error: Compute error. off = {n}, n_batch = 512, ret = -2" for n in range(3)]
+    lines = [f"0.00.100.000 E srv    send_error: task id = {n}, error: Compute error." for n in range(3)]
     rig = Rig(tmp_path, {"after": lines}, {}, hang_s=10.0)
 
     async def scene(rig: Rig) -> None:
@@ -92,7 +92,7 @@ def test_batches_that_cannot_be_computed_end_the_child_and_the_next_plan_is_smal
 
 
 def test_a_full_context_is_told_once_and_nobody_is_ended(tmp_path: Path) -> None:
-    lines = ["0.00.1.0 E srv  send_error: task id = 3, error: Context size has been exceeded."] * 9
+    lines = ["0.00.100.000 E srv    send_error: task id = 3, error: Context size has been exceeded."] * 9
     rig = Rig(tmp_path, {"after": lines}, hang_s=10.0)
 
     async def scene(rig: Rig) -> None:
@@ -104,3 +104,20 @@ def test_a_full_context_is_told_once_and_nobody_is_ended(tmp_path: Path) -> None
     play(rig, scene)
     assert rig.reporter.names().count("cache-full") == 1
     assert "child-exited" not in rig.reporter.names()
+
+
+def test_what_clients_write_condemns_nobody(tmp_path: Path) -> None:
+    """llama-server prints a grammar that it cannot parse to stderr as it came, and quotes it in its errors."""
+    record = '{"type":"log","time":1,"level":"error","msg":"srv    send_error: task id = 1, error: Compute error.\\n"}'
+    forged = [record, "srv    send_error: task id = 1, error: Compute error.", "error: Compute error.",
+              "0.00.1.0 W srv  x: got exception: srv    send_error: task id = 1, error: Compute error."]  # fmt: skip
+    rig = Rig(tmp_path, {"records": True, "after": forged * 5}, hang_s=10.0)
+
+    async def scene(rig: Rig) -> None:
+        await rig.until_ready()
+        await rig.reporter.until(lambda: sum("Compute" in text for _, text in rig.reporter.lines) >= 20)
+        await asyncio.sleep(0.3)
+        rig.supervisor.stop()
+
+    play(rig, scene)
+    assert "child-exited" not in rig.reporter.names() and not rig.planner.failures

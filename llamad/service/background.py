@@ -123,6 +123,7 @@ class BackgroundPlanner:
         maker = self._maker(loaded)
         if previous is not None and self._lessons.pending and needs_no_new_child(previous.loaded, loaded):
             return self._step_down(maker, loaded, previous)
+        self._lessons.drop()
         if previous is not None and not needs_no_new_child(previous.loaded, loaded):
             remove_stale(previous.socket_path)
             self._wait_for(

@@ -45,6 +45,10 @@ class Lessons:
         """Keep a failure until the next plan."""
         self._failure = failure
 
+    def drop(self) -> None:
+        """Forget it: the definition is another now."""
+        self._failure = None
+
     @property
     def pending(self) -> bool:
         """Whether the next plan must be another than the last."""
@@ -80,7 +84,7 @@ class Lessons:
         taken = step(
             launch.plan,
             failure,
-            learned.corrections,
+            learned.reserved((one.name, one.uuid, one.free_bytes) for one in launch.plan.devices),
             self._steps,
             lambda: self._tried(maker, launch, device),
             limited=launch.definition.placement.memory != "auto",

@@ -34,7 +34,7 @@ from llamad.planning.settle import settled
 from llamad.planning.solve import plan as solve
 from llamad.service.checks import FactsReader, located_facts
 from llamad.supervision.launch import Launch
-from llamad.supervision.learned import Learned, LearnedFile, key_of
+from llamad.supervision.learned import Learned, LearnedFile, in_words, key_of
 from llamad.units import MIB
 
 SOCKET_NAME = "llama.sock"
@@ -94,17 +94,18 @@ class PlanMaker:
         caps = self._capabilities(needed=not what_if)
         devices = list(what_if) or list(returning) or (self.devices(caps) if caps else [])
         learned = self._known(facts, caps, devices)
+        lessons = learned.reserved((one.name, one.uuid, one.free_bytes) for one in devices)
+        left_out = in_words(lessons, self._loaded.name)
         try:
-            plan = self._solve(facts, devices, caps, learned, ask=not (computed or what_if))
+            plan = self._solve(facts, devices, caps, learned, lessons, ask=not (computed or what_if))
         except DeviceError as error:
             error.why = "; ".join(filter(None, (error.why, *self._hints)))
             raise
         except (NoRoomNow, NeverFits) as error:
-            error.why = "; ".join(filter(None, (error.why, learned.in_words(self._loaded.name))))
+            error.why = "; ".join(filter(None, (error.why, left_out)))
             raise
-        if learned.corrections:
-            reason = Reason("learned", learned.in_words(self._loaded.name))
-            plan = replace(plan, reasons=(*plan.reasons, reason))
+        if left_out:
+            plan = replace(plan, reasons=(*plan.reasons, Reason("learned", left_out)))
         if self._left_out:
             plan = replace(plan, warnings=(*plan.warnings, *self._left_out))
         args = self._args(plan, caps) if caps else []
@@ -169,6 +170,7 @@ class PlanMaker:
         devices: Sequence[Device],
         caps: Capabilities | None,
         learned: Learned,
+        lessons: Mapping[str, int],
         *,
         ask: bool,
     ) -> Plan:
@@ -178,7 +180,7 @@ class PlanMaker:
             return solve(
                 facts, devices, host_memory(), definition.placement, self._loaded.written,
                 caps.gates if caps else BuildGates(), cache_ram=definition.server.cache_ram,
-                reserved=learned.corrections, corrections=corrections,
+                reserved=lessons, corrections=corrections,
             )  # fmt: skip
 
         def asked(plan: Plan) -> Asked | None:
@@ -199,9 +201,7 @@ class PlanMaker:
             return Learned()
         drivers = {device.driver for device in devices}
         key = key_of(facts.fingerprint, caps.key, drivers, self._loaded.definition)
-        learned = self._learned_file.load(key)
-        names = {device.uuid: device.name for device in devices if device.uuid}
-        return learned.renamed(names)
+        return self._learned_file.load(key)
 
     def _ask(self, plan: Plan, facts: ModelFacts, caps: Capabilities) -> Asked | None:
         """llama-server's breakdown for this plan; None where it cannot tell (the computed bytes stand)."""

@@ -44,6 +44,8 @@ class Learned:
     key: str = ""
     corrections: Mapping[str, int] = field(default_factory=dict)
     """Bytes by device UUID (or name) that the driver claims and a llama-server cannot have."""
+    rooms: Mapping[str, int] = field(default_factory=dict)
+    """Bytes by device that there are at most, whatever the driver claims."""
     context_tokens: int = 0
     """Of the last plan that became ready."""
     args_digest: str = ""
@@ -57,26 +59,20 @@ class Learned:
             "at": int(at_s), "device": step.key, "cause": step.cause, "context_tokens": step.context_tokens,
             "size_mib": step.size_bytes // MIB, "correction_mib": step.correction_bytes // MIB, "how": step.how,
         }  # fmt: skip
-        return replace(
-            self,
-            corrections={**self.corrections, step.key: step.correction_bytes},
-            events=(*self.events, event)[-_KEEP_EVENTS:],
-            context_tokens=0,
-        )
+        told = replace(self, events=(*self.events, event)[-_KEEP_EVENTS:], context_tokens=0)
+        if step.room_bytes is not None:
+            return replace(told, rooms={**self.rooms, step.key: step.room_bytes})
+        return replace(told, corrections={**self.corrections, step.key: step.correction_bytes})
 
-    def renamed(self, names: Mapping[str, str]) -> Learned:
-        """With corrections by the devices' names of today."""
-        renamed = {names.get(key, key): size for key, size in self.corrections.items()}
-        return replace(self, corrections=renamed)
-
-    def in_words(self, name: str) -> str:
-        """What is left out of every plan, for who is refused; "" where that is nothing."""
-        if not self.corrections:
-            return ""
-        sizes = " and ".join(f"{format_bytes(size)} of {key}" for key, size in self.corrections.items())
-        return (
-            f"{sizes} are left out since memory was short there (`llamad forget {name}` has it tried again)"
-        )
+    def reserved(self, free: Iterable[tuple[str, str, int]]) -> dict[str, int]:
+        """Bytes to leave out by device name. `free` has name, UUID and free bytes of each device."""
+        found = {}
+        for name, uuid, free_bytes in free:
+            key = uuid or name
+            over = free_bytes - self.rooms[key] if key in self.rooms else 0
+            if (size := max(over, self.corrections.get(key, 0))) > 0:
+                found[name] = size
+        return found
 
     def asked(self, plan: Plan, args: Iterable[str]) -> tuple[dict[str, Parts], Parts] | None:
         """What this very plan really took last time, by device, and on the host; None where it is another plan."""
@@ -84,6 +80,14 @@ class Learned:
             return None
         real = {load.device: load.real for load in self.loads}
         return (real, self.host) if set(real) == {device.name for device in plan.devices} else None
+
+
+def in_words(reserved: Mapping[str, int], name: str) -> str:
+    """What is left out of every plan of a model, and what to do about it; "" where that is nothing."""
+    if not reserved:
+        return ""
+    sizes = " and ".join(f"{format_bytes(size)} of {device}" for device, size in reserved.items())
+    return f"{sizes} are left out since memory was short there (`llamad forget {name}` has it tried again)"
 
 
 def digest(words: Iterable[str]) -> str:
@@ -202,6 +206,7 @@ def _to_toml(learned: Learned) -> dict[str, Any]:
         "context_tokens": learned.context_tokens,
         "args": learned.args_digest,
         "corrections": dict(learned.corrections),
+        "rooms": dict(learned.rooms),
         "host": _parts_row(learned.host),
         "load": [
             {"device": one.device, "planned": _parts_row(one.planned), "real": _parts_row(one.real)}
@@ -222,6 +227,7 @@ def _from_toml(data: bytes) -> Learned:
     return Learned(
         key=str(raw["key"]),
         corrections={str(name): _count(size) for name, size in raw["corrections"].items()},
+        rooms={str(name): _count(size) for name, size in raw["rooms"].items()},
         context_tokens=_count(raw["context_tokens"]),
         args_digest=str(raw["args"]),
         loads=tuple(

@@ -67,6 +67,8 @@ class Step:
     context_tokens: int
     """Of the plan that failed."""
     size_bytes: int = 0
+    room_bytes: int | None = None
+    """What there is at most, whatever the driver claims; None where less is had than it claims at any time."""
 
     @property
     def key(self) -> str:
@@ -82,11 +84,12 @@ def failed_device(plan: Plan, failure: Failure) -> DevicePlan | None:
 
 
 def is_environments(device: DevicePlan, free_after_bytes: int | None) -> bool:
-    """Whether others took the memory: with the child gone, less is free than when it was planned."""
+    """Whether others took the memory: with the child gone, less is free than when it was planned, and too little."""
     if free_after_bytes is None:
         return False
     tolerance = max(ENVIRONMENT_BYTES, device.free_bytes // 100)
-    return free_after_bytes < device.free_bytes - tolerance
+    needed = device.parts.total_bytes - device.parts.margin_bytes
+    return free_after_bytes < device.free_bytes - tolerance and free_after_bytes < needed
 
 
 def measured_capacity(failure: Failure) -> int | None:
@@ -105,7 +108,7 @@ def step(
     *,
     limited: bool = False,
 ) -> Step | None:
-    """What to correct. `earlier` has the corrections in force by `Step.key`, `steps` counts those of this start;
+    """What to correct. `earlier` has what was left out of it by device name, `steps` counts those of this start;
     `limited`: the plan was made under the definition's `memory`, not by what is free.
 
     Always more than before: the same plan must not be tried twice. None for a plan without devices.
@@ -127,13 +130,14 @@ def step(
         )
     else:
         how, capacity = "guessed", int(device.parts.buffers_bytes * _GUESSES[min(steps, len(_GUESSES) - 1)])
-    before = earlier.get(device.uuid, earlier.get(device.name, 0))
+    before = earlier.get(device.name, 0)
     room = device.free_bytes - before if limited else device.budget_bytes
     over = _over(device, room, min(capacity, device.parts.buffers_bytes - MIB))
     correction = before + max(over, MIB)
+    room_bytes = device.free_bytes - correction if how in ("tried", "guessed") else None
     return Step(
-        device.name, device.uuid, correction, how, failure.cause, plan.context_tokens, failure.size_bytes
-    )
+        device.name, device.uuid, correction, how, failure.cause, plan.context_tokens, failure.size_bytes, room_bytes
+    )  # fmt: skip
 
 
 def _growth(failure: Failure, steps: int) -> int:

@@ -115,6 +115,14 @@ def test_a_lesson_is_about_model_engine_driver_and_flags_but_not_the_context() -
     assert len({key, *others}) == 7
 
 
-def test_corrections_go_by_uuid_and_come_back_by_name() -> None:
+def test_what_is_left_out_goes_by_uuid_and_comes_back_by_name() -> None:
     assert full().corrections == {"GPU-1": 500 * MIB}
-    assert full().renamed({"GPU-1": "CUDA3"}).corrections == {"CUDA3": 500 * MIB}
+    assert full().reserved([("CUDA3", "GPU-1", 9 << 30), ("CUDA0", "GPU-2", 9 << 30)]) == {"CUDA3": 500 * MIB}
+
+
+def test_a_room_is_the_same_whatever_the_driver_claims() -> None:
+    tried = replace(STEP, how="tried", room_bytes=700 * MIB)
+    learned = Learned("k").with_step(tried, 1e9)
+    assert learned.reserved([("Vulkan0", "GPU-1", 20_000 * MIB)]) == {"Vulkan0": 19_300 * MIB}
+    assert learned.reserved([("Vulkan0", "GPU-1", 10_000 * MIB)]) == {"Vulkan0": 9_300 * MIB}
+    assert learned.reserved([("Vulkan0", "GPU-1", 600 * MIB)]) == {}

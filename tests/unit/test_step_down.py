@@ -67,6 +67,7 @@ def test_a_driver_that_claims_more_than_it_gives_is_tried_out() -> None:
     claims = replace(short_by(plan, 10 * GIB), free_bytes=22 * GIB)
     taken = step(plan, claims, {}, 0, lambda: 9 * GIB)
     assert taken is not None and taken.how == "tried"
+    assert taken.room_bytes == CARD.free_bytes - taken.correction_bytes, "more free memory would not help"
     smaller = plan_with({taken.key: taken.correction_bytes})
     assert smaller.devices[0].parts.buffers_bytes <= 9 * GIB
 
@@ -90,7 +91,7 @@ def test_guesses_reach_context_min_in_six_steps_and_each_is_smaller() -> None:
         failure = Failure("gpu-out-of-memory-context", "x", "")
         taken = step(plan, failure, corrections, steps, lambda: None)
         assert taken is not None and taken.how == "guessed"
-        corrections = {taken.key: taken.correction_bytes}
+        corrections = {taken.device: taken.correction_bytes}
         try:
             plan = plan_with(corrections)
         except (NoRoomNow, NeverFits):
@@ -105,7 +106,7 @@ def test_growth_at_run_time_takes_more_each_time() -> None:
     failure = Failure("gpu-out-of-memory-running", "x", "CUDA0", running=True)
     first = step(plan, failure, {}, 0, never)
     assert first is not None and first.how == "grown"
-    second = step(plan, failure, {first.key: first.correction_bytes}, 1, never)
+    second = step(plan, failure, {first.device: first.correction_bytes}, 1, never)
     assert second is not None and second.correction_bytes > first.correction_bytes + 64 * MIB
     assert plan_with({second.key: second.correction_bytes}).context_tokens < plan.context_tokens
 
@@ -142,7 +143,7 @@ def test_under_a_written_limit_on_memory_a_step_still_makes_the_plan_smaller() -
 def test_a_second_step_adds_to_the_first() -> None:
     first = step(plan := plan_with({}), short_by(plan, 15 * GIB), {}, 0, never)
     assert first is not None
-    earlier = {first.key: first.correction_bytes}
+    earlier = {first.device: first.correction_bytes}
     second = step(plan := plan_with(earlier), short_by(plan, 12 * GIB), earlier, 1, never)
     assert second is not None
     smaller = plan_with({second.key: second.correction_bytes}).devices[0].parts.buffers_bytes
@@ -152,13 +153,16 @@ def test_a_second_step_adds_to_the_first() -> None:
 def test_the_same_plan_is_never_tried_twice() -> None:
     plan = plan_with({})
     enough = Failure("gpu-out-of-memory-context", "x", "CUDA0", 1, 20 * GIB, 0)
-    taken = step(plan, enough, {"GPU-1": 5 * GIB}, 0, never)
+    taken = step(plan, enough, {"CUDA0": 5 * GIB}, 0, never)
     assert taken is not None and taken.correction_bytes > 5 * GIB
 
 
-@pytest.mark.parametrize(("free_after", "theirs"), [(23 * GIB, False), (23 * GIB - 32 * MIB, False), (20 * GIB, True),
-                                                    (None, False)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("free_after", "theirs"),
+    [(23 * GIB, False), (23 * GIB - 32 * MIB, False), (10 * GIB, True), (22 * GIB, False), (None, False)],
+)
 def test_what_others_took_is_not_ours(free_after: int | None, theirs: bool) -> None:
+    """Some memory less that would still have been enough explains nothing."""
     assert is_environments(plan_with({}).devices[0], free_after) is theirs
 
 

@@ -80,7 +80,7 @@ class Lessons:
                 why=f"after {self._steps} steps {failure.text}",
                 fix="lower `context` in [placement], and see the records before this one",
             )
-        learned = maker.learned()
+        learned = maker.learned(launch.learned_key)
         taken = step(
             launch.plan,
             failure,
@@ -109,7 +109,7 @@ class Lessons:
     def proved(self, maker: PlanMaker, launch: Launch, observed: Observed) -> None:
         """Remember what a load really took, where that is news."""
         self.settled()
-        learned = maker.learned()
+        learned = maker.learned(launch.learned_key)
         loads = tuple(_load(device, launch.plan, observed) for device in launch.plan.devices)
         args = digest(launch.argv[1:])
         plan = launch.plan

@@ -51,6 +51,8 @@ class Made:
     caps: Capabilities | None
     args: tuple[str, ...]
     """llama-server's arguments after the program name; empty where no build is known."""
+    learned_key: str = ""
+    """What a lesson from this plan is about."""
 
 
 class PlanMaker:
@@ -93,7 +95,7 @@ class PlanMaker:
         facts = stretched(located_facts(self._loaded, self._read), self._loaded.definition)
         caps = self._capabilities(needed=not what_if)
         devices = list(what_if) or list(returning) or (self.devices(caps) if caps else [])
-        learned = self._known(facts, caps, devices)
+        learned = self.learned(self._key(facts, caps, devices))
         lessons = learned.reserved((one.name, one.uuid, one.free_bytes) for one in devices)
         left_out = in_words(lessons, self._loaded.name)
         try:
@@ -109,7 +111,7 @@ class PlanMaker:
         if self._left_out:
             plan = replace(plan, warnings=(*plan.warnings, *self._left_out))
         args = self._args(plan, caps) if caps else []
-        return Made(plan, facts, caps, tuple(args))
+        return Made(plan, facts, caps, tuple(args), learned.key)
 
     def devices(self, caps: Capabilities | None = None) -> list[Device]:
         """The devices as they are now, in llama-server's order and by its names."""
@@ -133,13 +135,9 @@ class PlanMaker:
         assert caps is not None
         return caps
 
-    def learned(self) -> Learned:
+    def learned(self, key: str) -> Learned:
         """What former starts taught about this model with this engine, driver and these flags."""
-        if self._learned_file is None:
-            return Learned()
-        facts, caps = located_facts(self._loaded, self._read), self.capabilities()
-        drivers = {device.driver for device in self.devices(caps)}
-        return self._learned_file.load(key_of(facts.fingerprint, caps.key, drivers, self._loaded.definition))
+        return self._learned_file.load(key) if self._learned_file else Learned(key)
 
     def keep(self, learned: Learned) -> None:
         """Put what was learned on disk."""
@@ -196,12 +194,9 @@ class PlanMaker:
         is_known = learned.asked(plan, self._args(plan, caps)) is not None
         return replace(plan, source="learned") if is_known else plan
 
-    def _known(self, facts: ModelFacts, caps: Capabilities | None, devices: Sequence[Device]) -> Learned:
-        if self._learned_file is None or caps is None:
-            return Learned()
+    def _key(self, facts: ModelFacts, caps: Capabilities | None, devices: Sequence[Device]) -> str:
         drivers = {device.driver for device in devices}
-        key = key_of(facts.fingerprint, caps.key, drivers, self._loaded.definition)
-        return self._learned_file.load(key)
+        return key_of(facts.fingerprint, caps.key, drivers, self._loaded.definition) if caps else ""
 
     def _ask(self, plan: Plan, facts: ModelFacts, caps: Capabilities) -> Asked | None:
         """llama-server's breakdown for this plan; None where it cannot tell (the computed bytes stand)."""
@@ -256,6 +251,7 @@ def make_launch(maker: PlanMaker, loaded: Loaded) -> Launch:
         mode=_mode(loaded),
         engine=made.caps.version,
         file_bytes=made.facts.file_bytes,
+        learned_key=made.learned_key,
     )
 
 

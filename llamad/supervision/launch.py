@@ -31,6 +31,8 @@ class Launch:
     engine: str
     """The build in words."""
     file_bytes: int = 0
+    learned_key: str = ""
+    """What a lesson from it is about: model, engine, drivers and flags."""
     stepped_from: int = 0
     """The context of the plan before, where lack of memory made this one smaller; 0 where it did not."""
 

@@ -39,7 +39,7 @@ class FakeMaker:
     def devices(self) -> list[Device]:
         return [Device("CUDA0", 8 * GIB, self.free_bytes, uuid="GPU-1")]
 
-    def learned(self) -> Learned:
+    def learned(self, _key: str) -> Learned:
         return self.kept
 
     def keep(self, learned: Learned) -> None:

@@ -88,7 +88,7 @@ def test_a_promise_is_refused_and_named(bed: Bed, big: Path) -> None:
     assert bed.ctl("start", "llamad@big", check=False, timeout=600).returncode != 0
     assert not bed.events("big", "ready")
     assert bed.events("big", "child-exited"), "it was tried"
-    status = bed.show("llamad@big", "StatusText")
-    assert f"{TRAINED_TOKENS} tokens of context" in status.replace(",", ""), "the promise is named"
-    assert "llamad forget big" in status
+    refused = bed.events("big", "held-by-another")[0]["MESSAGE"]
+    assert f"{TRAINED_TOKENS} tokens of context" in refused.replace(",", ""), "the promise is named"
+    assert "llamad forget big" in refused
     bed.ctl("stop", "llamad@big", check=False)

@@ -93,7 +93,7 @@ def test_a_server_that_hangs_is_replaced_and_its_stream_says_why(
         found_s = time.monotonic() - since
         stream.join(20)
     bound_s = float(bed.events("slow", "no-progress")[0]["MESSAGE"].partition("bound ")[2].partition(" s")[0])
-    assert HANG_S <= bound_s and bound_s - 2 <= found_s <= 2 * bound_s + 5
+    assert bound_s >= HANG_S and bound_s - 2 <= found_s <= 2 * bound_s + 5
     assert health in bed.events("slow", "no-progress")[0]["MESSAGE"]
     died = bed.events("slow", "child-exited")
     assert [record["LLAMAD_DEATH"] for record in died] == ["hang"]

@@ -83,12 +83,13 @@ def test_a_server_that_hangs_is_replaced_and_its_stream_says_why(
     bed: Bed, tiny: Path, how: Callable[[int], contextmanager[None]], health: str  # type: ignore[type-arg]
 ) -> None:
     url = serve(bed, tiny)
+    child = bed.child_pid("slow")
     stream = Stream(url)
     stream.start()
-    wait_for(lambda: len(stream.events) > 20, "the stream runs", 60)
-    child = bed.child_pid("slow")
+    wait_for(lambda: len(stream.events) > 20, "the stream runs", 60, 0.005)
     since = time.monotonic()
     with how(child):
+        assert stream.is_alive(), "it was in the middle of its answer"
         wait_for(lambda: bed.events("slow", "child-exited"), "the hang is found", 240, 0.2)
         found_s = time.monotonic() - since
         stream.join(20)

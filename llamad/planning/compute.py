@@ -63,7 +63,10 @@ def device_compute_bytes(
     if not place.embeds:
         extra = -shape.embd
     graph = _graph_bytes(shape, kinds, choice, gates, extra=extra, place=place)
+    graph += _rollback_bytes(kinds, choice)
     logits = _logits_bytes(shape, choice, gates) if place.outputs else 0
+    if place.outputs and choice.guessed_tokens:
+        logits = max(logits, _checked_bytes(shape, kinds, choice, gates, place))
     return _bounded(shape, max(graph, logits))
 
 
@@ -102,14 +105,15 @@ def _split_hole_bytes(shape: ModelShape, tokens: int, choice: Choice, place: Pla
     and where the attention needs more than that hole.
     """
     largest = max(shape.expert_matrices)
-    if place.copied_kinds:
-        return largest
     first = next((index for index, layer in enumerate(shape.layers) if layer.experts_used), 0)
     windows = {layer.window for layer in shape.layers if layer.k_width}
     before = {layer.window for layer in shape.layers[: first + 1] if layer.k_width}
     if windows == before:
-        return 0
-    if place.scratch and largest_scratch_bytes(shape, choice) > largest:
+        # Copies of caches split it as well: a bound.
+        caches = max((copied_cache_bytes(kind, choice) for kind in place.copied_kinds), default=0)
+        scratch = largest_scratch_bytes(shape, choice) if place.scratch and caches else 0
+        return min(largest, caches) + min(largest, scratch)
+    if place.copied_kinds or (place.scratch and largest_scratch_bytes(shape, choice) > largest):
         return largest
     results = _F32 * tokens * shape.embd * max(layer.experts_used for layer in shape.layers)
     return max(0, largest - results)
@@ -130,7 +134,12 @@ def cpu_compute_bytes(shape: ModelShape, choice: Choice, gates: BuildGates) -> i
     """The one compute buffer of a run without a device: the inputs of the host are in it too."""
     kinds = set(shape.layers)
     graph = _graph_bytes(shape, kinds, choice, gates, extra=2 * shape.embd, place=Place())
-    return _bounded(shape, max(graph, _logits_bytes(shape, choice, gates)))
+    graph += _rollback_bytes(kinds, choice)
+    logits = _logits_bytes(shape, choice, gates)
+    if choice.guessed_tokens:
+        checked = _checked_bytes(shape, kinds, choice, gates, Place())
+        logits = max(logits, checked + _F32 * choice.step_tokens * shape.embd)
+    return _bounded(shape, max(graph, logits))
 
 
 def host_compute_bytes(shape: ModelShape, choice: Choice, gates: BuildGates) -> int:
@@ -159,6 +168,14 @@ def scratch_bytes(layer: Layer, choice: Choice) -> int:
     return _F16 * choice.window_cells(layer.window) * choice.streams * width
 
 
+def borrowed_bytes(layer: Layer, choice: Choice) -> int:
+    """Copies of a cache that a layer reads and another device holds: a bound, all layers of a device at once."""
+    k_width, v_width = layer.heads_kv * layer.head_k, layer.heads_kv * layer.head_v
+    rows = row_bytes(choice.type_k, k_width) + row_bytes(choice.type_v, v_width)
+    copies = _PIPELINE_COPIES if choice.pipeline else 1
+    return rows * choice.window_cells(layer.window) * choice.streams * copies
+
+
 def largest_scratch_bytes(shape: ModelShape, choice: Choice) -> int:
     """The largest of all layers' scratch."""
     return max((scratch_bytes(layer, choice) for layer in set(shape.layers)), default=0)
@@ -178,6 +195,7 @@ def _graph_bytes(
     inputs = copies * (u * _INDEX_BYTES) + _rotation_bytes(shape, choice)
     if place.copies:
         inputs += _F32 * u * shape.embd * (_PIPELINE_FIRST if place.embeds else _PIPELINE_LATER)
+        inputs += _F32 * u * shape.looked_up * shape.pipeline_copies
     if not choice.flash_attention:
         return inputs + _without_flash_bytes(shape, kinds, choice, extra, place)
     mask_size = _F16 if gates.mask_f16 else _F16 + _F32
@@ -185,11 +203,14 @@ def _graph_bytes(
     peaks = [_F32 * u * (2 * shape.embd + max(0, extra))]
     for layer in place.copied_kinds.union(kinds):
         scratch = scratch_bytes(layer, choice) if place.scratch and gates.scratch_in_graph else 0
-        if layer in place.copied_kinds:
-            scratch += copied_cache_bytes(layer, choice)
-        peaks += shape.peaks(shape, layer, choice, extra, scratch)
+        cache = copied_cache_bytes(layer, choice) if layer in place.copied_kinds else 0
+        peaks += shape.peaks(shape, layer, choice, extra, scratch + cache)
         if place.copied_bytes:
-            peaks += (peak + place.copied_bytes for peak in shape.peaks(shape, layer, choice, extra, 0))
+            copied = place.copied_bytes * max(1, shape.kept_copies)
+            if layer.experts_used and place.copied_bytes > cache:
+                copied += cache  # experts do not fit where the cache's copies were
+            beside = scratch if shape.kept_copies else 0
+            peaks += (peak + copied for peak in shape.peaks(shape, layer, choice, extra, beside))
     return inputs + masks + max(peaks)
 
 
@@ -254,8 +275,32 @@ def _logits_bytes(shape: ModelShape, choice: Choice, gates: BuildGates) -> int:
     return _F32 * _output_rows(choice, gates) * (shape.vocab + shape.embd)
 
 
+def _checked_bytes(
+    shape: ModelShape, kinds: Collection[Layer], choice: Choice, gates: BuildGates, place: Place
+) -> int:
+    """The moment of the logits where guessed tokens are checked: more rows than find room in what is free by then.
+
+    Within 2 MiB on five models of four architectures at two micro-batches (tests/data/planning).
+    """
+    copies = _PIPELINE_COPIES if place.copies else 1
+    rows = min(_output_rows(choice, gates), choice.step_tokens)
+    mask_size = _F16 if choice.flash_attention and gates.mask_f16 else _F16 + _F32
+    masks = mask_size * choice.step_tokens * _mask_cells(shape, kinds, choice) * copies
+    embeddings = _F32 * choice.step_tokens * shape.embd * (4 if gates.mixed_inputs else 3)
+    indexes = copies * (choice.step_tokens * _INDEX_BYTES) + _rotation_bytes(shape, choice)
+    return masks + embeddings + indexes + _F32 * rows * shape.vocab
+
+
+def _rollback_bytes(kinds: Collection[Layer], choice: Choice) -> int:
+    """Recurrent states that a layer writes for each guessed token, beside what it has alive without them. A bound."""
+    if not choice.rollback:
+        return 0
+    state = max((layer.conv_state + layer.scan_state for layer in kinds), default=0)
+    return _F32 * state * choice.slots * (1 + choice.rollback)
+
+
 def _output_rows(choice: Choice, gates: BuildGates) -> int:
-    return choice.slots if gates.outputs_limited else choice.ubatch_tokens
+    return choice.output_rows if gates.outputs_limited else choice.ubatch_tokens
 
 
 def _bounded(shape: ModelShape, computed_bytes: int) -> int:

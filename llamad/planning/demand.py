@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
+from typing import TYPE_CHECKING
 
 from llamad.gguf.facts import ModelFacts
 from llamad.hardware.device import Device
@@ -15,6 +16,7 @@ from llamad.planning.cache import CacheMap
 from llamad.planning.choice import Choice
 from llamad.planning.compute import (
     Place,
+    borrowed_bytes,
     copied_cache_bytes,
     cpu_compute_bytes,
     device_compute_bytes,
@@ -25,6 +27,9 @@ from llamad.planning.layers import Layer, ModelShape
 from llamad.planning.plan import BuildGates, Parts
 from llamad.planning.weights import WeightMap
 from llamad.units import MIB
+
+if TYPE_CHECKING:
+    from llamad.planning.beside import Beside
 
 
 @dataclass(frozen=True)
@@ -65,11 +70,12 @@ class Demand:
         checkpoints: int = 0,
         known: Sequence[Known] = (),
         known_host: Known = _NOTHING,
+        beside: Beside | None = None,
     ) -> None:
         """`weights` and `shape`: prepared before, for the devices' backend. `known`: of each device in order.
 
         `op_offload`: devices compute with copies of weights that stay on the host. `checkpoints`: how many of each
-        slot the host must have room for.
+        slot the host must have room for. `beside`: what is there beside the model.
         """
         backend = devices[0].backend if devices else "CPU"
         self._devices = tuple(devices)
@@ -80,6 +86,7 @@ class Demand:
         self._vram_margin = vram_margin
         self._known = tuple(known) or (_NOTHING,) * len(self._devices)
         self._known_host = known_host
+        self.beside = beside
         self.shape: ModelShape = shape or shape_of(facts)
         self.weights = weights or WeightMap(facts, backend, mtp_skipped=gates.mtp_skipped)
         self.cache = CacheMap(self.shape, facts.n_layers)
@@ -88,6 +95,7 @@ class Demand:
         self._kinds: tuple[Layer, ...] = tuple(kinds)
         self._kind_of = tuple(kinds[layer] for layer in self.shape.layers)
         self._kind_sets: dict[frozenset[int], frozenset[Layer]] = {}
+        self._owners = _owners(self.shape.layers)
 
     def need(self, choice: Choice) -> Need:
         """All parts of a choice, margins included."""
@@ -106,10 +114,15 @@ class Demand:
 
     def exact(self, choice: Choice) -> bool:
         """Whether the computed bytes are llama.cpp's own to the MiB or so, not a bound on the safe side."""
-        if self.shape.proof != "proved" or not choice.flash_attention or choice.host_cache:
+        if self.shape.proof != "proved" or not choice.flash_attention or choice.host_cache or choice.rollback:
             return False
         copied = self._copied_kinds(choice)
+        on_host = self.weights.host_layers(choice.layers) > 0 or choice.overrides
         if copied and any(self.shape.expert_matrices):
+            return False
+        if (self._owners and len(choice.counts) > 1) or (
+            on_host and (self._owners or self.shape.kept_copies)
+        ):
             return False
         return all(copied_cache_bytes(layer, choice) < _SMALL_COPY_BYTES for layer in copied)
 
@@ -133,6 +146,11 @@ class Demand:
         """Caches and states of the blocks from `start` up to `stop`; without a formula half as much again."""
         size = self.cache.bytes_between(choice, start, stop)
         return size if self.shape.proof != "unknown" else size + size // 2
+
+    def borrowed_bytes(self, choice: Choice, start: int, stop: int) -> int:
+        """Copies of caches that the blocks from `start` up to `stop` read and blocks before them own."""
+        borrowers = (index for index, owner in self._owners.items() if owner < start <= index < stop)
+        return sum(borrowed_bytes(self.shape.layers[index], choice) for index in borrowers)
 
     def _copied_kinds(self, choice: Choice) -> frozenset[Layer]:
         """The layers that the host keeps and the first device computes, where its backend copies weights."""
@@ -159,7 +177,7 @@ class Demand:
             compute_bytes=max(0, computed + self._known_host.correction_bytes),
             overhead_bytes=self._process_bytes(choice, self._rules),
         )
-        return self._with_host_margin(host)
+        return self._whole_host(host, choice)
 
     def _cpu_parts(self, choice: Choice) -> Parts:
         computed = cpu_compute_bytes(self.shape, choice, self._gates)
@@ -169,7 +187,7 @@ class Demand:
             compute_bytes=max(0, computed + self._known_host.correction_bytes),
             overhead_bytes=self._process_bytes(choice, backend_of("CPU")),
         )
-        return self._with_host_margin(host)
+        return self._whole_host(host, choice)
 
     def _process_bytes(self, choice: Choice, rules: Backend) -> int:
         """Host memory outside the buffers: the process, finished logits, checkpoints that were promised."""
@@ -180,8 +198,11 @@ class Demand:
         )
         return rules.process_bytes + output_bytes(self.shape, choice, self._gates) + kept
 
-    def _with_host_margin(self, host: Parts) -> Parts:
-        margin = overhead.margin_bytes("auto", None, host.buffers_bytes, measured=False)
+    def _whole_host(self, host: Parts, choice: Choice) -> Parts:
+        """With what is there beside the model, and the margin."""
+        if self.beside:
+            host = self.beside.on_host(host, choice)
+        margin = overhead.margin_bytes("auto", None, host.held_bytes, measured=False)
         return replace(host, margin_bytes=margin)
 
     def overhead_bytes(self, choice: Choice, index: int) -> int:
@@ -192,12 +213,32 @@ class Demand:
         growth = overhead.growth_bytes(device, self.shape, choice, self._gates, self._unpacked)
         return overhead.context_bytes(device) + growth
 
+    def with_beside(self, parts: Parts, choice: Choice, index: int, start: int, stop: int) -> Parts:
+        """The parts of device `index` with what is there beside the model."""
+        assert self.beside is not None
+        whole = self.beside.on_device(parts, choice, index, start, stop)
+        if self._known[index].overhead_bytes is not None:  # measured with everything that was there
+            whole = replace(whole, overhead_bytes=parts.overhead_bytes)
+        return replace(whole, margin_bytes=self.margin_bytes(index, whole.held_bytes))
+
     def margin_bytes(self, index: int, buffers_bytes: int) -> int:
         """What stays free on device `index` on purpose."""
         measured = self._known[index].overhead_bytes is not None
         return overhead.margin_bytes(
             self._vram_margin, self._devices[index], buffers_bytes, measured=measured
         )
+
+
+def _owners(layers: Sequence[Layer]) -> dict[int, int]:
+    """For each layer that reads another's cache: the last one of its kind that has one."""
+    owners: dict[int, int] = {}
+    last: dict[bool, int] = {}
+    for index, layer in enumerate(layers):
+        if layer.shares:
+            owners[index] = last.get(bool(layer.window), 0)
+        elif layer.k_width:
+            last[bool(layer.window)] = index
+    return owners
 
 
 class Footprint:
@@ -215,11 +256,12 @@ class Footprint:
         blocks, first = min(stop, demand.weights.n_layers), max(0, start)
         weights = demand.weights.on_device(choice, first, stop)
         context = 0 if choice.host_cache else demand.context_bytes(choice, first, blocks)
-        compute = self._compute(index, first, stop)
+        compute = self._compute(index, first, stop) + demand.borrowed_bytes(choice, first, blocks)
         if index not in self._overheads:
             self._overheads[index] = demand.overhead_bytes(choice, index)
         margin = demand.margin_bytes(index, weights + context + compute)
-        return Parts(weights, context, compute, self._overheads[index], margin)
+        parts = Parts(weights, context, compute, self._overheads[index], margin)
+        return demand.with_beside(parts, choice, index, start, stop) if demand.beside else parts
 
     def _compute(self, index: int, start: int, stop: int) -> int:
         key = (index, stop > self._demand.weights.n_layers, self._demand.kinds_between(start, stop))

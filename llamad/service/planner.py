@@ -11,6 +11,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llamad.config.definition import Definition
 from llamad.config.loaded import Loaded
@@ -32,10 +33,13 @@ from llamad.planning.plan import BuildGates, Plan, Reason
 from llamad.planning.refusal import NeverFits, NoRoomNow
 from llamad.planning.settle import settled
 from llamad.planning.solve import plan as solve
-from llamad.service.checks import FactsReader, located_facts
+from llamad.service.checks import FactsReader, extras_of, located_facts
 from llamad.supervision.launch import Launch
 from llamad.supervision.learned import Learned, LearnedFile, in_words, key_of
 from llamad.units import MIB
+
+if TYPE_CHECKING:
+    from llamad.planning.extras import Extras
 
 SOCKET_NAME = "llama.sock"
 _LOG_ROUNDING_BYTES = MIB // 100
@@ -93,13 +97,14 @@ class PlanMaker:
         Raises LlamadError; a problem of the model file is located at the definition's `model`.
         """
         facts = stretched(located_facts(self._loaded, self._read), self._loaded.definition)
+        extras = extras_of(self._loaded, facts)
         caps = self._capabilities(needed=not what_if)
         devices = list(what_if) or list(returning) or (self.devices(caps) if caps else [])
-        learned = self.learned(self._key(facts, caps, devices))
+        learned = self.learned(self._key(self.fingerprint(facts, extras), caps, devices))
         lessons = learned.reserved((one.name, one.uuid, one.free_bytes) for one in devices)
         left_out = in_words(lessons, self._loaded.name)
         try:
-            plan = self._solve(facts, devices, caps, learned, lessons, ask=not (computed or what_if))
+            plan = self._solve(facts, extras, devices, caps, learned, lessons, ask=not (computed or what_if))
         except DeviceError as error:
             error.why = "; ".join(filter(None, (error.why, *self._hints)))
             raise
@@ -165,6 +170,7 @@ class PlanMaker:
     def _solve(
         self,
         facts: ModelFacts,
+        extras: Extras | None,
         devices: Sequence[Device],
         caps: Capabilities | None,
         learned: Learned,
@@ -178,44 +184,66 @@ class PlanMaker:
             return solve(
                 facts, devices, host_memory(), definition.placement, self._loaded.written,
                 caps.gates if caps else BuildGates(), cache_ram=definition.server.cache_ram,
-                reserved=lessons, corrections=corrections,
+                reserved=lessons, corrections=corrections, extras=extras,
             )  # fmt: skip
 
         def asked(plan: Plan) -> Asked | None:
             assert caps is not None
-            known = learned.asked(plan, self._args(plan, caps))
+            known = None if extras else learned.asked(plan, self._args(plan, caps))  # alone, it is all there is
             return (
-                Asked(*known, rounding_bytes=_LOG_ROUNDING_BYTES) if known else self._ask(plan, facts, caps)
+                Asked(*known, rounding_bytes=_LOG_ROUNDING_BYTES)
+                if known
+                else self._ask(plan, facts, extras, caps)
             )
 
         if not ask or caps is None or not can_ask(caps):
             return solved({})
         plan = settled(solved, asked, grows=definition.placement.context == "auto")
-        is_known = learned.asked(plan, self._args(plan, caps)) is not None
+        is_known = not extras and learned.asked(plan, self._args(plan, caps)) is not None
         return replace(plan, source="learned") if is_known else plan
 
-    def _key(self, facts: ModelFacts, caps: Capabilities | None, devices: Sequence[Device]) -> str:
+    def _key(self, fingerprint: str, caps: Capabilities | None, devices: Sequence[Device]) -> str:
         drivers = {device.driver for device in devices}
-        return key_of(facts.fingerprint, caps.key, drivers, self._loaded.definition) if caps else ""
+        return key_of(fingerprint, caps.key, drivers, self._loaded.definition) if caps else ""
 
-    def _ask(self, plan: Plan, facts: ModelFacts, caps: Capabilities) -> Asked | None:
+    def fingerprint(self, facts: ModelFacts, extras: Extras | None = None) -> str:
+        """Names everything that is loaded: the model, and what is there beside it."""
+        if extras is None:
+            return facts.fingerprint
+        from llamad.service.beside import fingerprint  # only where there is something beside the model
+
+        return fingerprint(facts, extras)
+
+    def _ask(self, plan: Plan, facts: ModelFacts, extras: Extras | None, caps: Capabilities) -> Asked | None:
         """llama-server's breakdown for this plan; None where it cannot tell (the computed bytes stand)."""
         socket_path = self.scratch / ASK_SOCKET_NAME
         args = dry_run_args(
             plan, self._loaded.definition, caps, socket_path=str(socket_path), written=self._loaded.written
         )
         cache = BreakdownCache(self._cache / "breakdowns.json")
-        found = cache.get(caps.key, facts.fingerprint, args)
+        fingerprint = self.fingerprint(facts, extras)
+        draft = extras.draft if extras and extras.draft and extras.draft.has_context else None
+        found = cache.get(caps.key, fingerprint, args)
         if found is None:
             from llamad.engine.dry_run import AskError, ask_breakdown  # seldom: the answer is kept
 
             try:
-                found = ask_breakdown(caps.path, args, self.environment(plan), self._loaded.host.query_s)
+                found = ask_breakdown(
+                    caps.path,
+                    args,
+                    self.environment(plan),
+                    self._loaded.host.query_s,
+                    drafted=draft is not None,
+                )
             except AskError:
                 return None
-            cache.put(caps.key, facts.fingerprint, args, found)
+            cache.put(caps.key, fingerprint, args, found)
         renamed = found.renamed(plan_names(plan.devices))
-        return Asked(renamed.devices, renamed.host)
+        asked = Asked(renamed.devices, renamed.host, vision_bytes=renamed.vision_bytes)
+        if draft is None or renamed.draft is None:
+            return asked
+        apart = renamed if draft.facts is not None else renamed.draft_without_weights()
+        return replace(asked, draft=apart.draft, draft_host=apart.draft_host)
 
     def _args(self, plan: Plan, caps: Capabilities) -> list[str]:
         names = (self._loaded.name,)

@@ -24,7 +24,7 @@ from llamad.supervision.intake import Intake
 from llamad.supervision.launch import Launch, Seams, needs_no_new_child, tail
 from llamad.supervision.loading import NotUsable, watch_load
 from llamad.supervision.machine import Effect, Event, State, step
-from llamad.supervision.words import device_names, event_of, exit_words, status_words, verdict
+from llamad.supervision.words import device_names, event_of, exit_words, place_text, status_words, verdict
 
 SETTLE_S = 2.0
 STEP_S = 300.0
@@ -246,7 +246,7 @@ class Supervisor:
             return
         intake.pid = child.pid
         self._seams.reporter.event(
-            "loading", f"Loading {launch.definition.model} on {device_names(launch.plan)}",
+            "loading", f"Loading {launch.definition.model} on {place_text(launch.plan)}",
             DEVICE=device_names(launch.plan),
         )  # fmt: skip
         task = asyncio.create_task(self._watch_exit(child, intake, kills_before))

@@ -64,8 +64,10 @@ def unrotated_peaks(
 def post_norm_peaks(
     shape: ModelShape, layer: Layer, choice: Choice, extra: int, scratch_bytes: int
 ) -> Iterator[int]:
-    """exaone4: norms come after, not before; a narrow feed-forward part leaves no hole for one more."""
+    """olmo2, exaone4: norms come after, not before; a narrow feed-forward part leaves no hole for one more."""
     yield from _serial(shape, layer, choice, extra, scratch_bytes, parts=3)
+    if extra < 0:  # nor does what came from the device before
+        yield F32 * choice.step_tokens * (held_width(shape, layer, extra) + shape.embd + 3 * layer.ff)
     if layer.ff <= 2 * shape.embd:
         width = attention_width(shape, layer, extra) + shape.embd
         yield F32 * choice.step_tokens * width + scratch_bytes
@@ -88,12 +90,18 @@ def parallel_peaks(
     shape: ModelShape, layer: Layer, choice: Choice, extra: int, scratch_bytes: int
 ) -> Iterator[int]:
     """command-r, cohere2: attention and feed-forward read one norm."""
-    norms = 0
-    if shape.architecture == "cohere2":
-        norms = (
-            2 if scratch_bytes and layer == shape.layers[0] else 1
-        )  # the first one finds the input's holes
-    yield from _parallel(shape, layer, choice, extra, scratch_bytes, parts=3, norms=norms)
+    yield from _parallel(shape, layer, choice, extra, scratch_bytes, parts=3, norms=0)
+    if shape.architecture != "cohere2":
+        return
+    # Layers with a window leave holes of their own; a bound, for which of them are used hangs on their order.
+    step = F32 * choice.step_tokens
+    held = held_width(shape, layer, extra) + shape.embd
+    window = max((other.window for other in shape.layers), default=0)
+    windowed_scratch = scratch_bytes * choice.window_cells(window) // choice.window_cells(layer.window)
+    yield step * (held + 3 * layer.ff)
+    if scratch_bytes and choice.flash_attention:
+        hole = max(step * 3 * layer.ff, step * layer.query_width + windowed_scratch)
+        yield step * (held + shape.embd + layer.query_width) + hole + scratch_bytes
 
 
 def parallel_ungated_peaks(
@@ -128,6 +136,8 @@ def _parallel(
     step = F32 * choice.step_tokens
     held = held_width(shape, layer, extra) + norms * shape.embd
     beside = choice.flash_attention and scratch_bytes > 0
+    if extra < 0:  # what came from the device before leaves no holes
+        held += (2 if beside else 1) * shape.embd
     yield step * (held + layer.query_width + (parts * layer.ff if beside else 0)) + scratch_bytes
     yield step * (held + parts * layer.ff)
     yield step * (held + layer.query_width + 2 * layer.heads_kv * layer.head_k)

@@ -108,14 +108,14 @@ def test_work_that_is_only_slow_is_left_alone(bed: Bed, slow: Path) -> None:
     """A long prompt, then a long answer that comes in one piece at its end."""
     url = serve(bed, slow, hang_s=1)
     since = time.monotonic()
-    words = "word " * 1300
+    words = "word " * 400
     address = url.removeprefix("http://")
-    body = {"messages": [{"role": "user", "content": words}], "max_tokens": 400}
-    connection = http.client.HTTPConnection(address, timeout=300)
+    body = {"messages": [{"role": "user", "content": words}], "max_tokens": 150}
+    connection = http.client.HTTPConnection(address, timeout=600)
     connection.request("POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
     answer = connection.getresponse()
     assert answer.status == 200
     usage = json.loads(answer.read())["usage"]
-    assert usage["prompt_tokens"] > 6000 and usage["completion_tokens"] == 400
-    assert time.monotonic() - since > 3, "slower than the bound that is written"
+    assert usage["prompt_tokens"] > 2000 and usage["completion_tokens"] == 150
+    assert time.monotonic() - since > 1, "slower than the bound that is written"
     assert not bed.events("slow", "no-progress") and not bed.events("slow", "child-exited")

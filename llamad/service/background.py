@@ -192,25 +192,18 @@ class BackgroundPlanner:
 
     def _make(self, loaded: Loaded, previous: Launch | None) -> Launch:
         maker = self._maker(loaded)
-        if previous is not None and self._lessons.pending and needs_no_new_child(previous.loaded, loaded):
-            return self._step_down(maker, loaded, previous)
-        self._lessons.drop()
+        if self._launch is not None and not needs_no_new_child(self._launch.loaded, loaded):
+            self._lessons.drop()
         if previous is not None and not needs_no_new_child(previous.loaded, loaded):
             remove_stale(previous.socket_path)
             self._wait_for(
                 maker, {d.name: d.free_bytes - d.parts.margin_bytes for d in previous.plan.devices}
             )
-        return make_launch(maker, loaded)
-
-    def _step_down(self, maker: PlanMaker, loaded: Loaded, previous: Launch) -> Launch:
-        remove_stale(previous.socket_path)
-        before = {d.name: d.free_bytes - d.held_back_bytes - ENVIRONMENT_BYTES for d in previous.plan.devices}
-        taken = self._lessons.learn(maker, previous, lambda: self._wait_for(maker, before))
-        launch = make_launch(maker, loaded)
-        if taken is None:
-            return launch
-        self._lessons.tell(taken, previous, launch)
-        return replace(launch, stepped_from=previous.plan.context_tokens)
+        elif previous is not None and self._lessons.pending:
+            remove_stale(previous.socket_path)
+            before = {d.name: d.free_bytes - d.held_back_bytes - ENVIRONMENT_BYTES for d in previous.plan.devices}
+            self._lessons.learn(maker, previous, lambda: self._wait_for(maker, before))
+        return self._lessons.tell(make_launch(maker, loaded))
 
     def _check(self, loaded: Loaded, running: Launch) -> None:
         """As if the running child were gone: its devices as they would be free then, and no more than they were."""

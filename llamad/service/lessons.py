@@ -40,14 +40,16 @@ class Lessons:
         self._reporter = reporter
         self._failure: Failure | None = None
         self._steps = 0
+        self._taken: tuple[Step, Launch] | None = None
+        """The step that no plan has followed yet, and the launch that failed."""
 
     def failed(self, failure: Failure) -> None:
         """Keep a failure until the next plan."""
         self._failure = failure
 
     def drop(self) -> None:
-        """Forget it: the definition is another now."""
-        self._failure = None
+        """Forget what has happened: the definition is another now."""
+        self._failure = self._taken = None
 
     @property
     def pending(self) -> bool:
@@ -93,10 +95,16 @@ class Lessons:
         self._steps += 1
         if taken is not None:
             maker.keep(learned.with_step(taken, time.time()))
+            self._taken = taken, launch
         return taken
 
-    def tell(self, taken: Step, former: Launch, launch: Launch) -> None:
-        """The record of a step: one, with what it was before and what it is now."""
+    def tell(self, launch: Launch) -> Launch:
+        """The launch, with what it was stepped down from. A step has one record, though it may wait for others' memory
+        before there is a plan.
+        """
+        if self._taken is None:
+            return launch
+        (taken, former), self._taken = self._taken, None
         before, after = former.plan.context_tokens, launch.plan.context_tokens
         held_back = format_bytes(taken.correction_bytes)
         self._reporter.event(
@@ -106,6 +114,7 @@ class Lessons:
             CAUSE=taken.cause, CONTEXT=str(after), FORMER=str(before), BYTES=str(taken.correction_bytes),
             DEVICE=taken.device,
         )  # fmt: skip
+        return replace(launch, stepped_from=before)
 
     def proved(self, maker: PlanMaker, launch: Launch, observed: Observed) -> None:
         """Remember what a load really took, where that is news."""

@@ -64,7 +64,9 @@ def test_a_failure_becomes_a_correction_on_disk_and_one_record() -> None:
     assert taken is not None and not lessons.pending and returned == [True]
     assert maker.kept.corrections == {"GPU-1": taken.correction_bytes}
     assert 8 * GIB - 128 * MIB - taken.correction_bytes == pytest.approx(3 * GIB, abs=64 * MIB)
-    lessons.tell(taken, LAUNCH, replace(LAUNCH, plan=a_plan(context_tokens=2048)))
+    smaller = replace(LAUNCH, plan=a_plan(context_tokens=2048))
+    assert lessons.tell(smaller).stepped_from == 4096
+    assert lessons.tell(smaller) == smaller, "once"
     ((name, message, fields),) = reporter.events
     assert name == "stepped-down" and "4096 -> 2048" in message
     assert (fields["FORMER"], fields["CONTEXT"]) == ("4096", "2048")
@@ -90,6 +92,14 @@ def test_six_steps_are_enough_until_it_serves() -> None:
     lessons.settled()
     lessons.failed(blind)
     assert lessons.learn(maker, LAUNCH, lambda: None) is not None
+
+
+def test_a_step_is_forgotten_with_its_definition() -> None:
+    lessons, maker, reporter = rig()
+    lessons.failed(FAILURE)
+    lessons.learn(maker, LAUNCH, lambda: None)
+    lessons.drop()
+    assert lessons.tell(LAUNCH) == LAUNCH and reporter.names() == []
 
 
 def test_a_load_is_remembered_once() -> None:

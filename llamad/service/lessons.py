@@ -124,8 +124,8 @@ class Lessons:
         args = digest(launch.argv[1:])
         plan = launch.plan
         host = Parts(plan.host.weights_bytes, plan.host.context_bytes, plan.host.compute_bytes)
-        renewed = replace(
-            learned, context_tokens=plan.context_tokens, args_digest=args, loads=loads, host=host
+        renewed = learned._replace(
+            context_tokens=plan.context_tokens, args_digest=args, loads=loads, host=host
         )
         if (renewed.args_digest, [one.real for one in renewed.loads]) != (
             learned.args_digest,

@@ -12,24 +12,27 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llamad.config.definition import Definition
 from llamad.planning.plan import Parts, Plan
-from llamad.supervision.step_down import Step
 from llamad.units import MIB, format_bytes
+
+if TYPE_CHECKING:
+    from llamad.supervision.step_down import Step  # steps are seldom, and a start waits for what it imports
 
 FILE_NAME = "learned.toml"
 FORMAT = 1
 _LIMIT_BYTES = 1 << 20
 _KEEP_EVENTS = 50
+_NOTHING: Mapping[str, int] = MappingProxyType({})
 _NOT_IN_THE_KEY = frozenset({"context", "context_min", "memory"})
 
 
-@dataclass(frozen=True)
-class Load:
+class Load(NamedTuple):
     """A load that succeeded: what was planned on a device, and what llama-server really took."""
 
     device: str
@@ -37,20 +40,19 @@ class Load:
     real: Parts
 
 
-@dataclass(frozen=True)
-class Learned:
+class Learned(NamedTuple):
     """All that is known under one key."""
 
     key: str = ""
-    corrections: Mapping[str, int] = field(default_factory=dict)
+    corrections: Mapping[str, int] = _NOTHING
     """Bytes by device UUID (or name) that the driver claims and a llama-server cannot have."""
-    rooms: Mapping[str, int] = field(default_factory=dict)
+    rooms: Mapping[str, int] = _NOTHING
     """Bytes by device that there are at most, whatever the driver claims."""
     context_tokens: int = 0
     """Of the last plan that became ready."""
     args_digest: str = ""
     loads: tuple[Load, ...] = ()
-    host: Parts = field(default_factory=Parts)
+    host: Parts = Parts()
     events: tuple[Mapping[str, Any], ...] = ()
 
     def with_step(self, step: Step, at_s: float) -> Learned:
@@ -59,10 +61,10 @@ class Learned:
             "at": int(at_s), "device": step.key, "cause": step.cause, "context_tokens": step.context_tokens,
             "size_mib": step.size_bytes // MIB, "correction_mib": step.correction_bytes // MIB, "how": step.how,
         }  # fmt: skip
-        told = replace(self, events=(*self.events, event)[-_KEEP_EVENTS:], context_tokens=0)
+        told = self._replace(events=(*self.events, event)[-_KEEP_EVENTS:], context_tokens=0)
         if step.room_bytes is not None:
-            return replace(told, rooms={**self.rooms, step.key: step.room_bytes})
-        return replace(told, corrections={**self.corrections, step.key: step.correction_bytes})
+            return told._replace(rooms={**self.rooms, step.key: step.room_bytes})
+        return told._replace(corrections={**self.corrections, step.key: step.correction_bytes})
 
     def reserved(self, free: Iterable[tuple[str, str, int]]) -> dict[str, int]:
         """Bytes to leave out by device name. `free` has name, UUID and free bytes of each device."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from llamad.errors import ExitCode
 from llamad.planning.plan import Plan
-from llamad.supervision.causes import Cause
-from llamad.supervision.machine import State
 from llamad.units import GIB, listed
+
+if TYPE_CHECKING:
+    from llamad.supervision.causes import Cause
+    from llamad.supervision.machine import State
 
 
 def device_names(plan: Plan) -> str:
@@ -18,6 +22,8 @@ def status_words(
     state: State, plan: Plan | None, stepped_from: int, text: str, cause: Cause | None
 ) -> str:
     """The one line of `systemctl status`. `text`: what a waiting model waits for, or why a failed one has failed."""
+    from llamad.supervision.machine import State  # a start needs other words than these
+
     if state is State.READY and plan:
         return ready_text(plan)
     if state in (State.LOADING, State.WARMING) and plan:

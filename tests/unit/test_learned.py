@@ -24,7 +24,7 @@ ARGS = ("-m", "x", "-c", "4096")
 def full(key: str = "k") -> Learned:
     load = Load("CUDA0", Parts(1, 2, 3), Parts(100 * MIB, 20 * MIB, 6 * MIB))
     base = Learned(key, context_tokens=4096, args_digest=digest(ARGS), loads=(load,), host=Parts(7, 8, 9))
-    return replace(base.with_step(STEP, 1e9), context_tokens=4096)
+    return base.with_step(STEP, 1e9)._replace(context_tokens=4096)
 
 
 def test_what_is_kept_is_read_again(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_a_disk_that_is_full_keeps_what_was_there(tmp_path: Path) -> None:
     former = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))  # a write past ten bytes fails, as on a full disk
     try:
-        assert not file.save(replace(full(), context_tokens=1))
+        assert not file.save(full()._replace(context_tokens=1))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, former)

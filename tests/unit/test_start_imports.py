@@ -14,7 +14,10 @@ NOT_FOR_A_START = {
     "llamad.planning.refuse", "llamad.supervision.cause", "llamad.supervision.signatures",
     "llamad.supervision.inquest", "llamad.engine.trial",
 }  # fmt: skip
-NOT_BEFORE_THE_SERVER_RUNS = {"asyncio", "logging", "ssl", "llamad.service.daemon", "llamad.front.head"}
+NOT_BEFORE_THE_SERVER_RUNS = {
+    "asyncio", "logging", "ssl", "llamad.service.daemon", "llamad.front.head", "llamad.supervision.machine",
+    "llamad.supervision.causes", "llamad.supervision.step_down",
+}  # fmt: skip
 START = """
 import json, sys
 from pathlib import Path

@@ -64,6 +64,9 @@ def make_parser() -> argparse.ArgumentParser:
     add.add_argument("--allow-cpu", action="store_true", help="the model may run on the CPU")
     add.add_argument("--no-plan", action="store_true", help="write the definition without showing the plan")
 
+    forget = verbs.add_parser("forget", help="forget what lack of memory taught about a model; it is tried again")
+    forget.add_argument("name", metavar="NAME")
+
     listing = verbs.add_parser("list", help="the definitions, and the model files that are there")
     listing.add_argument("--json", action="store_true", help="one JSON object")
     return parser

@@ -20,9 +20,11 @@ from llamad.service.overview import leases
 from llamad.service.planner import Made, PlanMaker
 from llamad.service.sharing import Sharing
 from llamad.service.status import RUNTIME_ROOT
+from llamad.supervision.learned import LearnedFile
 from llamad.units import parse_size
 
 CACHE_ROOT = Path("/var/cache/llamad")
+STATE_ROOT = Path("/var/lib/llamad/state")
 KEPT = ("capabilities.json", "breakdowns.json", "devices.json")
 
 
@@ -64,7 +66,12 @@ def make(loaded: Loaded, what_if: list[Device], *, computed: bool) -> Made:
                     shutil.copyfile(cache / kept, Path(scratch) / kept)
             cache = Path(scratch)
         maker = PlanMaker(
-            loaded, engine=engine, cache=cache, scratch=Path(scratch), sharing=_sharing(loaded, cache)
+            loaded,
+            engine=engine,
+            cache=cache,
+            scratch=Path(scratch),
+            sharing=_sharing(loaded, cache),
+            learned=LearnedFile(STATE_ROOT / loaded.name),
         )
         return maker.make(what_if, computed=computed)
 

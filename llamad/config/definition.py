@@ -150,6 +150,7 @@ class Limits(Table):
     start_stall_s: SomeSeconds = 180.0
     start_wait_s: Seconds = 600.0
     warmup_s: SomeSeconds = 300.0
+    hang_s: SomeSeconds = 60.0
     stop_s: SomeSeconds = 5.0
     restarts: Count = 5
     stable_s: SomeSeconds = 60.0

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -115,6 +115,21 @@ async def busy_slots(socket_path: str, deadline_s: float = 2.0) -> int:
         ) from error
 
 
+async def slot_figures(socket_path: str, deadline_s: float = 2.0) -> str:
+    """The numbers of all slots as one text: tasks, tokens read, tokens written. Raises ApiError."""
+    answer = await _json(socket_path, "GET", "/slots", None, deadline_s)
+    return " ".join(_numbers(answer))
+
+
+def _numbers(value: Any, depth: int = 0) -> Iterator[str]:
+    """Whole numbers only: settings are fractions and words, and some servers tell times."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        yield str(value)
+    elif isinstance(value, dict | list) and depth < 8:
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _numbers(inner, depth + 1)
+
+
 async def warm_up(
     socket_path: str,
     *,
@@ -167,6 +182,7 @@ def _question(mode: Mode, tokens: int, vocab_tokens: int, top: int) -> tuple[str
     return "/completion", {
         "prompt": ids,
         "n_predict": 1,
+        "ignore_eos": True,  # an answer that ends at once has no probabilities to look at
         "n_probs": top,
         "temperature": 0,
         "cache_prompt": False,

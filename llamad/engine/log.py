@@ -84,11 +84,15 @@ class LogLine(NamedTuple):
     """The record of a JSON line that is no log text (`fit_memory_breakdown`)."""
 
 
-def parse_line(raw: bytes | str) -> LogLine:
-    """A line of either log format, or raw text. Never raises, whatever the bytes are."""
+def parse_line(raw: bytes | str, *, may_be_json: bool = True) -> LogLine:
+    """A line of either log format, or raw text. Never raises, whatever the bytes are.
+
+    `may_be_json`: false for a stream that the server's own records do not go to. Grammars of clients are printed
+    there as they came, and must not pass for records.
+    """
     text = raw.decode("utf-8", "replace") if isinstance(raw, bytes) else raw
     text = text.rstrip("\r\n")
-    if text.startswith('{"type":'):
+    if may_be_json and text.startswith('{"type":'):
         parsed = _parse_json(text)
         if parsed is not None:
             return parsed
@@ -158,6 +162,16 @@ _TROUBLE_SIGNS: tuple[tuple[str, Sign | None], ...] = (
     ("failed to fit params", Sign.FIT_FAILED),
     ("encountered an error while trying to fit", Sign.FIT_FAILED),
 )
+
+
+_REQUEST_FAILED = re.compile(
+    r"srv +send_error: task id = \d+, error: (?:Compute error|Context size has been exceeded)\."
+)
+
+
+def is_of_the_server(line: LogLine) -> bool:
+    """Whether a line that says why a request failed is the server's own, not something that a client wrote."""
+    return line.level == "error" and _REQUEST_FAILED.fullmatch(line.text) is not None
 
 
 def sign_of(line: LogLine) -> Sign | None:
@@ -280,6 +294,15 @@ class LoadObserver:
         if "fit" in line.text and _FIT_PASS.search(line.text):
             self._forget_try()
         return sign
+
+    @property
+    def buffer_count(self) -> int:
+        """How many different buffers were named."""
+        return len(self._sizes) + len(self._compute)
+
+    def forget_failures(self) -> None:
+        """What could not be had so far is past: from now on only new failures count."""
+        self._failures.clear()
 
     def observed(self) -> Observed:
         """What is known so far."""

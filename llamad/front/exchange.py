@@ -230,6 +230,11 @@ class Exchange:
         """The generation that the request is with; 0 while it is not upstream."""
         return self._pool.generation if self._pool is not None else 0
 
+    @property
+    def is_at_work(self) -> bool:
+        """Whether llama-server has it whole and nothing but llama-server holds it up."""
+        return self._connection is not None and self.request_sent and not self._client.writing_paused
+
     def tick(self, now_s: float) -> None:
         """About once a second."""
         settings = self._lane.settings

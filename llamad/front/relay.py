@@ -81,6 +81,11 @@ class Front:
         return self._lane.gate.in_flight
 
     @property
+    def at_work(self) -> int:
+        """Requests that llama-server has whole, and whose clients take what it answers."""
+        return sum(one.is_at_work for one in self._lane.exchanges)
+
+    @property
     def waiting(self) -> int:
         """Requests that wait at the gate."""
         return self._lane.gate.waiting

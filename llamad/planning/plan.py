@@ -106,6 +106,8 @@ class DevicePlan:
     parts: Parts
     budget_bytes: int = 0
     """What `parts.total_bytes` may reach: free bytes less what is held back, and the `memory` limit."""
+    held_back_bytes: int = 0
+    """Of the free bytes: what is promised to others."""
 
 
 @dataclass(frozen=True)

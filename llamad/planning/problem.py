@@ -32,7 +32,8 @@ class Problem:
     """Everything that a plan depends on; the same problem always gives the same plan.
 
     The mappings are keyed by a device's name or UUID, or `host`: bytes held back for others, bytes that a former
-    load took outside its buffers, and how far computed buffers were from a better source.
+    load took outside its buffers, how far computed buffers were from a better source; and what former loads taught:
+    bytes that a driver claims and nobody can have, and how much there is at most.
     """
 
     facts: ModelFacts
@@ -48,6 +49,8 @@ class Problem:
     """What this model may take of each device beside all others that are meant to run; None = all that is free."""
     extras: Extras | None = None
     """What is there beside the model."""
+    lessons: Mapping[str, int] = field(default_factory=dict)
+    rooms: Mapping[str, int] = field(default_factory=dict)
     _maps: dict[str, WeightMap] = field(default_factory=dict, compare=False, repr=False)
     """Prepared once per backend and shared with every variation of the problem."""
     _shapes: list[ModelShape] = field(default_factory=list, compare=False, repr=False)
@@ -72,9 +75,17 @@ class Problem:
         """Sets of devices to try, in order. Raises NoDevice and PromiseError as `select.device_sets`."""
         return device_sets(self.devices, self.placement)
 
+    def held_back_bytes(self, device: Device) -> int:
+        """What of a device's free bytes is promised to others."""
+        return _keyed(self.reserved, device)
+
     def free_bytes(self, device: Device) -> int:
-        """Free bytes of a device, less what is held back for others. A promised context needs what it needs."""
-        free_bytes = device.free_bytes - _keyed(self.reserved, device)
+        """Free bytes of a device, less what is held back for others and what was learned not to be had. A promised
+        context needs what it needs, whatever share others leave.
+        """
+        left = device.free_bytes - self.held_back_bytes(device) - _keyed(self.lessons, device)
+        room = _keyed_or_none(self.rooms, device)
+        free_bytes = left if room is None else min(left, room)
         if self.share is None or self.placement.context != "auto":
             return free_bytes
         return min(free_bytes, _keyed(self.share, device))
@@ -157,7 +168,7 @@ class Problem:
         return replace(self, extras=replace(self.extras, vision=replace(vision, offload=False)))
 
     def emptied(self) -> Problem:
-        """The same with nothing else in memory: whether a wait could help."""
+        """The same with nothing else in memory: whether a wait could help. What was learned stays as it is."""
         devices = tuple(
             replace(d, free_bytes=max(d.free_bytes, d.total_bytes), foreign_bytes=0) for d in self.devices
         )

@@ -47,6 +47,8 @@ def plan(
     reserved: Mapping[str, int] = _NOTHING,
     measured_overhead: Mapping[str, int] = _NOTHING,
     corrections: Mapping[str, int] = _NOTHING,
+    lessons: Mapping[str, int] = _NOTHING,
+    rooms: Mapping[str, int] = _NOTHING,
     share: Mapping[str, int] | None = None,
     others: Sequence[str] = (),
     extras: Extras | None = None,
@@ -56,8 +58,10 @@ def plan(
     `written`: keys that the admin wrote, as `placement.context`; they only change wording, since every value that
     is not `auto` is kept or refused. `reserved`, `measured_overhead` and `corrections` are bytes by device name or
     UUID, or `host`: held back for others; taken outside llama.cpp's buffers by a former load; found missing in the
-    computed buffers by a better source (see confirm.py). `share`: what the model may take beside `others`, which
-    are meant to run too (see shares.py); without a plan that keeps to it, all that is free may be taken.
+    computed buffers by a better source (see confirm.py). `lessons`, `rooms`: what former loads taught: bytes of the
+    free ones that nobody can have, and how many there are at most; no wait changes them. `share`: what the model may
+    take beside `others`, which are meant to run too (see shares.py); without a plan that keeps to it, all that is free
+    may be taken.
     `extras`: what is there beside the model; None = nothing.
 
     Raises NoDevice (69), NoRoomNow (75), NeverFits or PromiseError (78).
@@ -74,6 +78,8 @@ def plan(
         corrections,
         share,
         extras,
+        lessons,
+        rooms,
     )
     _refuse_half_kept(problem)
     _refuse_without_device(problem)
@@ -159,7 +165,7 @@ def _plan_of(problem: Problem, found: Solution, others: Sequence[str]) -> Plan:
         main_device=devices[0].name if devices else "none",
         tensor_split=choice.split if len(devices) > 1 else (),
         cache_ram_mib=cache_ram_mib,
-        devices=_device_plans(found, need),
+        devices=_device_plans(problem, found, need),
         host=need.host,
         host_available_bytes=problem.host.available_bytes,
         reasons=(
@@ -186,7 +192,7 @@ def _vision_place(problem: Problem, found: Solution) -> str:
     return HOST if index is None else found.devices[index].name
 
 
-def _device_plans(found: Solution, need: Need) -> tuple[DevicePlan, ...]:
+def _device_plans(problem: Problem, found: Solution, need: Need) -> tuple[DevicePlan, ...]:
     rows = zip(found.devices, found.choice.counts, need.devices, found.search.room.devices, strict=True)
     return tuple(
         DevicePlan(
@@ -197,6 +203,7 @@ def _device_plans(found: Solution, need: Need) -> tuple[DevicePlan, ...]:
             layers=layers,
             parts=parts,
             budget_bytes=room.budget(parts),
+            held_back_bytes=problem.held_back_bytes(device),
         )
         for device, layers, parts, room in (rows if found.devices else ())
     )

@@ -15,6 +15,7 @@ from llamad.hardware.host import host_memory
 from llamad.ledger.booking import Booking, MustWait
 from llamad.service.checks import FactsReader
 from llamad.service.desk import Desk, place_of
+from llamad.service.lessons import Lessons
 from llamad.service.paths import Paths
 from llamad.service.planner import PlanMaker, make_launch, remove_stale
 from llamad.service.records import LeaseRecorder
@@ -22,6 +23,8 @@ from llamad.service.reporter import DaemonReporter
 from llamad.service.sharing import Sharing
 from llamad.service.turn import wait_for_change
 from llamad.supervision.launch import Launch, needs_no_new_child
+from llamad.supervision.learned import LearnedFile
+from llamad.supervision.step_down import ENVIRONMENT_BYTES, Failure
 
 if TYPE_CHECKING:
     from llamad.engine.log import Observed
@@ -33,6 +36,7 @@ BYTES_BACK_S = 10.0
 BYTES_STILL_S = 3.0
 BYTES_BACK_POLL_S = 0.1
 QUEUE_EXTENDS_S = 60.0
+FREE_BYTES_S = 1.0
 
 
 class BackgroundPlanner:
@@ -60,6 +64,9 @@ class BackgroundPlanner:
         self._read = read
         self._nvml = nvml
         self._first = first
+        self._lessons = Lessons(reporter)
+        self._proving: set[asyncio.Task[None]] = set()
+        self._learned = LearnedFile(paths.state, self._warn)
 
     async def plan(self, loaded: Loaded, previous: Launch | None) -> Launch:
         first, self._first = self._first, None
@@ -71,7 +78,11 @@ class BackgroundPlanner:
             await _off_the_loop(self._booking.returning, self._booking.promise_id, what="writing the lease")
         if self._waits:
             previous = None  # its bytes were awaited before it had to stand in the queue
-        again = previous is not None and needs_no_new_child(previous.loaded, loaded)
+        again = (
+            previous is not None
+            and not self._lessons.pending
+            and needs_no_new_child(previous.loaded, loaded)
+        )
         if again and previous and await _off_the_loop(self._is_back, loaded, previous, what=what):
             self._launch = replace(previous, loaded=loaded)
             return self._launch
@@ -118,6 +129,41 @@ class BackgroundPlanner:
     def ended(self) -> None:
         self._leases.ended()
 
+    def failed(self, failure: Failure) -> None:
+        self._lessons.failed(failure)
+
+    def proved(self, launch: Launch, observed: Observed) -> None:
+        self._lessons.settled()
+        task = asyncio.create_task(self._prove(launch, observed))
+        self._proving.add(task)
+        task.add_done_callback(self._proving.discard)
+
+    async def _prove(self, launch: Launch, observed: Observed) -> None:
+        try:
+            await _off_the_loop(
+                self._lessons.proved,
+                self._maker(launch.loaded),
+                launch,
+                observed,
+                what="keeping what was learned",
+            )
+        except LlamadError as error:
+            self._warn(str(error))
+
+    async def free_bytes(self, launch: Launch) -> dict[str, int]:
+        """From NVML alone: other sources take a run of llama-server."""
+        uuids = {device.uuid: device.name for device in launch.plan.devices if device.uuid}
+        if not any(uuid.startswith(("GPU-", "MIG-")) for uuid in uuids):
+            return {}
+        try:
+            found = await asyncio.wait_for(asyncio.to_thread(self._nvml.devices), FREE_BYTES_S)
+        except (TimeoutError, LlamadError):
+            return {}
+        return {uuids[device.uuid]: device.free_bytes for device in found if device.uuid in uuids}
+
+    def _warn(self, text: str) -> None:
+        self._reporter.event("learned-lost", text, CAUSE=text)
+
     async def check(self, loaded: Loaded, running: Launch) -> None:
         await _off_the_loop(self._check, loaded, running, what=f"planning {loaded.definition.model}")
 
@@ -130,6 +176,7 @@ class BackgroundPlanner:
             nvml=self._nvml,
             booking=self._booking if promised else None,
             sharing=Sharing(loaded.file.parent, self._paths.cache, self._booking.others),
+            learned=self._learned,
         )
 
     def _is_back(self, loaded: Loaded, previous: Launch) -> bool:
@@ -145,25 +192,34 @@ class BackgroundPlanner:
 
     def _make(self, loaded: Loaded, previous: Launch | None) -> Launch:
         maker = self._maker(loaded)
+        if self._launch is not None and not needs_no_new_child(self._launch.loaded, loaded):
+            self._lessons.drop()
         if previous is not None and not needs_no_new_child(previous.loaded, loaded):
             remove_stale(previous.socket_path)
             self._wait_for(
                 maker, {d.name: d.free_bytes - d.parts.margin_bytes for d in previous.plan.devices}
             )
-        return make_launch(maker, loaded)
+        elif previous is not None and self._lessons.pending:
+            remove_stale(previous.socket_path)
+            before = {d.name: d.free_bytes - d.held_back_bytes - ENVIRONMENT_BYTES for d in previous.plan.devices}
+            self._lessons.learn(maker, previous, lambda: self._wait_for(maker, before))
+        return self._lessons.tell(make_launch(maker, loaded))
 
     def _check(self, loaded: Loaded, running: Launch) -> None:
         """As if the running child were gone: its devices as they would be free then, and no more than they were."""
         maker = self._maker(loaded, promised=False)
         self._booking.look()
-        free = {place_of(device): device.free_bytes for device in maker.devices()} if running.plan.devices else {}
+        now = {place_of(device): device for device in maker.devices()} if running.plan.devices else {}
         promised = self._booking.outstanding()
         devices = []
         for device in running.plan.devices:
             place, taken = place_of(device), device.parts.total_bytes - device.parts.margin_bytes
-            left = min(device.free_bytes, free.get(place, 0) + taken) - promised.get(place, 0)
+            shown, driver = (now[place].free_bytes, now[place].driver) if place in now else (0, "")
+            left = min(device.free_bytes, shown + taken) - promised.get(place, 0)
             devices.append(
-                Device(device.name, device.total_device_bytes, left, uuid=device.uuid, source="returning")
+                Device(
+                    device.name, device.total_device_bytes, left, device.uuid, driver=driver, source="returning"
+                )
             )
         maker.make(computed=True, returning=devices)
 

@@ -16,6 +16,12 @@ class ServerEngine:
     async def healthy(self, socket_path: str) -> bool:
         return await api.health(socket_path) is api.Health.READY
 
+    async def figures(self, socket_path: str) -> str:
+        try:
+            return await api.slot_figures(socket_path)
+        except api.ApiError:
+            return ""
+
     async def settle(self, socket_path: str, deadline_s: float) -> None:
         loop = asyncio.get_running_loop()
         until_s = loop.time() + deadline_s

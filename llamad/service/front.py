@@ -25,6 +25,7 @@ class RelayFront:
         self._launch: Launch | None = None
         self._open = False
         self._generation = 0
+        self._progress = 0
         self._created_s = int(time.time())
         self.state: Callable[[], str] = lambda: "stopped"
         self.child_lives: Callable[[], bool] = lambda: False
@@ -51,6 +52,12 @@ class RelayFront:
     def open(self, launch: Launch) -> None:
         self._launch, self._open = launch, True
         self._generation = self._front.open(launch.socket_path)
+
+    def at_work(self) -> int:
+        return self._front.at_work
+
+    def progress_count(self) -> int:
+        return self._progress
 
     def refuse(self, message: str) -> None:
         self._open = False
@@ -80,7 +87,8 @@ class RelayFront:
         """Nothing to do yet."""
 
     def progress(self) -> None:
-        """Nothing to do yet."""
+        """Counted for the watch over hangs."""
+        self._progress += 1
 
     def upstream_lost(self, generation: int) -> None:  # noqa: ARG002
         """The supervisor hears of a dead child by itself; a live one that dropped a connection is used again."""

@@ -31,19 +31,23 @@ from llamad.hardware.host import host_memory
 from llamad.hardware.nvml import Nvml
 from llamad.ledger.booking import Booking
 from llamad.planning.confirm import Asked
-from llamad.planning.plan import BuildGates, Plan
+from llamad.planning.plan import BuildGates, Parts, Plan, Reason
 from llamad.planning.problem import Problem
+from llamad.planning.refusal import NeverFits, NoRoomNow
 from llamad.planning.settle import settled
 from llamad.planning.solve import plan as solve
 from llamad.service.checks import FactsReader, extras_of, located_facts
 from llamad.service.desk import Desk
 from llamad.service.sharing import Share, Sharing
 from llamad.supervision.launch import Launch
+from llamad.supervision.learned import Learned, LearnedFile, in_words, key_of
+from llamad.units import MIB
 
 if TYPE_CHECKING:
     from llamad.planning.extras import Extras
 
 SOCKET_NAME = "llama.sock"
+_LOG_ROUNDING_BYTES = MIB // 100
 ASK_SOCKET_NAME = "ask.sock"
 
 
@@ -56,6 +60,8 @@ class Made:
     caps: Capabilities | None
     args: tuple[str, ...]
     """llama-server's arguments after the program name; empty where no build is known."""
+    learned_key: str = ""
+    """What a lesson from this plan is about."""
 
 
 class PlanMaker:
@@ -63,7 +69,7 @@ class PlanMaker:
 
     `engine` is the folder of the child's socket, `cache` the model's cache folder, `scratch` the folder for the
     socket of a llama-server that is only asked. With a `booking` the plan's bytes are promised to it; with a
-    `sharing` it leaves room for other models.
+    `sharing` it leaves room for other models. `learned` is what former starts taught.
     """
 
     def __init__(
@@ -77,16 +83,18 @@ class PlanMaker:
         scratch: Path | None = None,
         booking: Booking | None = None,
         sharing: Sharing | None = None,
+        learned: LearnedFile | None = None,
     ) -> None:
         self._loaded = loaded
         self._booking = booking
         self._sharing = sharing
+        self._learned_file = learned
         self._read = read or FactsReader()
         self._nvml = nvml or Nvml()
         self._hints: tuple[str, ...] = ()
         self._left_out: tuple[str, ...] = ()
         self.engine = engine
-        self._scratch = scratch or engine
+        self.scratch = scratch or engine
         self._cache = cache
         self.env = child_environment(loaded.definition.environment, cache)
 
@@ -105,15 +113,23 @@ class PlanMaker:
         if self._booking:
             self._booking.look()
         devices = list(what_if) or list(returning) or (self.devices(caps) if caps else [])
+        learned = self.learned(self._key(self.fingerprint(facts, extras), caps, devices))
+        lessons = learned.reserved((one.name, one.uuid, one.free_bytes) for one in devices)
+        left_out = in_words(lessons, self._loaded.name)
         try:
-            plan = self._solve(facts, extras, devices, caps, here=not what_if, ask=not (computed or what_if))
+            plan = self._solve(facts, extras, devices, caps, learned, here=not what_if, ask=not (computed or what_if))
         except DeviceError as error:
             error.why = "; ".join(filter(None, (error.why, *self._hints)))
             raise
+        except (NoRoomNow, NeverFits) as error:
+            error.why = "; ".join(filter(None, (error.why, left_out)))
+            raise
+        if left_out:
+            plan = replace(plan, reasons=(*plan.reasons, Reason("learned", left_out)))
         if self._left_out:
             plan = replace(plan, warnings=(*plan.warnings, *self._left_out))
         args = self._args(plan, caps) if caps else []
-        return Made(plan, facts, caps, tuple(args))
+        return Made(plan, facts, caps, tuple(args), learned.key)
 
     def devices(self, caps: Capabilities | None = None) -> list[Device]:
         """The devices as they are now, in llama-server's order and by its names."""
@@ -130,6 +146,21 @@ class PlanMaker:
         found = finder.find(trust_none=self._loaded.definition.placement.allow_cpu)
         self._hints, self._left_out = finder.hints, finder.left_out
         return found
+
+    def capabilities(self) -> Capabilities:
+        """What this build of llama-server can do."""
+        caps = self._capabilities(needed=True)
+        assert caps is not None
+        return caps
+
+    def learned(self, key: str) -> Learned:
+        """What former starts taught about this model with this engine, driver and these flags."""
+        return self._learned_file.load(key) if self._learned_file else Learned(key)
+
+    def keep(self, learned: Learned) -> None:
+        """Put what was learned on disk."""
+        if self._learned_file is not None:
+            self._learned_file.save(learned)
 
     def environment(self, plan: Plan) -> dict[str, str]:
         """The child's environment for this plan."""
@@ -155,6 +186,7 @@ class PlanMaker:
         extras: Extras | None,
         devices: Sequence[Device],
         caps: Capabilities | None,
+        learned: Learned,
         *,
         here: bool,
         ask: bool,
@@ -175,19 +207,35 @@ class PlanMaker:
         share = self._sharing.share(self._loaded.name, problem) if self._sharing and here else Share()
         solver = partial(
             solve, facts, devices, host, definition.placement, self._loaded.written, gates,
-            cache_ram=definition.server.cache_ram, extras=extras, share=share.bytes_by_place, others=share.others,
+            cache_ram=definition.server.cache_ram, lessons=learned.corrections, rooms=learned.rooms, extras=extras,
+            share=share.bytes_by_place, others=share.others,
         )  # fmt: skip
+
+        def known(plan: Plan) -> tuple[Mapping[str, Parts], Parts] | None:
+            assert caps is not None
+            return None if extras else learned.asked(plan, self._args(plan, caps))  # alone, it is all there is
+
+        def asked(plan: Plan) -> Asked | None:
+            assert caps is not None
+            if found := known(plan):
+                return Asked(*found, rounding_bytes=_LOG_ROUNDING_BYTES)
+            return self._ask(plan, facts, extras, caps)
 
         def confirmed(first: Plan, reserved: Mapping[str, int]) -> Plan:
             if not ask or caps is None or not can_ask(caps):
                 return first
-            return settled(
+            plan = settled(
                 lambda found: solver(reserved=reserved, corrections=found) if found else first,
-                lambda plan: self._ask(plan, facts, extras, caps),
+                asked,
                 grows=definition.placement.context == "auto",
             )
+            return replace(plan, source="learned") if known(plan) else plan
 
         return Desk(self._booking, self._loaded, devices, host).promised(solver, confirmed)
+
+    def _key(self, fingerprint: str, caps: Capabilities | None, devices: Sequence[Device]) -> str:
+        drivers = {device.driver for device in devices}
+        return key_of(fingerprint, caps.key, drivers, self._loaded.definition) if caps else ""
 
     def fingerprint(self, facts: ModelFacts, extras: Extras | None = None) -> str:
         """Names everything that is loaded: the model, and what is there beside it."""
@@ -199,7 +247,7 @@ class PlanMaker:
 
     def _ask(self, plan: Plan, facts: ModelFacts, extras: Extras | None, caps: Capabilities) -> Asked | None:
         """llama-server's breakdown for this plan; None where it cannot tell (the computed bytes stand)."""
-        socket_path = self._scratch / ASK_SOCKET_NAME
+        socket_path = self.scratch / ASK_SOCKET_NAME
         args = dry_run_args(
             plan, self._loaded.definition, caps, socket_path=str(socket_path), written=self._loaded.written
         )
@@ -262,6 +310,7 @@ def make_launch(maker: PlanMaker, loaded: Loaded) -> Launch:
         mode=_mode(loaded),
         engine=made.caps.version,
         file_bytes=made.facts.file_bytes,
+        learned_key=made.learned_key,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from llamad.planning.plan import Plan
-from llamad.service.events import EVENTS
+from llamad.service.events import CAUSE_IDS, EVENTS
 from llamad.service.journal import Journal
 from llamad.service.notify import Notifier, monotonic_usec
 from llamad.service.status import StatusFile
@@ -32,7 +32,7 @@ class DaemonReporter:
             message,
             kind.priority,
             "llamad",
-            MESSAGE_ID=kind.message_id,
+            MESSAGE_ID=CAUSE_IDS.get(fields.get("DEATH", ""), kind.message_id),
             LLAMAD_EVENT=name,
             LLAMAD_MODEL=self._name,
             **{f"LLAMAD_{key}": value for key, value in given.items()},

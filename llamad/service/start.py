@@ -34,6 +34,7 @@ from llamad.service.sharing import Sharing
 from llamad.service.sockets import Listening, listen_on, stored_sockets
 from llamad.service.status import StatusFile
 from llamad.supervision.launch import Launch
+from llamad.supervision.learned import LearnedFile
 from llamad.supervision.process import Started
 from llamad.supervision.process import start as start_process
 from llamad.supervision.words import event_of
@@ -122,6 +123,7 @@ class Start:
             nvml=self.nvml,
             booking=self.booking,
             sharing=Sharing(self.loaded.file.parent, self.paths.cache, self.booking.others),
+            learned=LearnedFile(self.paths.state, self._learned_lost),
         )
         try:
             launch = make_launch(maker, self.loaded)
@@ -131,6 +133,9 @@ class Start:
             self.reporter.ledger_problems(self.booking.problems)
         self.reporter.planned(launch.plan)
         return launch
+
+    def _learned_lost(self, text: str) -> None:
+        self.reporter.event("learned-lost", text, CAUSE=text)
 
     @cached_property
     def process(self) -> Started | None:

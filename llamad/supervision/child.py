@@ -7,11 +7,14 @@ pipe wedges llama-server.
 
 from __future__ import annotations
 
+import array
 import asyncio
 import contextlib
+import fcntl
 import os
 import signal
 import subprocess
+import termios
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
@@ -42,7 +45,12 @@ class Child(Protocol):
         ...
 
     def progress(self) -> tuple[int, ...]:
-        """Figures that change while the child works on its load: bytes read, resident pages."""
+        """Bytes that grow while the child works on its load: read, read from disk, resident."""
+        ...
+
+
+    def unread_bytes(self) -> int:
+        """What it has printed and nobody has read yet: a full pipe stops it."""
         ...
 
 
@@ -130,7 +138,15 @@ class ProcessChild:
             for line in io_text.splitlines()
             if line.startswith((b"rchar", b"read_bytes"))
         ]
-        return (*sizes, resident)
+        return (*sizes, resident * os.sysconf("SC_PAGE_SIZE"))
+
+    def unread_bytes(self) -> int:
+        unread = 0
+        for fd in self._open_pipes.values():
+            waiting = array.array("i", [0])
+            fcntl.ioctl(fd, termios.FIONREAD, waiting)
+            unread += waiting[0]
+        return unread
 
     def _watch_pipe(self, stream: int, fd: int) -> None:
         os.set_blocking(fd, False)

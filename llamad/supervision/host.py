@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 
@@ -17,3 +18,8 @@ def oom_kills(root: Path = Path("/")) -> int:
         if key == "oom_kill" and value.isdigit():
             return int(value)
     return 0
+
+
+def address_space_limited() -> bool:
+    """Whether our processes' address space is limited (LimitAS=, ulimit -v)."""
+    return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY

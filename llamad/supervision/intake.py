@@ -15,6 +15,9 @@ from llamad.errors import BusyError
 from llamad.supervision.launch import Reporter
 
 RING_LINES = 200
+TELLING_LINES = 100
+KINDS_OF_LINES = 300
+"""A load prints some dozens."""
 BURST_SECONDS = 10
 _LOUD = frozenset({"warning", "error", "raw"})
 
@@ -28,10 +31,20 @@ class Intake:
         self.observer = LoadObserver()
         self.loaded = asyncio.Event()
         self.line_count = 0
+        self.progress_count = 0
+        """Grows with the first line of each kind while loading. Talk does not count."""
         self.quiet = False
         self.pid = 0
+        self.memory: dict[str, tuple[int, int]] = {}
+        """Bytes held and free by the plan's devices, when they were last looked at while it loaded."""
+        self.on_sign: Callable[[Sign, LogLine], None] = lambda _sign, _line: None
+        """Told what lines of a child that serves mean."""
         self._reporter = reporter
+        self._records_on_stdout = False
+        self._kinds: set[str] = set()
         self._ring: deque[str] = deque(maxlen=RING_LINES)
+        self._first_telling: list[str] = []
+        self._last_telling: deque[str] = deque(maxlen=TELLING_LINES)
         self._splitters = {1: LineSplitter(), 2: LineSplitter()}
         self._rate = lines_per_s
         self._tokens = float(lines_per_s * BURST_SECONDS)
@@ -43,13 +56,27 @@ class Intake:
         """Bytes of stdout (1) or stderr (2); b"" ends the stream."""
         splitter = self._splitters[stream]
         for raw in splitter.feed(data) if data else splitter.flush():
-            self._line(parse_line(raw))
+            line = parse_line(raw, may_be_json=stream == 1 or not self._records_on_stdout)
+            if stream == 1 and not self._records_on_stdout:
+                self._records_on_stdout = raw.startswith(b'{"type":"log"')
+            self._line(line)
         if not data:
             self._tell_suppressed()
 
     def recent(self) -> list[str]:
         """The last lines, oldest first."""
         return list(self._ring)
+
+    def evidence(self) -> list[str]:
+        """What may tell why the child ends, oldest first: the first lines above information, and the last."""
+        return [*self._first_telling, *self._last_telling]
+
+    def served(self) -> None:
+        """The child is ready: what it said while loading decides nothing any more."""
+        self.quiet = True
+        self.observer.forget_failures()
+        self._first_telling.clear()
+        self._last_telling.clear()
 
     def check_allocations(self) -> None:
         """Raise BusyError if a buffer could not be allocated: llama-server may call itself ready all the same."""
@@ -61,14 +88,28 @@ class Intake:
     def _line(self, line: LogLine) -> None:
         self.line_count += 1
         self._ring.append(line.text)
-        if self.observer.line(line) in (Sign.MODEL_LOADED, Sign.LISTENING):
+        if line.level in _LOUD:
+            few = not self.quiet and len(self._first_telling) < TELLING_LINES
+            (self._first_telling if few else self._last_telling).append(line.text)
+        if not self.quiet:
+            self._count_progress(line.text)
+        sign = self.observer.line(line)
+        if sign in (Sign.MODEL_LOADED, Sign.LISTENING):
             self.loaded.set()
+        if sign is not None and self.quiet:
+            self.on_sign(sign, line)
         if self.quiet and line.level not in _LOUD:
             return
         if self._may_pass():
             self._reporter.child_line(line.level, line.text, self.pid)
         else:
             self._suppressed += 1
+
+    def _count_progress(self, text: str) -> None:
+        kind = text[:32].partition(":")[0].rstrip("0123456789 ")
+        if len(self._kinds) < KINDS_OF_LINES and kind not in self._kinds:
+            self._kinds.add(kind)
+            self.progress_count += 1
 
     def _may_pass(self) -> bool:
         now_s = self._now()

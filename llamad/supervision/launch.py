@@ -13,6 +13,7 @@ from llamad.planning.plan import Plan
 
 if TYPE_CHECKING:
     from llamad.engine.log import Observed  # its patterns are for who reads a log
+    from llamad.supervision.step_down import Failure
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,10 @@ class Launch:
     engine: str
     """The build in words."""
     file_bytes: int = 0
+    learned_key: str = ""
+    """What a lesson from it is about: model, engine, drivers and flags."""
+    stepped_from: int = 0
+    """The context of the plan before, where lack of memory made this one smaller; 0 where it did not."""
 
     @property
     def definition(self) -> Definition:
@@ -71,6 +76,18 @@ class Planner(Protocol):
         """It is gone. Its memory is kept for its successor until the next plan, or the end of the service."""
         ...
 
+    def failed(self, failure: Failure) -> None:
+        """The child of the launch that was planned last ended for lack of memory: the next plan must be smaller."""
+        ...
+
+    def proved(self, launch: Launch, observed: Observed) -> None:
+        """This launch is ready, and these are its buffers: remember them."""
+        ...
+
+    async def free_bytes(self, launch: Launch) -> Mapping[str, int]:
+        """What the driver shows free now, by the plan's devices; {} where it does not tell within milliseconds."""
+        ...
+
     async def check(self, loaded: Loaded, running: Launch) -> None:
         """Raise LlamadError if no plan would be possible once `running`'s memory is back."""
         ...
@@ -81,6 +98,10 @@ class Engine(Protocol):
 
     async def healthy(self, socket_path: str) -> bool:
         """Whether /health says 200 now; False for anything else, never an error."""
+        ...
+
+    async def figures(self, socket_path: str) -> str:
+        """What the slots have done so far, as a text that changes when they do more; "" where none is had."""
         ...
 
     async def settle(self, socket_path: str, deadline_s: float) -> None:
@@ -101,6 +122,14 @@ class Front(Protocol):
 
     def open(self, launch: Launch) -> None:
         """Requests go to this child."""
+        ...
+
+    def at_work(self) -> int:
+        """Requests that the child has whole, and whose clients take what it answers."""
+        ...
+
+    def progress_count(self) -> int:
+        """Grows with each token or byte of a body that the child answers."""
         ...
 
     def refuse(self, message: str) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 
 from llamad.clock import Clock
+from llamad.engine.names import child_names
 from llamad.engine.proof import compare
 from llamad.errors import ChildError, DeviceError, LlamadError
 from llamad.supervision.child import Child
@@ -16,8 +17,7 @@ from llamad.supervision.words import device_names
 FIRST_POLL_S = 0.02
 POLL_S = 0.5
 LAST_LINES_S = 2.0
-PROGRESS_LINES = 20_000
-"""A load prints some hundred lines; a child that talks for ever makes no progress by it."""
+GROWTH_BYTES = 256 << 10
 
 
 class NotUsable(Exception):
@@ -29,14 +29,35 @@ class NotUsable(Exception):
         self.error = error
 
 
+class Growth:
+    """Whether a load moved since it last did: a new kind of line, or figures (bytes) that grew by more than the
+    noise of a process that only talks.
+    """
+
+    def __init__(self) -> None:
+        self._lines = -1
+        self._figures: tuple[int, ...] = ()
+
+    def seen(self, lines: int, figures: tuple[int, ...]) -> bool:
+        """Take in the latest; whether they are progress."""
+        grew = len(figures) > len(self._figures) or any(
+            latest - last >= GROWTH_BYTES for latest, last in zip(figures, self._figures, strict=False)
+        )
+        if lines <= self._lines and not grew:
+            return False
+        self._lines = max(lines, self._lines)
+        self._figures = figures or self._figures
+        return True
+
+
 async def watch_load(child: Child, intake: Intake, launch: Launch, seams: Seams, clock: Clock) -> None:
     """Return once /health says 200 and every planned byte was seen on its device. Raises NotUsable.
 
-    The time-out counts from the last sign of progress: a log line, bytes read, or memory taken. A slow disk
+    The time-out counts from the last sign of progress: a line that is new, bytes read, or memory taken. A slow disk
     is not a fault; a load that stands still is.
     """
     stall_s = launch.definition.limits.start_stall_s
-    sign: tuple[int, ...] = ()
+    growth, sampled = Growth(), 0
     since_s = clock.monotonic()
     extended_s = since_s
     poll_s = FIRST_POLL_S
@@ -47,9 +68,12 @@ async def watch_load(child: Child, intake: Intake, launch: Launch, seams: Seams,
         if await seams.engine.healthy(launch.socket_path):
             break
         poll_s = min(POLL_S, poll_s * 1.5)
+        if intake.observer.buffer_count != sampled:
+            sampled = intake.observer.buffer_count
+            await _sample(intake, launch, seams)
         now_s = clock.monotonic()
-        if (latest := (min(intake.line_count, PROGRESS_LINES), *child.progress())) != sign:
-            sign, since_s = latest, now_s
+        if growth.seen(intake.progress_count, child.progress()):
+            since_s = now_s
             if now_s - extended_s > 5.0:
                 extended_s = now_s
                 seams.reporter.extend(stall_s + 30.0)
@@ -57,6 +81,21 @@ async def watch_load(child: Child, intake: Intake, launch: Launch, seams: Seams,
             raise _stalled(launch, seams, stall_s)
     await _either(intake.loaded, LAST_LINES_S, clock)
     prove(intake, launch, seams)
+
+
+async def _sample(intake: Intake, launch: Launch, seams: Seams) -> None:
+    """Note what the driver shows free beside what the child holds. A sample that a failure overtook says nothing."""
+    observed = intake.observer.observed()
+    held = dict.fromkeys(child_names(launch.plan.devices).values(), 0)
+    for (buffer, _), size in observed.buffers.items():
+        if buffer in held:
+            held[buffer] += size
+    free = await seams.planner.free_bytes(launch)
+    if intake.observer.observed().alloc_failures:
+        return
+    for name, child in child_names(launch.plan.devices).items():
+        if name in free:
+            intake.memory[name] = (held[child], free[name])
 
 
 def prove(intake: Intake, launch: Launch, seams: Seams) -> None:

@@ -27,7 +27,7 @@ class State(StrEnum):
     REPLACING = "replacing"
     """The old child is being stopped for a new definition."""
     CONDEMNED = "condemned"
-    """The child runs but must not be used: wrong placement, stalled, failed warm-up."""
+    """The child runs but must not be used: wrong placement, stalled, failed warm-up, hung."""
     STOPPING = "stopping"
     BACKOFF = "backoff"
     FAILED = "failed"
@@ -116,6 +116,7 @@ TRANSITIONS: dict[tuple[State, Event], Row] = {
     (_S.WARMING, _E.REVERT): (_S.WAITING, (_F.PLAN,)),
     (_S.WARMING, _E.RELOAD): (_S.REPLACING, (_F.STOP_CHILD,)),
     (_S.WARMING, _E.STOP): (_S.STOPPING, (_F.STOP_CHILD,)),
+    (_S.READY, _E.CONDEMN): (_S.CONDEMNED, (_F.HOLD, _F.KILL_CHILD)),
     (_S.READY, _E.DIED): (_S.BACKOFF, (_F.HOLD, _F.ARM_BACKOFF)),
     (_S.READY, _E.DOOMED): (_S.FAILED, (_F.GIVE_UP,)),
     (_S.READY, _E.RELOAD): (_S.SWAPPING, (_F.HOLD, _F.DRAIN)),
@@ -149,7 +150,7 @@ TRANSITIONS: dict[tuple[State, Event], Row] = {
     (_S.FAILED, _E.RELOAD): (_S.WAITING, (_F.HOLD, _F.PLAN)),
     (_S.FAILED, _E.STOP): (_S.STOPPED, (_F.EXIT,)),
     (_S.STUCK, _E.DIED): (_S.BACKOFF, (_F.ARM_BACKOFF,)),
-    (_S.STUCK, _E.DOOMED): (_S.BACKOFF, (_F.ARM_BACKOFF,)),
+    (_S.STUCK, _E.DOOMED): (_S.FAILED, (_F.GIVE_UP,)),
     (_S.STUCK, _E.STOP): (_S.STUCK, (_F.EXIT,)),
 }
 

@@ -10,23 +10,28 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llamad.clock import Clock
 from llamad.config.loaded import Loaded
 from llamad.errors import ChildError, ExitCode, LlamadError
 from llamad.ledger.booking import GaveUpWaiting, MustWait
+from llamad.supervision import words
 from llamad.supervision.backoff import Backoff
-from llamad.supervision.cause import Cause, Death, classify
+from llamad.supervision.causes import CAUSES, Cause, Policy
 from llamad.supervision.child import Child, Spawner, stop_ladder
+from llamad.supervision.hang import Hung, watch_hang
 from llamad.supervision.host import oom_kills
 from llamad.supervision.intake import Intake
 from llamad.supervision.launch import Launch, Seams, needs_no_new_child, tail
 from llamad.supervision.loading import NotUsable, watch_load
 from llamad.supervision.machine import Effect, Event, State, step
-from llamad.supervision.words import device_names, event_of, place_text, ready_text
+from llamad.supervision.reload import Reload
 
 SETTLE_S = 2.0
+STEP_S = 300.0
+MOST_SHORTAGES = 8
+"""More than the steps of a start: each is one death for lack of memory, some of which others caused."""
 _HAS_CHILD = (State.LOADING, State.WARMING, State.READY)
 
 
@@ -68,8 +73,10 @@ class Supervisor:
         self._intake: Intake | None = None
         self._killed_because = ""
         self._condemned: LlamadError | None = None
-        self._fallback: Loaded | None = None
-        self._reloading: asyncio.Future[None] | None = None
+        self._reload = Reload()
+        self._warming = False
+        self._batch_s = 0.0
+        self._shortages = 0
         self._ready_at_s = 0.0
         self._last_cause: Cause | None = None
         self._exit: ExitCode | None = None
@@ -96,11 +103,8 @@ class Supervisor:
             return
         if self.launch and self.state is State.READY:
             await self._seams.planner.check(loaded, self.launch)
-        self._fallback = self.loaded if self.state is State.READY else self._fallback
+        waiter = self._reload.begin(self.loaded if self.state is State.READY else None)
         self.loaded = loaded
-        if self._reloading is None or self._reloading.done():
-            self._reloading = asyncio.get_running_loop().create_future()
-        waiter = self._reloading
         self._post(_Message(Event.RELOAD))
         await asyncio.shield(waiter)
 
@@ -111,17 +115,9 @@ class Supervisor:
 
     def status_text(self) -> str:
         """The one line of `systemctl status`."""
-        if self.state is State.READY and self.launch:
-            return ready_text(self.launch.plan)
-        if self.state in (State.LOADING, State.WARMING) and self.launch:
-            return f"{self.state}: ctx {self.launch.plan.context_tokens} on {place_text(self.launch.plan)}"
-        if self.state is State.FAILED:
-            return f"failed: {self._failure_text}"
-        if self.state is State.WAITING and self._queued_text:
-            return self._queued_text
-        if self.state in (State.BACKOFF, State.STUCK) and self._last_cause:
-            return f"{self.state}: {self._last_cause.text}"
-        return str(self.state)
+        plan, stepped_from = (self.launch.plan, self.launch.stepped_from) if self.launch else (None, 0)
+        text = self._queued_text if self.state is State.WAITING else self._failure_text
+        return words.status_words(self.state, plan, stepped_from, text, self._last_cause)
 
     @property
     def child_pid(self) -> int:
@@ -169,16 +165,18 @@ class Supervisor:
 
     def _reverts(self, message: _Message) -> bool:
         """Whether this failure belongs to a new definition that has an older one to fall back to."""
+        if message.cause and message.cause.policy is Policy.STEP_DOWN and message.event is Event.DIED:
+            return False
         starting = (State.WAITING, State.LOADING, State.WARMING, State.CONDEMNED)
-        if self._fallback is None or self.state not in starting:
+        if self._reload.fallback is None or self.state not in starting:
             return False
         why = str(message.error or self._condemned or (message.cause and message.cause.text) or "it failed")
         self._seams.reporter.event(
             "reload-reverted", f"The new definition could not be started: {why}. The old one is in force again",
             CAUSE=why,
         )  # fmt: skip
-        self.loaded, self._fallback = self._fallback, None
-        self._settle_reload(message.error or ChildError("the new definition could not be started", why=why))
+        self.loaded = self._reload.take_back() or self.loaded
+        self._reload.settle(message.error or ChildError("the new definition could not be started", why=why))
         return True
 
     def _cancel_jobs(self) -> None:
@@ -224,6 +222,7 @@ class Supervisor:
                 self._job(self._back_off(self._epoch, message.cause))
             case Effect.FORGIVE:
                 self._backoff.forgive()
+                self._shortages = 0
                 self._seams.reporter.stable()
             case Effect.GIVE_UP:
                 self._give_up(message)
@@ -249,18 +248,18 @@ class Supervisor:
         launch = self.launch
         assert launch is not None
         self._intake = intake = Intake(self._seams.reporter, launch.definition.limits.child_log_lines_per_s)
-        self._killed_because, self._condemned = "", None
+        self._killed_because, self._condemned, self._warming = "", None, False
         kills_before = oom_kills()
         try:
             self._child = child = await self._spawner.spawn(launch.argv, launch.env, intake.feed)
         except ChildError as error:
-            self._died(Cause("spawn", str(error), error.fix))
+            self._died(replace(CAUSES["not-spawned"], text=str(error)))
             return
         intake.pid = child.pid
         self._seams.planner.spawned(child.pid, intake.observer.observed)
         self._seams.reporter.event(
-            "loading", f"Loading {launch.definition.model} on {place_text(launch.plan)}",
-            DEVICE=device_names(launch.plan),
+            "loading", f"Loading {launch.definition.model} on {words.place_text(launch.plan)}",
+            DEVICE=words.device_names(launch.plan),
         )  # fmt: skip
         task = asyncio.create_task(self._watch_exit(child, intake, kills_before))
         task.add_done_callback(self._job_done)
@@ -271,25 +270,30 @@ class Supervisor:
         returncode = await child.wait()
         self._child = None
         self._seams.planner.ended()
-        kills = oom_kills() - kills_before
-        death = Death(returncode, intake.recent(), kills, intake.quiet, self._killed_because)
-        cause = classify(death)
         if self._killed_because == "stop" or self.state in (State.STOPPING, State.REPLACING):
-            self._post(_Message(Event.DIED, cause=Cause("stopped", "stopped by llamad", "")))
+            self._post(_Message(Event.DIED, cause=CAUSES["stopped"]))
             return
-        if self._condemned and self._condemned.exit_code is not ExitCode.CRASH_LOOP:
-            cause = Cause(
-                cause.name, str(self._condemned), self._condemned.fix, True, self._condemned.exit_code
-            )
+        assert self.launch is not None
+        from llamad.supervision.inquest import inquest
+
+        cause, failure = inquest(
+            returncode, intake, self.launch.plan, self._killed_because, self._condemned,
+            warming=self._warming, kills=oom_kills() - kills_before,
+        )  # fmt: skip
         self._seams.reporter.event(
-            "child-exited", f"llama-server ended ({_exit_words(returncode)}): {cause.text}",
-            CAUSE=cause.text, FIX=cause.fix or "see its last lines",
+            "child-exited", f"llama-server ended ({words.exit_words(returncode)}): {cause.text}",
+            CAUSE=cause.text, FIX=cause.fix or "see its last lines", DEATH=cause.name,
         )  # fmt: skip
         self._seams.front.explain(cause.name, cause.text)
+        if failure:
+            self._seams.planner.failed(failure)
         self._died(cause)
 
     def _died(self, cause: Cause) -> None:
-        final = cause.final or not self._backoff.may_retry()
+        if cause.policy is Policy.STEP_DOWN:
+            self._shortages += 1
+        stepping = cause.policy is Policy.STEP_DOWN and self._shortages <= MOST_SHORTAGES
+        final = cause.final or not (stepping or self._backoff.may_retry())
         self._post(_Message(Event.DOOMED if final else Event.DIED, cause=cause))
 
     async def _watch_load(self, epoch: int, child: Child, intake: Intake, launch: Launch) -> None:
@@ -303,9 +307,10 @@ class Supervisor:
     async def _warm_up(self, epoch: int) -> None:
         assert self.launch is not None and self._intake is not None
         limits = self.launch.definition.limits
+        self._warming = True
         self._seams.reporter.extend(limits.warmup_s + 30.0)
         try:
-            await self._seams.engine.warm_up(self.launch, limits.warmup_s)
+            self._batch_s = await self._seams.engine.warm_up(self.launch, limits.warmup_s)
             self._intake.check_allocations()
         except LlamadError as error:
             self._seams.reporter.event("warm-up-failed", f"The warm-up failed: {error}", CAUSE=str(error))
@@ -320,18 +325,31 @@ class Supervisor:
 
     def _open(self) -> None:
         assert self.launch is not None and self._intake is not None
-        self._intake.quiet = True
+        self._intake.served()
+        self._warming = False
+        self._seams.planner.proved(self.launch, self._intake.observer.observed())
         self._ready_at_s = self._clock.monotonic()
         self._backoff.ready_at(self._ready_at_s)
         self._failure = ExitCode.OK
         self._seams.planner.settled(self.child_pid)
         self._seams.front.open(self.launch)
-        if self._fallback is not None:
-            self._fallback = None
+        if self._reload.take_back():
             self._seams.reporter.event("reload-applied", "The new definition is in force")
         self._seams.reporter.serving(self.launch)
-        self._settle_reload(None)
+        self._reload.settle(None)
+        self._watch_while_ready()
+
+    def _watch_while_ready(self) -> None:
+        if self._child and self._intake and self.launch:
+            self._job(self._watch_hang(self._epoch, self._child, self._intake, self.launch))
         self._job(self._become_stable(self._epoch))
+
+    async def _watch_hang(self, epoch: int, child: Child, intake: Intake, launch: Launch) -> None:
+        batch_s = self._batch_s * launch.plan.batch_tokens / launch.warm_up_tokens
+        try:
+            await watch_hang(child, intake, launch, self._seams, self._clock, batch_s)
+        except Hung as hung:
+            self._condemn(epoch, hung.because, hung.error)
 
     async def _become_stable(self, epoch: int) -> None:
         await self._clock.sleep(self.loaded.definition.limits.stable_s)
@@ -349,7 +367,7 @@ class Supervisor:
     def _stop_child(self) -> None:
         """The ladder survives a change of the goal on its way, so it is no job of the state."""
         if self._child is None:
-            self._post(_Message(Event.DIED, cause=Cause("stopped", "stopped by llamad", "")))
+            self._post(_Message(Event.DIED, cause=CAUSES["stopped"]))
             return
         self._killed_because = "stop"
         task = asyncio.create_task(self._climb_down(self._child))
@@ -369,11 +387,14 @@ class Supervisor:
         self._post(_Message(Event.UNKILLABLE, epoch))
 
     async def _back_off(self, epoch: int, cause: Cause | None) -> None:
-        delay_s = self._backoff.next_delay_s(self._clock.monotonic())
         self.restarts += 1
+        if cause and cause.policy is Policy.STEP_DOWN and self._shortages <= MOST_SHORTAGES:
+            self._seams.reporter.extend(STEP_S)  # told when it is known what comes instead
+            self._post(_Message(Event.TIMER, epoch))
+            return
+        delay_s = self._backoff.next_delay_s(self._clock.monotonic())
         text = cause.text if cause else "it ended"
-        when = f"in {delay_s:.1f} s" if delay_s else "at once"
-        self._seams.reporter.event("restarting", f"llama-server is started again {when}: {text}", CAUSE=text)
+        self._seams.reporter.event("restarting", words.restarting_text(delay_s, text), CAUSE=text)
         self._seams.reporter.extend(delay_s + 60.0)
         if delay_s:
             await self._clock.sleep(delay_s)
@@ -386,35 +407,14 @@ class Supervisor:
         fix = (error.fix if error else cause.fix if cause else "") or "see the lines before"
         self._failure_text = text if fix in text else f"{text}; {fix}"
         lines = tail(self._intake.recent()) if self._intake and not error else ""
-        event = "gave-up-waiting" if isinstance(error, GaveUpWaiting) else event_of(self._failure)
+        event = "gave-up-waiting" if isinstance(error, GaveUpWaiting) else words.event_of(self._failure)
         self._seams.reporter.event(
-            event,
-            f"{_verdict(self._failure)}: {text}" + (f"\n{lines}" if lines else ""),
-            CAUSE=text,
-            FIX=fix,
+            event, f"{words.verdict(self._failure)}: {text}" + (f"\n{lines}" if lines else ""), CAUSE=text, FIX=fix
         )
         self._seams.front.refuse(text)
-        self._settle_reload(error or ChildError(text, fix=fix))
+        self._reload.settle(error or ChildError(text, fix=fix))
         if self._exit_on_failure:
             self._exit = self._failure
 
-    def _settle_reload(self, error: LlamadError | None) -> None:
-        if self._reloading is None or self._reloading.done():
-            return
-        if error:
-            self._reloading.set_exception(error)
-            self._reloading.exception()  # looked at here: the waiter may be gone
-        else:
-            self._reloading.set_result(None)
-
     def _announce(self) -> None:
         self._seams.reporter.state(str(self.state), self.status_text())
-
-
-def _verdict(code: ExitCode) -> str:
-    retried = (ExitCode.NO_MODEL_FILE, ExitCode.NO_DEVICE, ExitCode.TEMPORARY)
-    return "Cannot serve now" if code in retried else "Giving up"
-
-
-def _exit_words(returncode: int) -> str:
-    return f"status {returncode}" if returncode >= 0 else f"signal {-returncode}"

@@ -2,14 +2,45 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from llamad.errors import ExitCode
 from llamad.planning.plan import Plan
 from llamad.units import GIB, listed
+
+if TYPE_CHECKING:
+    from llamad.supervision.causes import Cause
+    from llamad.supervision.machine import State
 
 
 def device_names(plan: Plan) -> str:
     """`CUDA0, CUDA1` for the journal's fields; `CPU` where no layer is on a device."""
     return ", ".join(device.name for device in plan.devices if device.layers) or "CPU"
+
+
+def status_words(
+    state: State, plan: Plan | None, stepped_from: int, text: str, cause: Cause | None
+) -> str:
+    """The one line of `systemctl status`. `text`: what a waiting model waits for, or why a failed one has failed."""
+    from llamad.supervision.machine import State  # a start needs other words than these
+
+    if state is State.READY and plan:
+        return ready_text(plan)
+    if state in (State.LOADING, State.WARMING) and plan:
+        return loading_text(str(state), plan, stepped_from)
+    if state is State.FAILED:
+        return f"failed: {text}"
+    if state is State.WAITING and text:
+        return text
+    if state in (State.BACKOFF, State.STUCK) and cause:
+        return f"{state}: {cause.text}"
+    return str(state)
+
+
+def loading_text(state: str, plan: Plan, stepped_from: int) -> str:
+    """`loading: ctx 8192 on CUDA0`, and from which context lack of memory brought it down."""
+    stepped = f", stepped down from {stepped_from}" if stepped_from else ""
+    return f"{state}: ctx {plan.context_tokens} on {place_text(plan)}{stepped}"
 
 
 def ready_text(plan: Plan) -> str:
@@ -31,6 +62,12 @@ def ready_text(plan: Plan) -> str:
     return f"{context}, {layers}, {sizes}, {slots}"
 
 
+def restarting_text(delay_s: float, why: str) -> str:
+    """When llama-server is started again, and why it must be."""
+    when = f"in {delay_s:.1f} s" if delay_s else "at once"
+    return f"llama-server is started again {when}: {why}"
+
+
 def place_text(plan: Plan) -> str:
     """`CUDA0`, `CUDA0 and CUDA1`, `the CPU`: where a plan puts its layers, for a sentence."""
     return listed(device.name for device in plan.devices if device.layers) or "the CPU"
@@ -50,3 +87,14 @@ def event_of(code: ExitCode) -> str:
         ExitCode.TEMPORARY: "held-by-another",
     }
     return by_code.get(code, "gave-up")
+
+
+def verdict(code: ExitCode) -> str:
+    """How a failure with this exit code begins."""
+    retried = (ExitCode.NO_MODEL_FILE, ExitCode.NO_DEVICE, ExitCode.TEMPORARY)
+    return "Cannot serve now" if code in retried else "Giving up"
+
+
+def exit_words(returncode: int) -> str:
+    """A return code as subprocess gives it, in words."""
+    return f"status {returncode}" if returncode >= 0 else f"signal {-returncode}"

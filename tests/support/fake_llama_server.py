@@ -9,10 +9,14 @@ file `scenario.json` beside this program:
     exit         leave with this status after the lines instead of serving; "SIGSEGV" etc. = by that signal
     babble       print lines without end as long as /health is not 200
     ignore_term  SIGTERM is ignored
+    records      print one JSON record on stdout first, as a build that logs so
+    after        lines to print half a second after becoming healthy
     flood        print this many lines after becoming healthy
     long_line    print one line of this many bytes
     binary       print a line of all byte values
     die_after    exit status 1 after this many POST requests were begun
+    last_words   lines to print before that
+    exit_after   leave in this other way then, as `exit`
     stream       number of SSE events of a streamed answer (default 3)
 """
 
@@ -50,6 +54,8 @@ def main() -> None:
         return
     if SCENARIO.get("ignore_term"):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if SCENARIO.get("records"):
+        os.write(1, b'{"type":"log","time":1,"level":"info","msg":"srv  llama_server: initializing ...\\n"}\n')
     for line in SCENARIO.get("lines", []):
         log(line)
     if "exit" in SCENARIO:
@@ -69,7 +75,8 @@ def main() -> None:
 
 def leave(how: int | str) -> None:
     if isinstance(how, str):
-        signal.signal(signal.Signals[how], signal.SIG_DFL)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.Signals[how], signal.SIG_DFL)
         os.kill(os.getpid(), signal.Signals[how])
     os._exit(int(how))
 
@@ -88,6 +95,10 @@ def chatter() -> None:
         data = b"x" * size + b"\n"
         while data:
             data = data[os.write(2, data) :]
+    if after := SCENARIO.get("after"):
+        time.sleep(0.5)
+        for line in after:
+            log(line)
     for index in range(SCENARIO.get("flood", 0)):
         log(f"0.00.200.000 W flood: line {index} of a child that will not stop talking about itself")
 
@@ -104,7 +115,9 @@ def answer(connection: socket.socket) -> None:
         if method == "POST":
             POSTS[0] += 1
             if POSTS[0] == SCENARIO.get("die_after"):
-                os._exit(1)
+                for line in SCENARIO.get("last_words", []):
+                    log(line)
+                leave(SCENARIO.get("exit_after", 1))
         respond(file, target, json.loads(body) if body else {})
         file.flush()
 

@@ -12,9 +12,11 @@ from typing import Any
 
 from llamad.config.definition import Definition, Host, Limits, Placement
 from llamad.config.loaded import Loaded
+from llamad.engine.log import Observed
 from llamad.errors import ChildError, LlamadError
 from llamad.planning.plan import DevicePlan, Parts, Plan
 from llamad.supervision.launch import Launch
+from llamad.supervision.step_down import Failure
 from llamad.units import GIB, MIB
 
 FAKE_SERVER = Path(__file__).with_name("fake_llama_server.py")
@@ -66,6 +68,9 @@ class FakePlanner:
         self._folder = folder
         self._scenarios = list(scenarios) or [{}]
         self.plans = 0
+        self.failures: list[Failure] = []
+        self.observed: list[Observed] = []
+        self.free: dict[str, int] = {}
         self.plan_result = a_plan()
         self.turns = self.ends = 0
         self.may_go = asyncio.Event()
@@ -99,6 +104,15 @@ class FakePlanner:
     def ended(self) -> None:
         self.ends += 1
 
+    def failed(self, failure: Failure) -> None:
+        self.failures.append(failure)
+
+    def proved(self, launch: Launch, observed: Observed) -> None:
+        self.observed.append(observed)
+
+    async def free_bytes(self, launch: Launch) -> dict[str, int]:
+        return dict(self.free)
+
     async def check(self, loaded: Loaded, running: Launch) -> None:
         if self.refuse_check:
             raise self.refuse_check
@@ -109,12 +123,16 @@ class FakeEngine:
 
     def __init__(self) -> None:
         self.warm_ups = 0
+        self.slots = "0 0"
         self.fail: ChildError | None = None
 
     async def healthy(self, socket_path: str) -> bool:
         from llamad.engine.api import Health, health
 
         return await health(socket_path) is Health.READY
+
+    async def figures(self, socket_path: str) -> str:
+        return self.slots
 
     async def settle(self, socket_path: str, deadline_s: float) -> None:
         return
@@ -132,6 +150,14 @@ class FakeFront:
     def __init__(self) -> None:
         self.calls: list[str] = []
         self.in_flight = 0
+        self.working = 0
+        self.progressed = 0
+
+    def at_work(self) -> int:
+        return self.working
+
+    def progress_count(self) -> int:
+        return self.progressed
 
     def hold(self, reason: str) -> None:
         self.calls.append("hold")

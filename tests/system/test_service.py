@@ -71,6 +71,7 @@ def test_status_list_show_and_plan_need_no_root(bed: Bed) -> None:
 def test_plan_as_root_runs_the_engine_in_the_sandbox(bed: Bed, tmp_path: Path) -> None:
     start_tiny(bed)
     bed.ctl("stop", "llamad@tiny")
+    run("llamad", "forget", "tiny")
     trace = tmp_path / "exec"
     plan = json.loads(
         run("strace", "-f", "-qq", "-e", "trace=execve", "-o", str(trace), "llamad", "plan", "--json", "tiny").stdout

@@ -5,6 +5,10 @@ from __future__ import annotations
 import os
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("llamad", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("llamad")  # a busy machine is no mistake
 
 
 @pytest.fixture(autouse=True, scope="session")

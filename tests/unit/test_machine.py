@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import pytest
 
 from llamad.errors import InternalError
 from llamad.supervision.machine import IGNORED, TRANSITIONS, Effect, Event, State, step
+from tests.support.states_dot import states_dot
 
 WITH_CHILD = {
     State.LOADING, State.WARMING, State.READY, State.DRAINING, State.SWAPPING, State.REPLACING, State.CONDEMNED,
@@ -54,22 +56,64 @@ def possible(state: State, event: Event, child: bool) -> bool:
     return event is not Event.START and (child or event not in GONE)
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_random_lives_have_one_child_at_most_and_always_end(seed: int) -> None:
-    choose = random.Random(seed)
-    state, child = State.STOPPED, False
-    state, _ = step(state, Event.START)
-    for _ in range(2_000):
-        event = choose.choice([e for e in Event if possible(state, e, child)])
+def impossible(state: State, event: Event) -> bool:
+    """What only a bug can bring about."""
+    return (event is Event.START and state is not State.STOPPED) or (event in GONE and state not in WITH_CHILD)
+
+
+def test_every_pair_is_defined() -> None:
+    for state in State:
+        for event in Event:
+            if impossible(state, event):
+                with pytest.raises(InternalError):
+                    step(state, event)
+            else:
+                after, effects = step(state, event)
+                assert (after, effects) == TRANSITIONS.get((state, event), (state, ()))
+
+
+def test_the_diagram_is_the_table() -> None:
+    written = (Path(__file__).parents[2] / "docs/states.dot").read_text()
+    assert written == states_dot(), "python3 -m tests.support.states_dot > docs/states.dot"
+
+
+class Life:
+    """A life by the table alone: one child at most, started only by SPAWN, gone only by a death or a revert."""
+
+    def __init__(self) -> None:
+        self.state, _ = step(State.STOPPED, Event.START)
+        self.child = False
+        self.ended = False
+
+    def take(self, event: Event) -> None:
         if event in GONE or event is Event.REVERT:
-            child = False
-        state, effects = step(state, event)
+            self.child = False
+        self.state, effects = step(self.state, event)
         if Effect.SPAWN in effects:
-            assert not child
-            child = True
-        assert child == (state in WITH_CHILD)
-        if Effect.EXIT in effects and not child:
-            state, _ = step(State.STOPPED, Event.START)
-    for event in (Event.STOP, Event.DRAINED, *([Event.DIED] if child else [])):
-        state, _ = step(state, event)
-    assert state in (State.STOPPED, State.BACKOFF), "stuck becomes backoff, anything else ends"
+            assert not self.child, "a second child"
+            self.child = True
+        assert self.child == (self.state in WITH_CHILD), f"{event} leads to {self.state}"
+        if Effect.OPEN in effects:
+            assert event is Event.WARMED, "only a warmed child is opened"
+        self.ended = Effect.EXIT in effects
+
+
+def test_random_lives_have_one_child_at_most_and_always_end() -> None:
+    """100,000 lives."""
+    choose = random.Random(20261)
+    choices = {
+        (state, child): [event for event in Event if possible(state, event, child) and not impossible(state, event)]
+        for state in State
+        for child in (False, True)
+    }
+    for _ in range(100_000):
+        life = Life()
+        for _ in range(choose.randrange(4, 24)):
+            life.take(choose.choice(choices[life.state, life.child]))
+            if life.ended and not life.child:
+                break
+        else:
+            for event in (Event.STOP, Event.DRAINED, *([Event.DIED] if life.child else []), Event.STOP):
+                if not (event in GONE and not life.child) and not impossible(life.state, event):
+                    life.take(event)
+            assert not life.child and life.ended, "a stop that does not end"

@@ -21,7 +21,8 @@ from llamad.config.definition import Definition, HostSettings, Table
 from llamad.config.expected import kinds_at
 from llamad.config.schema import read_json
 from llamad.errors import ExitCode
-from llamad.service.events import EVENTS
+from llamad.service.events import CAUSE_IDS, EVENTS
+from llamad.supervision.causes import CAUSES, Policy
 
 ROOT = Path(__file__).resolve().parents[2]
 UNITS = ROOT / "packaging/systemd"
@@ -180,13 +181,30 @@ def test_code_and_documentation_have_the_same_events() -> None:
 
 def test_every_event_is_explained_with_the_fields_it_has() -> None:
     explained = catalog()
-    assert set(explained) == {kind.message_id for kind in EVENTS.values()}
+    assert set(explained) == {kind.message_id for kind in EVENTS.values()} | set(CAUSE_IDS.values())
     for kind in EVENTS.values():
         text = explained[kind.message_id]
         used = set(re.findall(r"@LLAMAD_([A-Z]+)@", text))
         assert used - {"MODEL"} <= set(kind.fields), kind.name
         assert re.search(r"^Subject: .*\nDefined-By: llamad\nDocumentation: man:llamad", text, re.M), kind.name
         assert max(map(len, text.splitlines())) <= 80, kind.name
+
+
+def test_every_cause_of_death_has_an_id_an_explanation_that_says_what_to_do_and_a_row() -> None:
+    assert set(CAUSE_IDS) == set(CAUSES)
+    ids = [*CAUSE_IDS.values(), *(kind.message_id for kind in EVENTS.values())]
+    assert len(set(ids)) == len(ids)
+    row = re.compile(r"^\| `([a-z-]+)` \| `([0-9a-f]{32})` \| ([a-z ]+) \| ([\d-]+) \|", re.M)
+    documented = {name: rest for name, *rest in row.findall((ROOT / "docs/events.md").read_text())}
+    explained = catalog()
+    for name, cause in CAUSES.items():
+        status = str(int(cause.exit_code)) if cause.final or cause.policy is Policy.RETRY else "-"
+        assert documented[name] == [CAUSE_IDS[name], str(cause.policy), status], name
+        text = explained[CAUSE_IDS[name]]
+        used = set(re.findall(r"@LLAMAD_([A-Z]+)@", text))
+        assert used <= {"MODEL", *EVENTS["child-exited"].fields}, name
+        assert "FIX" in used or not cause.fix, name
+        assert max(map(len, text.splitlines())) <= 80, name
 
 
 @pytest.mark.skipif(shutil.which("journalctl") is None, reason="needs journalctl")

@@ -40,13 +40,16 @@ def planned(
     cache_ram: str = "auto",
     reserved: dict[str, int] | None = None,
     corrections: dict[str, int] | None = None,
+    lessons: dict[str, int] | None = None,
+    rooms: dict[str, int] | None = None,
     **placement: Any,
 ) -> Plan:
     listed = [devices] if isinstance(devices, Device) else devices
     written = frozenset(f"placement.{key}" for key in placement)
     return plan(
         facts, listed, host, Placement(**placement), written, gates,
-        cache_ram=cache_ram, reserved=reserved or {}, corrections=corrections or {},
+        cache_ram=cache_ram, reserved=reserved or {}, corrections=corrections or {}, lessons=lessons or {},
+        rooms=rooms or {},
     )  # fmt: skip
 
 
@@ -207,6 +210,23 @@ class TestPromises:
             held = planned(LLAMA, card("CUDA0", 12, uuid="GPU-1"), reserved={key: 2 * GIB})
             assert held.context_tokens < alone.context_tokens
             assert held.devices[0].parts.total_bytes <= 10 * GIB
+
+    def test_lessons_are_no_room_for_anybody_and_no_wait_changes_them(self) -> None:
+        device = card("CUDA0", 12, uuid="GPU-1")
+        for key in ("CUDA0", "GPU-1"):
+            for taught in ({"lessons": {key: 9 * GIB}}, {"rooms": {key: 3 * GIB}}):
+                with pytest.raises(NeverFits):
+                    planned(LLAMA, device, context=4096, **taught)
+            with pytest.raises(NoRoomNow):
+                planned(LLAMA, device, context=4096, reserved={key: 9 * GIB})
+
+    def test_what_others_have_comes_out_of_what_is_free_and_not_out_of_a_learned_room(self) -> None:
+        device = card("CUDA0", 12, uuid="GPU-1")
+        alone = planned(LLAMA, device, rooms={"GPU-1": 8 * GIB})
+        beside = planned(LLAMA, device, rooms={"GPU-1": 8 * GIB}, reserved={"GPU-1": 3 * GIB})
+        assert alone.context_tokens == beside.context_tokens
+        assert beside.devices[0].parts.total_bytes <= 8 * GIB
+        assert beside.devices[0].held_back_bytes == 3 * GIB
 
     def test_corrections_count(self) -> None:
         plain = planned(LLAMA, card("CUDA0", 10))

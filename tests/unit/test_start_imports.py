@@ -11,9 +11,13 @@ ROOT = Path(__file__).parents[2]
 NOT_FOR_A_START = {
     "pydantic", "annotated_types", "tomllib", "tomli_w", "argparse", "watchdog", "psutil", "difflib", "shutil",
     "llamad.config.schema", "llamad.config.load", "llamad.config.text", "llamad.cli.grammar",
-    "llamad.planning.refuse",
+    "llamad.planning.refuse", "llamad.supervision.cause", "llamad.supervision.signatures",
+    "llamad.supervision.inquest", "llamad.engine.trial",
 }  # fmt: skip
-NOT_BEFORE_THE_SERVER_RUNS = {"asyncio", "logging", "ssl", "llamad.service.daemon", "llamad.front.head"}
+NOT_BEFORE_THE_SERVER_RUNS = {
+    "asyncio", "logging", "ssl", "llamad.service.daemon", "llamad.front.head", "llamad.supervision.machine",
+    "llamad.supervision.causes", "llamad.supervision.step_down",
+}  # fmt: skip
 START = """
 import json, sys
 from pathlib import Path

@@ -162,6 +162,47 @@ def test_a_buffer_that_failed_in_the_warm_up_is_a_failed_start(tmp_path: Path) -
     assert "ready" not in rig.reporter.names()
 
 
+OUT_OF_MEMORY = [
+    LOAD_LINES[0],
+    "0.00.1.0 E ggml_backend_cuda_buffer_type_alloc_buffer: allocating 20.00 MiB on device 0: cudaMalloc failed: out of memory",
+    "0.00.1.0 E llama_init_from_model: failed to initialize the context: failed to allocate buffer for kv cache",
+]
+
+
+def test_out_of_memory_at_load_is_planned_smaller_and_started_at_once(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, {"lines": OUT_OF_MEMORY, "exit": 1}, {}, factor=1.0)
+    rig.planner.free = {"CUDA0": 5 << 20}
+    assert play(rig, _stop_when_ready) is ExitCode.OK
+    (failure,) = rig.planner.failures
+    assert (failure.cause, failure.device, failure.size_bytes) == ("gpu-out-of-memory-context", "CUDA0", 20 << 20)
+    assert failure.held_bytes == 100 << 20 and not failure.running
+    assert "restarting" not in rig.reporter.names()
+    assert len(rig.planner.observed) == 1
+
+
+def test_out_of_memory_while_serving_is_planned_smaller(tmp_path: Path) -> None:
+    lines = ["CUDA error: out of memory", "/b/ggml-cuda.cu:109: CUDA error"]
+    rig = Rig(tmp_path, {"last_words": lines, "die_after": 1, "exit_after": "SIGABRT"}, {}, factor=1.0)
+
+    async def scene(rig: Rig) -> None:
+        await rig.until_ready()
+        _, writer = await asyncio.open_unix_connection(rig.supervisor.launch.socket_path)  # type: ignore[union-attr]
+        writer.write(b"POST /x HTTP/1.1\r\nContent-Length: 0\r\n\r\n")
+        await rig.until_ready(2)
+        writer.close()
+        rig.supervisor.stop()
+
+    assert play(rig, scene) is ExitCode.OK
+    assert [failure.cause for failure in rig.planner.failures] == ["gpu-out-of-memory-running"]
+    assert rig.planner.failures[0].running
+
+
+def test_memory_that_is_short_again_and_again_is_given_up(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, {"lines": OUT_OF_MEMORY, "exit": 1}, restarts=1)
+    assert play(rig) is ExitCode.CRASH_LOOP
+    assert 8 <= len(rig.planner.failures) <= 11
+
+
 def test_a_load_that_stands_still_is_ended(tmp_path: Path) -> None:
     rig = Rig(tmp_path, {"load_s": "never"}, start_stall_s=20.0, restarts=0)
     assert play(rig) is ExitCode.CRASH_LOOP

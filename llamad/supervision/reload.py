@@ -1,0 +1,39 @@
+"""A new definition on its way into force: which one it replaces, and who waits for what comes of it."""
+
+from __future__ import annotations
+
+import asyncio
+
+from llamad.config.loaded import Loaded
+from llamad.errors import LlamadError
+
+
+class Reload:
+    """None is under way at first. Several in a row have one outcome, and one definition that served before them."""
+
+    def __init__(self) -> None:
+        self.fallback: Loaded | None = None
+        """What is put into force again if the new definition cannot be started."""
+        self._outcome: asyncio.Future[None] | None = None
+
+    def begin(self, serving: Loaded | None) -> asyncio.Future[None]:
+        """Its outcome. `serving`: the definition that serves now; None where none does."""
+        self.fallback = serving or self.fallback
+        if self._outcome is None or self._outcome.done():
+            self._outcome = asyncio.get_running_loop().create_future()
+        return self._outcome
+
+    def take_back(self) -> Loaded | None:
+        """The definition to return to, which is none to return to any more."""
+        fallback, self.fallback = self.fallback, None
+        return fallback
+
+    def settle(self, error: LlamadError | None) -> None:
+        """Tell who waits; nobody need wait."""
+        if self._outcome is None or self._outcome.done():
+            return
+        if error:
+            self._outcome.set_exception(error)
+            self._outcome.exception()  # looked at here: the waiter may be gone
+        else:
+            self._outcome.set_result(None)

@@ -102,14 +102,15 @@ def _split_hole_bytes(shape: ModelShape, tokens: int, choice: Choice, place: Pla
     and where the attention needs more than that hole.
     """
     largest = max(shape.expert_matrices)
-    if place.copied_kinds:
-        return largest
     first = next((index for index, layer in enumerate(shape.layers) if layer.experts_used), 0)
     windows = {layer.window for layer in shape.layers if layer.k_width}
     before = {layer.window for layer in shape.layers[: first + 1] if layer.k_width}
     if windows == before:
-        return 0
-    if place.scratch and largest_scratch_bytes(shape, choice) > largest:
+        # Copies of caches split it as well: a bound.
+        caches = max((copied_cache_bytes(kind, choice) for kind in place.copied_kinds), default=0)
+        scratch = largest_scratch_bytes(shape, choice) if place.scratch and caches else 0
+        return min(largest, caches) + min(largest, scratch)
+    if place.copied_kinds or (place.scratch and largest_scratch_bytes(shape, choice) > largest):
         return largest
     results = _F32 * tokens * shape.embd * max(layer.experts_used for layer in shape.layers)
     return max(0, largest - results)

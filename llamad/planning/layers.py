@@ -72,6 +72,10 @@ class ModelShape:
     numbers: Mapping[str, int]
     looked_up: int = 0
     """Elements per token that the host looks up beside the embedding: an input for each layer, positions."""
+    pipeline_copies: int = 0
+    """Copies of these that each device of a pipeline keeps, at most."""
+    kept_copies: int = 0
+    """Matrices of the host whose copies lie beside an attention's scratch; 0 = one, where that was before."""
 
     @cached_property
     def caches(self) -> bool:

@@ -88,11 +88,15 @@ def parallel_peaks(
     shape: ModelShape, layer: Layer, choice: Choice, extra: int, scratch_bytes: int
 ) -> Iterator[int]:
     """command-r, cohere2: attention and feed-forward read one norm."""
-    norms = 0
-    if shape.architecture == "cohere2":
-        norms = (
-            2 if scratch_bytes and layer == shape.layers[0] else 1
-        )  # the first one finds the input's holes
+    norms = 1 if shape.architecture == "cohere2" else 0
+    attention = F32 * choice.step_tokens * layer.query_width + scratch_bytes
+    if (
+        norms
+        and layer == shape.layers[0]
+        and scratch_bytes
+        and attention <= F32 * choice.step_tokens * layer.ff
+    ):
+        norms = 2  # the first layer finds the input's holes
     yield from _parallel(shape, layer, choice, extra, scratch_bytes, parts=3, norms=norms)
 
 

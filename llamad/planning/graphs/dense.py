@@ -88,15 +88,11 @@ def parallel_peaks(
     shape: ModelShape, layer: Layer, choice: Choice, extra: int, scratch_bytes: int
 ) -> Iterator[int]:
     """command-r, cohere2: attention and feed-forward read one norm."""
-    norms = 1 if shape.architecture == "cohere2" else 0
-    attention = F32 * choice.step_tokens * layer.query_width + scratch_bytes
+    norms = 0
     if (
-        norms
-        and layer == shape.layers[0]
-        and scratch_bytes
-        and attention <= F32 * choice.step_tokens * layer.ff
-    ):
-        norms = 2  # the first layer finds the input's holes
+        shape.architecture == "cohere2"
+    ):  # beside scratch one more, or not: that hangs on the other layers' windows
+        norms = 2 if scratch_bytes and choice.flash_attention else 1
     yield from _parallel(shape, layer, choice, extra, scratch_bytes, parts=3, norms=norms)
 
 

@@ -129,11 +129,12 @@ def _graph_bytes(
     peaks = [_F32 * u * (2 * shape.embd + max(0, extra))]
     for layer in place.copied_kinds.union(kinds):
         scratch = scratch_bytes(layer, choice) if place.scratch and gates.scratch_in_graph else 0
-        if layer in place.copied_kinds:
-            scratch += copied_cache_bytes(layer, choice)
-        peaks += shape.peaks(shape, layer, choice, extra, scratch)
+        cache = copied_cache_bytes(layer, choice) if layer in place.copied_kinds else 0
+        peaks += shape.peaks(shape, layer, choice, extra, scratch + cache)
         if place.copied_bytes:
             copied = place.copied_bytes * max(1, shape.kept_copies)
+            if layer.experts_used and place.copied_bytes > cache:
+                copied += cache  # experts do not fit where the cache's copies were
             beside = scratch if shape.kept_copies else 0
             peaks += (peak + copied for peak in shape.peaks(shape, layer, choice, extra, beside))
     return inputs + masks + max(peaks)

@@ -111,7 +111,10 @@ class Demand:
         if self.shape.proof != "proved" or not choice.flash_attention or choice.host_cache:
             return False
         copied = self._copied_kinds(choice)
-        if self._owners and (len(choice.counts) > 1 or self.weights.host_layers(choice.layers)):
+        on_host = self.weights.host_layers(choice.layers) > 0 or choice.overrides
+        if (self._owners and len(choice.counts) > 1) or (
+            on_host and (self._owners or self.shape.kept_copies)
+        ):
             return False
         return all(copied_cache_bytes(layer, choice) < _SMALL_COPY_BYTES for layer in copied)
 

@@ -37,6 +37,12 @@ _GRAPHS: Mapping[str, tuple[str, str]] = {
     "qwen3moe": ("plain", "plain_peaks"),
 }  # fmt: skip
 _PROVED_EXPERTS = frozenset({"qwen3moe", "gpt-oss", "gemma4"})
+# Measured: see `ModelShape`.
+_PIPELINE_COPIES: Mapping[str, int] = {"gemma3n": 14, "gemma4": 4, "bert": 2}
+_KEPT_COPIES: Mapping[str, int] = {
+    **dict.fromkeys(("command-r", "cohere2", "falcon", "gptneox"), 2),
+    "gemma4": 1,
+}
 _ENCODERS = frozenset({
     "bert", "jina-bert-v2", "jina-bert-v3", "nomic-bert", "nomic-bert-moe", "neo-bert", "eurobert", "wavtokenizer-dec",
     "modern-bert", "gemma-embedding", "dream", "llada", "llada-moe", "rnd1",
@@ -77,6 +83,8 @@ def shape_of(facts: ModelFacts) -> ModelShape:
         numbers=numbers,
         expert_matrices=expert_matrices(facts),
         looked_up=_looked_up(facts, numbers),
+        pipeline_copies=_PIPELINE_COPIES.get(facts.architecture, 0),
+        kept_copies=_KEPT_COPIES.get(facts.architecture, 0),
     )
 
 

@@ -160,6 +160,14 @@ def scratch_bytes(layer: Layer, choice: Choice) -> int:
     return _F16 * choice.window_cells(layer.window) * choice.streams * width
 
 
+def borrowed_bytes(layer: Layer, choice: Choice) -> int:
+    """Copies of a cache that a layer reads and another device holds: a bound, all layers of a device at once."""
+    k_width, v_width = layer.heads_kv * layer.head_k, layer.heads_kv * layer.head_v
+    rows = row_bytes(choice.type_k, k_width) + row_bytes(choice.type_v, v_width)
+    copies = _PIPELINE_COPIES if choice.pipeline else 1
+    return rows * choice.window_cells(layer.window) * choice.streams * copies
+
+
 def largest_scratch_bytes(shape: ModelShape, choice: Choice) -> int:
     """The largest of all layers' scratch."""
     return max((scratch_bytes(layer, choice) for layer in set(shape.layers)), default=0)
@@ -179,6 +187,7 @@ def _graph_bytes(
     inputs = copies * (u * _INDEX_BYTES) + _rotation_bytes(shape, choice)
     if place.copies:
         inputs += _F32 * u * shape.embd * (_PIPELINE_FIRST if place.embeds else _PIPELINE_LATER)
+        inputs += _F32 * u * shape.looked_up * shape.pipeline_copies
     if not choice.flash_attention:
         return inputs + _without_flash_bytes(shape, kinds, choice, extra, place)
     mask_size = _F16 if gates.mask_f16 else _F16 + _F32
@@ -186,11 +195,14 @@ def _graph_bytes(
     peaks = [_F32 * u * (2 * shape.embd + max(0, extra))]
     for layer in place.copied_kinds.union(kinds):
         scratch = scratch_bytes(layer, choice) if place.scratch and gates.scratch_in_graph else 0
-        if layer in place.copied_kinds:
-            scratch += copied_cache_bytes(layer, choice)
-        peaks += shape.peaks(shape, layer, choice, extra, scratch)
+        cache = copied_cache_bytes(layer, choice) if layer in place.copied_kinds else 0
+        peaks += shape.peaks(shape, layer, choice, extra, scratch + cache)
         if place.copied_bytes:
-            peaks += (peak + place.copied_bytes for peak in shape.peaks(shape, layer, choice, extra, 0))
+            copied = place.copied_bytes * max(1, shape.kept_copies)
+            if layer.experts_used and place.copied_bytes > cache:
+                copied += cache  # experts do not fit where the cache's copies were
+            beside = scratch if shape.kept_copies else 0
+            peaks += (peak + copied for peak in shape.peaks(shape, layer, choice, extra, beside))
     return inputs + masks + max(peaks)
 
 

@@ -15,6 +15,7 @@ from llamad.planning.cache import CacheMap
 from llamad.planning.choice import Choice
 from llamad.planning.compute import (
     Place,
+    borrowed_bytes,
     copied_cache_bytes,
     cpu_compute_bytes,
     device_compute_bytes,
@@ -88,6 +89,7 @@ class Demand:
         self._kinds: tuple[Layer, ...] = tuple(kinds)
         self._kind_of = tuple(kinds[layer] for layer in self.shape.layers)
         self._kind_sets: dict[frozenset[int], frozenset[Layer]] = {}
+        self._owners = _owners(self.shape.layers)
 
     def need(self, choice: Choice) -> Need:
         """All parts of a choice, margins included."""
@@ -109,7 +111,12 @@ class Demand:
         if self.shape.proof != "proved" or not choice.flash_attention or choice.host_cache:
             return False
         copied = self._copied_kinds(choice)
+        on_host = self.weights.host_layers(choice.layers) > 0 or choice.overrides
         if copied and any(self.shape.expert_matrices):
+            return False
+        if (self._owners and len(choice.counts) > 1) or (
+            on_host and (self._owners or self.shape.kept_copies)
+        ):
             return False
         return all(copied_cache_bytes(layer, choice) < _SMALL_COPY_BYTES for layer in copied)
 
@@ -133,6 +140,11 @@ class Demand:
         """Caches and states of the blocks from `start` up to `stop`; without a formula half as much again."""
         size = self.cache.bytes_between(choice, start, stop)
         return size if self.shape.proof != "unknown" else size + size // 2
+
+    def borrowed_bytes(self, choice: Choice, start: int, stop: int) -> int:
+        """Copies of caches that the blocks from `start` up to `stop` read and blocks before them own."""
+        borrowers = (index for index, owner in self._owners.items() if owner < start <= index < stop)
+        return sum(borrowed_bytes(self.shape.layers[index], choice) for index in borrowers)
 
     def _copied_kinds(self, choice: Choice) -> frozenset[Layer]:
         """The layers that the host keeps and the first device computes, where its backend copies weights."""
@@ -200,6 +212,18 @@ class Demand:
         )
 
 
+def _owners(layers: Sequence[Layer]) -> dict[int, int]:
+    """For each layer that reads another's cache: the last one of its kind that has one."""
+    owners: dict[int, int] = {}
+    last: dict[bool, int] = {}
+    for index, layer in enumerate(layers):
+        if layer.shares:
+            owners[index] = last.get(bool(layer.window), 0)
+        elif layer.k_width:
+            last[bool(layer.window)] = index
+    return owners
+
+
 class Footprint:
     """One choice's parts on each device for any run of layers: what does not depend on the run is worked out once."""
 
@@ -215,7 +239,7 @@ class Footprint:
         blocks, first = min(stop, demand.weights.n_layers), max(0, start)
         weights = demand.weights.on_device(choice, first, stop)
         context = 0 if choice.host_cache else demand.context_bytes(choice, first, blocks)
-        compute = self._compute(index, first, stop)
+        compute = self._compute(index, first, stop) + demand.borrowed_bytes(choice, first, blocks)
         if index not in self._overheads:
             self._overheads[index] = demand.overhead_bytes(choice, index)
         margin = demand.margin_bytes(index, weights + context + compute)

@@ -77,6 +77,10 @@ class ModelShape:
     """Bytes of the largest matrices of experts of a layer: up (or gate), and down."""
     looked_up: int = 0
     """Elements per token that the host looks up beside the embedding: an input for each layer, positions."""
+    pipeline_copies: int = 0
+    """Copies of these that each device of a pipeline keeps, at most."""
+    kept_copies: int = 0
+    """Matrices of the host whose copies lie beside an attention's scratch; 0 = one, where that was before."""
 
     @cached_property
     def replay(self) -> Replay | None:

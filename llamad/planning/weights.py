@@ -18,6 +18,8 @@ from llamad.units import pad
 
 _BLOCK = re.compile(r"blk\.(\d+)\.")
 _INPUT = frozenset({"token_embd", "position_embd", "token_types", "token_embd_norm", "per_layer_token_embd"})
+# Named without a block, placed as the first one (llama-arch.cpp: LLM_TENSOR_LAYER_REPEATING).
+_OF_FIRST_BLOCK = ("per_layer_model_proj.", "per_layer_proj_norm.")
 # common.h: what --n-cpu-moe and --n-cpu-ffn match.
 _EXPERT = re.compile(r"\.ffn_(up|down|gate|gate_up)_(ch|)exps")
 _DENSE_FFN = re.compile(r"\.ffn_(up|down|gate)\.")
@@ -55,9 +57,10 @@ class WeightMap:
         everything, experts, dense = (_Sums(facts.n_layers) for _ in range(3))
         for tensor in facts.tensors:
             block = _BLOCK.match(tensor.name)
-            if not block:
+            layer = int(block[1]) if block else 0
+            if not block and not tensor.name.startswith(_OF_FIRST_BLOCK):
                 ends.add(tensor, rules)
-            elif (layer := int(block[1])) < min(loaded, facts.n_layers):
+            elif layer < min(loaded, facts.n_layers):
                 everything.add(layer, tensor, rules)
                 if ".ffn_" not in tensor.name:
                     continue

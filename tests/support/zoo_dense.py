@@ -83,7 +83,9 @@ class ZooShape:
         if self.experts:
             numbers |= {"expert_count": self.experts, "expert_feed_forward_length": self.ff_expert}
         numbers |= self.keys
+        kinds = {"tokenizer.ggml.token_type_count": u32(2)} if "token_types" in self.ends else {}
         return {
+            **kinds,
             "general.architecture": string(self.arch),
             "general.type": string("model"),
             "general.name": string(self.title),

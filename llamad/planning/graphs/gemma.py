@@ -36,7 +36,8 @@ def gemma4_peaks(
     elif layer.experts_used:
         beside = layer.ff if scratch_bytes else 0
         yield step * (attention_width(shape, layer, extra) + shape.embd + beside) + scratch_bytes
-        yield step * (held + expert_width(shape, layer))
+        # Experts on the host cut the graph in pieces, and what one leaves is no room for the next.
+        yield step * (held + expert_width(shape, layer)) * (2 if choice.host_experts else 1)
     else:
         yield step * attention_width(shape, layer, extra) + scratch_bytes
     yield step * (held + 3 * layer.ff)

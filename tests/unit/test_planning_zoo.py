@@ -1,0 +1,82 @@
+"""Computed bytes of many real models against llama-server's own account of them, on a card that is not there."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llamad.gguf.read import read_facts
+from llamad.planning.choice import Choice
+from llamad.planning.demand import Demand, Need
+from llamad.planning.plan import BuildGates
+from llamad.units import MIB
+from tests.support.models import build_hollow
+from tests.support.planning import card
+from tests.support.zoo_golden import CARD_MIB, CASES, ZOOS
+
+DATA = Path(__file__).parents[1] / "data" / "planning"
+# What is a bound where the holes of the allocator are kinder than its form knows: never below, above by so many MiB.
+OVER_MIB = {
+    "gemma4-e2b": 13, "gemma4-e4b": 86, "falcon-7b": 18, "falcon-40b": 17, "neox-20b": 13, "bge-large": 7,
+    "phi35-mini": 7, "olmo2-13b": 11, "olmo3-32b": 11, "exaone4-32b": 11, "exaone4-1b": 5, "smollm3-3b": 5,
+    "glm4-9b-chat": 9, "command-r7b": 52, "command-a": 97,
+}  # fmt: skip
+
+
+@cache
+def golden(zoo: str) -> dict[str, list[dict[str, Any]]]:
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for row in json.loads((DATA / f"card_{zoo}.json").read_text()):
+        rows.setdefault(row["shape"], []).append(row)
+    return rows
+
+
+def choice_of(layers: int, case: dict[str, Any]) -> Choice:
+    ubatch = case.get("ubatch", 512)
+    return Choice(
+        context_tokens=case["context"],
+        slots=case["slots"],
+        unified=case.get("unified", True),
+        type_k=case["cache"],
+        type_v=case["cache"],
+        ubatch_tokens=ubatch,
+        batch_tokens=ubatch,
+        flash_attention=case.get("flash", "on") == "on",
+        layers=layers,
+    )
+
+
+def needs(zoo: str, name: str, folder: Path) -> list[tuple[dict[str, Any], Need]]:
+    """What is computed for a model's file, beside what llama-server said, case by case."""
+    facts = read_facts(str(build_hollow(folder / "model.gguf", ZOOS[zoo][name])))
+    demand = Demand(facts, [card("CUDA0", CARD_MIB / 1024)], BuildGates.of_build(11669))
+    assert demand.shape.proof == "proved"
+    return [
+        (row, demand.need(choice_of(facts.n_layers + 1, dict(CASES[row["case"]]))))
+        for row in golden(zoo)[name]
+    ]
+
+
+@pytest.mark.parametrize("name", ZOOS["dense"])
+def test_dense_models_take_what_llama_server_says(name: str, tmp_path: Path) -> None:
+    """Weights and context are printed in whole MiB, rounded down; compute is exact, or a bound listed above."""
+    for row, need in needs("dense", name, tmp_path):
+        (device,), host = need.devices, need.host
+        case = CASES[row["case"]]
+        assert 0 <= device.weights_bytes / MIB - row["weights_mib"] <= 1, case
+        assert 0 <= device.context_bytes / MIB - row["context_mib"] <= 1, case
+        assert 0 <= host.weights_bytes / MIB - row["host_weights_mib"] <= 1, case
+        assert -0.1 <= device.compute_bytes / MIB - row["compute_mib"] <= OVER_MIB.get(name, 0.3), case
+        assert -0.1 <= host.compute_bytes / MIB - row["host_compute_mib"] <= 0.3, case
+
+
+def test_the_table_covers_the_zoo() -> None:
+    for zoo, shapes in ZOOS.items():
+        rows = golden(zoo)
+        assert set(rows) == set(shapes)
+        assert all({row["case"] for row in found} == set(range(len(CASES))) for found in rows.values())
+        assert {row["build"] for found in rows.values() for row in found} == {11669}

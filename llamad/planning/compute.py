@@ -22,6 +22,7 @@ from llamad.planning.plan import BuildGates
 from llamad.units import MIB
 
 if TYPE_CHECKING:
+    from llamad.planning.graphs.hosted import Kept
     from llamad.planning.graphs.replay import Replay
 
 _F32 = 4
@@ -29,6 +30,8 @@ _F16 = 2
 _INDEX_SIZE = 8
 # Token ids, positions, cell indexes and output ids of one token: 26 to 40 bytes were seen.
 _INDEX_BYTES = 48
+_POSITION_BYTES = 16
+"""Of a token, in as many as four parts."""
 _PIPELINE_COPIES = 4  # GGML_SCHED_MAX_COPIES
 # Copies of activations that cross into a device, in micro-batches of E: measured on build 11669, see tests/data.
 _PIPELINE_FIRST = 12
@@ -47,6 +50,10 @@ class Place:
     """The largest matrix that is copied here from the host to compute with it."""
     copied_kinds: frozenset[Layer] = frozenset()
     """Layers whose caches are on the host and copied here, one at a time, for their attention."""
+    hosted: tuple[Kept, ...] = ()
+    """The same layers in their order, with their matrices, if the copies are known one by one."""
+    own: tuple[Layer, ...] = ()
+    """Then also its own layers in their order."""
     scratch: bool = False
     """The backend copies a cache that is not f16 to f16 inside this buffer."""
     outputs: bool = True
@@ -57,6 +64,8 @@ def device_compute_bytes(
     shape: ModelShape, kinds: Collection[Layer], choice: Choice, gates: BuildGates, place: Place
 ) -> int:
     """The compute buffer of a device that holds layers of these kinds (none: only the output)."""
+    if place.hosted:
+        return _bounded(shape, _hosted_bytes(shape, choice, gates, place))
     if shape.replay and choice.flash_attention and (not place.copied_bytes or any(shape.expert_matrices)):
         return _bounded(shape, _replayed_bytes(shape, shape.replay, kinds, choice, gates, place))
     extra = shape.embd if gates.mixed_inputs else 0
@@ -92,6 +101,45 @@ def _replayed_bytes(
     masks = run.copies * (_mask_bytes(shape, run.tokens, kinds, choice, gates) + rotation)
     largest = max(with_masks + masks, behind + (masks if place.copies else rotation))
     return largest + (_split_hole_bytes(shape, run.tokens, choice, place) if any(run.copied) else 0)
+
+
+def _hosted_bytes(shape: ModelShape, choice: Choice, gates: BuildGates, place: Place) -> int:
+    """The allocations one by one, copies of the host's matrices, caches and inputs among them."""
+    from llamad.planning.graphs.hosted import HostedRun, height, program_of
+    from llamad.planning.graphs.replay import padded_tokens
+
+    program = program_of(shape)
+    assert program
+    tokens = padded_tokens(choice)
+    layers = [kept.layer for kept in place.hosted] + list(place.own)
+    kinds = dict.fromkeys(layers)
+    rotation = 0 if "attention.key_length_mla" in shape.numbers else _rotation_bytes(shape, choice)
+    inputs = {"positions": tokens * _POSITION_BYTES, "rotations": rotation, "indexes": tokens * 2 * _INDEX_SIZE}
+    mask_size = _F16 if gates.mask_f16 else _F16 + _F32
+    for kind in kinds:
+        if kind.heads:
+            inputs[f"mask {kind.window}"] = mask_size * tokens * choice.window_cells(kind.window)
+    run = HostedRun(
+        kept=place.hosted,
+        own=place.own,
+        tokens=tokens,
+        sequences=choice.slots,
+        outputs=_output_rows(choice, gates) if place.outputs else 0,
+        mixed=gates.mixed_inputs,
+        rotated=rotation > 0,
+        scratches={
+            kind: scratch_bytes(kind, choice) if place.scratch and gates.scratch_in_graph else 0 for kind in kinds
+        },
+        caches={kind: _cache_copies(kind, choice) for kind in kinds},
+        inputs=inputs,
+    )
+    return height(shape, program, run)
+
+
+def _cache_copies(layer: Layer, choice: Choice) -> tuple[int, int]:
+    cells = choice.window_cells(layer.window) * choice.streams
+    keys, values = row_bytes(choice.type_k, layer.k_width), row_bytes(choice.type_v, layer.v_width)
+    return keys * cells, values * cells
 
 
 def _split_hole_bytes(shape: ModelShape, tokens: int, choice: Choice, place: Place) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
+from typing import TYPE_CHECKING
 
 from llamad.gguf.facts import ModelFacts
 from llamad.hardware.device import Device
@@ -24,8 +25,11 @@ from llamad.planning.compute import (
 )
 from llamad.planning.layers import Layer, ModelShape
 from llamad.planning.plan import BuildGates, Parts
-from llamad.planning.weights import WeightMap
+from llamad.planning.weights import WeightMap, copied_matrices
 from llamad.units import MIB
+
+if TYPE_CHECKING:
+    from llamad.planning.graphs.hosted import Kept
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,9 @@ class Demand:
         backend = devices[0].backend if devices else "CPU"
         self._devices = tuple(devices)
         self._gates = gates
+        self._facts = facts
+        self._backend = backend
+        self._kept: tuple[Kept, ...] | None = None
         self._rules = backend_of(backend)
         self._copies_weights = self._rules.copies_weights and op_offload
         self._checkpoints = checkpoints
@@ -125,6 +132,7 @@ class Demand:
         copying = self._copies_weights
         partial = self.weights.host_layers(choice.layers) > 0
         copied = self.weights.largest_on_host(choice) if copying and index == 0 else 0
+        hosted = self._hosted(choice) if index == 0 else ()
         place = Place(
             embeds=index == 0 and (copying or not partial),
             copies=choice.pipeline,
@@ -132,6 +140,8 @@ class Demand:
             copied_kinds=self._copied_kinds(choice) if index == 0 else frozenset(),
             scratch=self._rules.cache_scratch,
             outputs=outputs,
+            hosted=hosted,
+            own=self._own_layers(choice, kinds) if hosted else (),
         )
         computed = device_compute_bytes(self.shape, kinds, choice, self._gates, place)
         return max(0, computed + self._known[index].correction_bytes)
@@ -151,6 +161,21 @@ class Demand:
         if not self._copies_weights:
             return frozenset()
         return self.kinds_between(0, self.weights.host_layers(choice.layers))
+
+    def _hosted(self, choice: Choice) -> tuple[Kept, ...]:
+        """The host's layers with their matrices, where their copies are known one by one."""
+        kept = self.weights.host_layers(choice.layers)
+        if not kept or not self._copies_weights or choice.overrides or choice.host_cache:
+            return ()
+        if not choice.flash_attention:
+            return ()
+        if self._kept is None:
+            self._kept = kept_layers(self.shape, self._facts, self._backend)
+        return self._kept[:kept]
+
+    def _own_layers(self, choice: Choice, kinds: Collection[Layer]) -> tuple[Layer, ...]:
+        first = self.weights.host_layers(choice.layers)
+        return tuple(layer for layer in self.shape.layers[first:] if layer in kinds)
 
     def kinds_between(self, start: int, stop: int) -> frozenset[Layer]:
         """The kinds of layers from `start` up to `stop`."""
@@ -222,6 +247,20 @@ def _owners(layers: Sequence[Layer]) -> dict[int, int]:
         elif layer.k_width:
             last[bool(layer.window)] = index
     return owners
+
+
+def kept_layers(shape: ModelShape, facts: ModelFacts, backend: str) -> tuple[Kept, ...]:
+    """Each layer as the host would keep it; nothing for an architecture whose copies are not known one by one."""
+    from llamad.planning.graphs.hosted import Kept, program_of  # only where some layers stay on the host
+
+    if not program_of(shape):
+        return ()
+    numbers: dict[tuple[Layer, tuple[tuple[str, int], ...]], int] = {}
+    found = []
+    for layer, matrices in zip(shape.layers, copied_matrices(facts, backend), strict=False):
+        key = (layer, tuple(sorted(matrices.items())))
+        found.append(Kept(layer, matrices, numbers.setdefault(key, len(numbers))))
+    return tuple(found)
 
 
 class Footprint:

@@ -6,10 +6,45 @@ then. Names are those of the graph where it has names.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from llamad.planning.graphs.tape import Block, Tape
 from llamad.planning.layers import Layer, ModelShape
+
+
+NOTHING: Block = (0, 0)
+
+
+@dataclass(slots=True)
+class Host:
+    """What a layer needs from the host, and where the scheduler takes it in: at the start of a split.
+
+    Each operation with a matrix of the host starts a split. What else its operations read for the first time (masks,
+    positions) is copied at the split's start, beside the matrix.
+    """
+
+    matrices: Mapping[str, int]
+    """Bytes by the tensor's name in its block."""
+    caches: tuple[int, int] = (0, 0)
+    """Copies of keys and values."""
+    pending: dict[str, int] = field(default_factory=dict)
+    """Inputs that nothing has read yet, and their bytes."""
+    placed: dict[str, Block] = field(default_factory=dict)
+    events: list[tuple[str, bool]] = field(default_factory=list)
+    """What happened in this order: a split started, or (True) an input was read."""
+    attached: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """The inputs that come with a split."""
+
+    def split(self, tape: Tape, name: str) -> None:
+        """An operation with something of the host: inputs that come with it are placed."""
+        self.events.append((name, False))
+        for key in self.attached.get(name, ()):
+            self.placed[key] = tape.take_bytes(self.pending.pop(key, 0))
+
+    def read(self, key: str) -> None:
+        """An operation reads an input."""
+        self.events.append((key, True))
 
 
 @dataclass(slots=True)
@@ -24,8 +59,8 @@ class Site:
     """f16 copies of this layer's cache, behind the result of its attention."""
     rotated: bool = False
     """Queries, keys and values are rotated before they meet a quantised cache."""
-    copied: tuple[int, int] = (0, 0)
-    """Bytes of the experts' matrices (up or gate, down) that are copied from the host to compute with them."""
+    host: Host | None = None
+    """What is copied here from the host to compute this layer."""
     experts_elsewhere: bool = False
     carried: tuple[Block, ...] = ()
     """Results of earlier layers for this one: its states, already fetched."""
@@ -35,6 +70,27 @@ class Site:
     def number(self, key: str, otherwise: int = 0) -> int:
         """A scalar of the header."""
         return self.shape.numbers.get(key, otherwise)
+
+    def product(self, tape: Tape, role: str, width: int) -> Block:
+        """Multiply with a matrix, which is copied here first if it is on the host."""
+        size = self.host.matrices.get(role, 0) if self.host else 0
+        if not size or not self.host:
+            return tape.take(width)
+        copy = tape.take_bytes(size)
+        self.host.split(tape, role)
+        block = tape.take(width)
+        tape.drop(copy)
+        return block
+
+    def small(self, tape: Tape, role: str) -> None:
+        """Combine with a vector, in place."""
+        if self.host and role in self.host.matrices:
+            self.host.split(tape, role)
+
+    def read(self, key: str) -> None:
+        """Read an input of the graph."""
+        if self.host:
+            self.host.read(key)
 
     def fetch(self, tape: Tape, *, routed: bool = False) -> None:
         """Fetch for a later layer, where the builder has expanded the graph for the last time in this one.
@@ -62,46 +118,94 @@ def attention(
     keys_last: bool = True,
     gated: bool = False,
     in_result: bool = True,
+    normed: bool = True,
 ) -> None:
     """Grouped-query attention. `copied`: queries and keys are normed or rotated by position in a new place.
 
     `keys_last`: values are computed before the keys (where the builder keeps the order of the graph's expansion).
-    `gated`: the query projection has a gate beside each head.
+    `gated`: the query projection has a gate beside each head. `normed`: what it reads is normed first.
     """
-    out, full = attended(tape, site, copied=copied, keys_last=keys_last, gated=gated)
+    out, full = attended(tape, site, copied=copied, keys_last=keys_last, gated=gated, normed=normed)
     out_width = site.layer.heads * site.layer.head_v
     out = unrotated(tape, site, out)
     if full:
         gate = tape.take(out_width)
         tape.drop(full, out)
         out = gate
-    result = tape.take(site.shape.embd)
+    result = site.product(tape, "attn_output", site.shape.embd)
     tape.drop(out)
+    site.small(tape, "attn_output_norm")
+    site.small(tape, "post_attention_norm")
     site.add(tape, result, in_result=in_result)
 
 
 def attended(
-    tape: Tape, site: Site, *, copied: bool = True, keys_last: bool = True, gated: bool = False
+    tape: Tape,
+    site: Site,
+    *,
+    copied: bool = True,
+    keys_last: bool = True,
+    gated: bool = False,
+    normed: bool = True,
 ) -> tuple[Block, Block | None]:
     """Attention up to its result, not yet projected; and the projection that has the gate in it."""
+    norm = tape.take(site.shape.embd) if normed else NOTHING
+    queries, full = projected(tape, site, norm, copied=copied, keys_last=keys_last, gated=gated)
+    return _attended(tape, site, queries, site.layer.heads * site.layer.head_v), full
+
+
+def projected(
+    tape: Tape, site: Site, norm: Block, *, copied: bool = True, keys_last: bool = True, gated: bool = False
+) -> tuple[Block, Block | None]:
+    """Queries, while keys and values go into the cache; and the projection that has the gate in it.
+
+    `norm` is dropped at its last use.
+    """
     layer = site.layer
-    norm = tape.take(site.shape.embd)
     queries, full = _queries(tape, site, copied=copied, gated=gated)
     if keys_last:
-        values = _rotated(tape, site, tape.take(layer.v_width), layer.v_width)
-        keys = tape.take(layer.k_width)
+        values = _rotated(tape, site, site.product(tape, "attn_v", layer.v_width), layer.v_width)
+        keys = site.product(tape, "attn_k", layer.k_width)
         tape.drop(norm)
         keys = _moved(tape, keys, layer.k_width) if copied else keys
         keys = _rotated(tape, site, keys, layer.k_width)
         tape.drop(keys, values)
     else:
-        keys = tape.take(layer.k_width)
+        keys = site.product(tape, "attn_k", layer.k_width)
         keys = _moved(tape, keys, layer.k_width) if copied else keys
         keys = _rotated(tape, site, keys, layer.k_width)
-        values = tape.take(layer.v_width)
+        values = site.product(tape, "attn_v", layer.v_width)
         tape.drop(norm)
         tape.drop(keys, _rotated(tape, site, values, layer.v_width))
-    return _attended(tape, site, queries, layer.heads * layer.head_v), full
+    return queries, full
+
+
+def jointly_attended(tape: Tape, site: Site) -> None:
+    """As `attention`, from one matrix for queries, keys and values."""
+    norm = tape.take(site.shape.embd)
+    queries = jointly_projected(tape, site, norm)
+    out = unrotated(tape, site, _attended(tape, site, queries, site.layer.heads * site.layer.head_v))
+    result = site.product(tape, "attn_output", site.shape.embd)
+    tape.drop(out)
+    site.add(tape, result)
+
+
+def jointly_projected(tape: Tape, site: Site, norm: Block) -> Block:
+    """As `projected`, from one matrix for queries, keys and values."""
+    layer = site.layer
+    joint = site.product(tape, "attn_qkv", layer.query_width + layer.k_width + layer.v_width)
+    tape.drop(norm)
+    site.small(tape, "attn_qkv.bias")
+    site.read("positions")
+    queries = _rotated(tape, site, tape.take(layer.query_width), layer.query_width)
+    values = tape.take(layer.v_width) if site.rotated else NOTHING
+    keys = tape.take(layer.k_width)
+    if site.rotated:
+        tape.drop(joint)
+        tape.drop(_rotated(tape, site, keys, layer.k_width), values)
+    else:
+        tape.drop(keys, joint)
+    return queries
 
 
 def unrotated(tape: Tape, site: Site, out: Block) -> Block:
@@ -111,7 +215,12 @@ def unrotated(tape: Tape, site: Site, out: Block) -> Block:
 
 def _queries(tape: Tape, site: Site, *, copied: bool, gated: bool) -> tuple[Block, Block | None]:
     width = site.layer.query_width
-    full = tape.take(2 * width if gated else width)
+    full = site.product(tape, "attn_q", 2 * width if gated else width)
+    site.small(tape, "attn_q.bias")
+    site.small(tape, "attn_q_norm")
+    site.small(tape, "rope_freqs")
+    if copied:
+        site.read("positions")
     if gated:
         copied = False
     queries = tape.take(width) if gated else full
@@ -126,14 +235,26 @@ def _moved(tape: Tape, block: Block, width: int) -> Block:
 
 
 def _rotated(tape: Tape, site: Site, block: Block, width: int) -> Block:
+    site.read("rotations")
     return _moved(tape, block, width) if site.rotated else block
 
 
 def _attended(tape: Tape, site: Site, queries: Block, width: int) -> Block:
+    copies = _copied_caches(tape, site)
     out = tape.take_scratched(width, site.scratch_bytes)
-    tape.drop(queries)
+    tape.drop(queries, *copies)
     site.fetch(tape)
     return out
+
+
+def _copied_caches(tape: Tape, site: Site) -> list[Block]:
+    """Behind the host's own operation that stores keys and values: copies of the cache, and the masks."""
+    host = site.host
+    copies = [tape.take_bytes(size) for size in host.caches if size] if host else []
+    if host and copies:
+        host.split(tape, "cache")
+    site.read(f"mask {site.layer.window}")
+    return copies
 
 
 def latent(tape: Tape, site: Site, *, positions: bool = True) -> None:
@@ -143,16 +264,18 @@ def latent(tape: Tape, site: Site, *, positions: bool = True) -> None:
     head, value = site.number("attention.key_length_mla"), site.number("attention.value_length_mla")
     norm = tape.take(embd)
     compressed = site.number("attention.q_lora_rank")
-    inner = tape.take(compressed) if compressed else None
-    projected = tape.take(heads * head)
+    inner = site.product(tape, "attn_q_a", compressed) if compressed else None
+    site.small(tape, "attn_q_a_norm")
+    projected = site.product(tape, "attn_q_b" if inner else "attn_q", heads * head)
     if inner:
         tape.drop(inner)
-    absorbed = tape.take(heads * rank)
+    absorbed = site.product(tape, "attn_k_b", heads * rank)
+    site.read("positions")
     if positions:
         projected = _moved(tape, projected, heads * rope)
     queries = tape.take(heads * (rank + rope))
     tape.drop(absorbed, projected)
-    latents = tape.take(rank + rope)
+    latents = site.product(tape, "attn_kv_a_mqa", rank + rope)
     tape.drop(norm)
     normed = tape.take(rank)
     if positions:
@@ -160,33 +283,106 @@ def latent(tape: Tape, site: Site, *, positions: bool = True) -> None:
     keys = tape.take(rank + rope)
     tape.drop(normed, latents, keys)
     out = _attended(tape, site, queries, heads * rank)
-    out = _moved(tape, out, heads * value)
-    out = _moved(tape, out, heads * value)
-    result = tape.take(embd)
+    unpacked = site.product(tape, "attn_v_b", heads * value)
+    tape.drop(out)
+    out = _moved(tape, unpacked, heads * value)
+    result = site.product(tape, "attn_output", embd)
     tape.drop(out)
     site.add(tape, result)
 
 
-def dense(tape: Tape, site: Site, *, gated: bool = True, in_result: bool = True) -> None:
-    """A feed-forward network."""
-    norm = tape.take(site.shape.embd)
-    result = _network(tape, site.layer.ff, site.shape.embd, norm, gated=gated)
+def dense(
+    tape: Tape,
+    site: Site,
+    *,
+    gated: bool = True,
+    in_result: bool = True,
+    normed: bool = True,
+    joint: bool = False,
+) -> None:
+    """A feed-forward network. `normed`: what it reads is normed first. `joint`: gate and up are one matrix."""
+    norm = tape.take(site.shape.embd) if normed else NOTHING
+    if joint:
+        result = _joint_network(tape, site, site.layer.ff, norm)
+    else:
+        result = _network(tape, site, site.layer.ff, norm, gated=gated)
+    site.small(tape, "post_ffw_norm")
     site.add(tape, result, in_result=in_result)
 
 
-def _network(tape: Tape, width: int, embd: int, inputs: Block | None, *, gated: bool = True) -> Block:
+def _network(
+    tape: Tape, site: Site, width: int, inputs: Block | None, *, gated: bool = True, suffix: str = ""
+) -> Block:
     """Up, gate, their product, down. `inputs` are dropped when the last of them is read."""
-    inner = tape.take(width)
-    gate = tape.take(width) if gated else None
+    gate = site.product(tape, "ffn_gate" + suffix, width) if gated else None
+    inner = site.product(tape, "ffn_up" + suffix, width)
     if inputs:
         tape.drop(inputs)
     if gate:
         product = tape.take(width)
         tape.drop(inner, gate)
         inner = product
-    result = tape.take(embd)
+    result = site.product(tape, "ffn_down" + suffix, site.shape.embd)
     tape.drop(inner)
     return result
+
+
+def _joint_network(tape: Tape, site: Site, width: int, inputs: Block) -> Block:
+    both = site.product(tape, "ffn_up", 2 * width)
+    tape.drop(inputs)
+    inner = tape.take(width)
+    tape.drop(both)
+    result = site.product(tape, "ffn_down", site.shape.embd)
+    tape.drop(inner)
+    return result
+
+
+def parallel(
+    tape: Tape,
+    site: Site,
+    *,
+    gated: bool = True,
+    joint: bool = False,
+    copied: bool = True,
+    normed_apart: bool = False,
+    residual_last: bool = False,
+) -> None:
+    """Attention and feed-forward read the same stream: that comes first, but for keys and values.
+
+    `joint`: queries, keys and values are one product. `normed_apart`: the feed-forward part has a norm of its own.
+    """
+    embd, layer = site.shape.embd, site.layer
+    norm = tape.take(embd)
+    kept = NOTHING if normed_apart else norm
+    if joint:
+        queries = jointly_projected(tape, site, norm if normed_apart else NOTHING)
+    else:
+        queries, _ = projected(tape, site, norm if normed_apart else NOTHING, copied=copied)
+    if normed_apart:
+        kept = tape.take(embd)
+        site.small(tape, "ffn_norm" if "ffn_norm" in _matrices(site) else "attn_norm")
+    for key, size in zip(("keys", "values"), site.host.caches if site.host else (), strict=False):
+        if site.host and size:
+            site.host.pending[key] = size
+            site.read(key)
+    result = _network(tape, site, layer.ff, kept, gated=gated)
+    site.small(tape, "ffn_down.bias")
+    if not residual_last:
+        tape.drop(site.residual)
+    copies = [site.host.placed.pop(key, NOTHING) for key in ("keys", "values")] if site.host else []
+    site.read(f"mask {layer.window}")
+    out = tape.take_scratched(layer.heads * layer.head_v, site.scratch_bytes)
+    tape.drop(queries, *copies)
+    out = unrotated(tape, site, out)
+    projection = site.product(tape, "attn_output", embd)
+    tape.drop(out, projection)
+    if residual_last:
+        tape.drop(site.residual)
+    site.residual = result
+
+
+def _matrices(site: Site) -> Mapping[str, int]:
+    return site.host.matrices if site.host else {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,8 +412,8 @@ def experts(tape: Tape, site: Site, routing: Routing, *, in_result: bool = True)
     if routing.weighed_first:
         inputs = tape.take(embd * used)
         tape.drop(weights)
-    inner = _with_copy(tape, site.copied[0], used * ff)
-    gate = _with_copy(tape, site.copied[0], used * ff) if routing.gated else None
+    inner = site.product(tape, "ffn_up_exps", used * ff)
+    gate = site.product(tape, "ffn_gate_exps", used * ff) if routing.gated else None
     if routing.weighed_first:
         tape.drop(inputs)
     elif not layer.ff:
@@ -226,7 +422,7 @@ def experts(tape: Tape, site: Site, routing: Routing, *, in_result: bool = True)
         product = tape.take(used * ff)
         tape.drop(inner, gate)
         inner = product
-    down = _with_copy(tape, site.copied[1], used * embd)
+    down = site.product(tape, "ffn_down_exps", used * embd)
     tape.drop(inner, chosen)
     if not routing.weighed_first:
         tape.drop(weights)
@@ -255,19 +451,10 @@ def _received(
     site.add(tape, result, in_result=in_result)
 
 
-def _with_copy(tape: Tape, copied_bytes: int, width: int) -> Block:
-    """A product with a matrix that is copied here first, or is here already."""
-    copy = tape.take_bytes(copied_bytes) if copied_bytes else None
-    block = tape.take(width)
-    if copy:
-        tape.drop(copy)
-    return block
-
-
 def _routed(tape: Tape, site: Site, routing: Routing) -> tuple[Block, Block]:
     """Which experts each token takes, and their weights."""
     count, used = site.number("expert_count"), site.layer.experts_used
-    probabilities = tape.take(count)
+    probabilities = site.product(tape, "ffn_gate_inp", count)
     ranked = tape.take(count) if routing.biased or routing.weighed_first else None
     if ranked and routing.weighed_first:
         probabilities, ranked = ranked, probabilities
@@ -287,12 +474,11 @@ def _routed(tape: Tape, site: Site, routing: Routing) -> tuple[Block, Block]:
 
 
 def _shared(tape: Tape, site: Site, routing: Routing, norm: Block) -> None:
-    embd = site.shape.embd
     if not routing.shared_gate:
-        tape.drop(_network(tape, site.layer.ff, embd, norm, gated=routing.gated))
+        tape.drop(_network(tape, site, site.layer.ff, norm, gated=routing.gated, suffix="_shexp"))
         return
-    result = _network(tape, site.layer.ff, embd, None)
-    gate = tape.take(1)
+    result = _network(tape, site, site.layer.ff, None, suffix="_shexp")
+    gate = site.product(tape, "ffn_gate_inp_shexp", 1)
     tape.drop(norm)
     if routing.shared_gate == "ratio":
         gate = _moved(tape, gate, 1)

@@ -1,0 +1,182 @@
+"""The compute buffer of a device that computes layers of the host as well, from copies of their matrices. Pure.
+
+ggml_backend_sched_split_graph starts a split at each operation with a matrix of the host; ggml_backend_sched_alloc_splits
+places the split's inputs at its start and gives each back after its last use. The host itself stores keys and values
+into its caches, so that an attention starts a split too, with copies of the cache it reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+from llamad.planning.graphs.parts import NOTHING, Host, Routing, Site, attention, dense, experts, jointly_attended, parallel
+from llamad.planning.graphs.replay import PROGRAMS, Program, feed, mix
+from llamad.planning.graphs.tape import Block, Holes, Tape
+from llamad.planning.layers import Layer, ModelShape
+
+_JOINT = Program(attention=jointly_attended, dense=partial(dense, joint=True))
+_POST_NORMED = Program(attention=partial(attention, normed=False), dense=partial(dense, normed=False))
+_DENSE: Mapping[str, Program] = {
+    **dict.fromkeys(("llama", "mistral3", "qwen2", "qwen3", "gemma2", "gemma3", "granite", "smollm3"), Program()),
+    "gpt-oss": Program(experts=partial(experts, routing=Routing(normed=False))),
+    "glm4": Program(dense=partial(dense, joint=True)),
+    "phi3": _JOINT,
+    "chatglm": _JOINT,
+    "olmo2": _POST_NORMED,
+    "exaone4": _POST_NORMED,
+    "starcoder2": Program(dense=partial(dense, gated=False)),
+}
+_PARALLEL: Mapping[str, Program] = {
+    "command-r": Program(attention=parallel),
+    "cohere2": Program(attention=parallel),
+    "gptneox": Program(attention=partial(parallel, gated=False, joint=True, normed_apart=True)),
+    "falcon": Program(attention=partial(parallel, gated=False, joint=True, residual_last=True)),
+}
+_RECURRENT = frozenset({"qwen3next", "qwen35", "qwen35moe", "mamba", "mamba2", "granitehybrid", "nemotron_h", "falcon-h1",
+                        "rwkv7", "jamba", "lfm2", "lfm2moe", "kimi-linear"})  # fmt: skip
+
+
+def program_of(shape: ModelShape) -> Program | None:
+    """How the architecture's layers are run with copies from the host, where that is known."""
+    name = shape.architecture
+    if name in _PARALLEL:
+        return _PARALLEL[name]
+    if name in _DENSE:
+        return _DENSE[name]
+    return None if name in _RECURRENT else PROGRAMS.get(name)
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """One layer that the host keeps."""
+
+    layer: Layer
+    matrices: Mapping[str, int] = field(hash=False)
+    number: int
+    """The same for layers whose kind and matrices are equal."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostedRun:
+    """One graph of the first device: the host's layers, then its own."""
+
+    kept: tuple[Kept, ...]
+    own: tuple[Layer, ...]
+    tokens: int
+    sequences: int
+    outputs: int
+    mixed: bool
+    rotated: bool
+    scratches: Mapping[Layer, int]
+    caches: Mapping[Layer, tuple[int, int]]
+    inputs: Mapping[str, int]
+    """Bytes of positions, rotations, masks ("mask" and the window) and, what its own layers read, indexes."""
+
+
+def height(shape: ModelShape, program: Program, run: HostedRun) -> int:
+    """Bytes of the whole buffer, masks and logits included."""
+    return _Replay(shape, program, run).height()
+
+
+_State = tuple[Holes, Block, tuple[str, ...]]
+
+
+class _Replay:
+    def __init__(self, shape: ModelShape, program: Program, run: HostedRun) -> None:
+        self._shape, self._program, self._run = shape, program, run
+        self._tape = Tape(run.tokens)
+
+    def height(self) -> int:
+        run, tape = self._run, self._tape
+        residual = self._inputs()
+        pending = dict(run.inputs)
+        steps: dict[tuple[int, bool, _State], _State] = {}
+        state: _State = (tape.holes, residual, tuple(pending))
+        numbers = {layer: -1 - index for index, layer in enumerate(dict.fromkeys(run.own))}
+        plan = [(kept.number, kept.layer, kept.matrices) for kept in run.kept]
+        plan += [(numbers[layer], layer, {}) for layer in run.own]
+        for index, (number, layer, matrices) in enumerate(plan):
+            closing = index == len(run.kept) - 1
+            if index == len(plan) - 1 and run.outputs:
+                return self._finish(self._site(state, layer, matrices))
+            key = (number, closing, state)
+            if key not in steps:
+                steps[key] = self._step(state, layer, matrices, closing=closing)
+            state = steps[key]
+        return tape.height
+
+    def _inputs(self) -> Block:
+        tape, embd = self._tape, self._shape.embd
+        first = [tape.take(embd), tape.take(embd), tape.take(2)] if self._run.mixed else []
+        residual = tape.take(embd)
+        if self._run.mixed:
+            tape.take(embd)
+        tape.drop(*first)
+        return residual
+
+    def _site(self, state: _State, layer: Layer, matrices: Mapping[str, int]) -> Site:
+        run = self._run
+        holes, residual, pending = state
+        self._tape.restore(holes)
+        host = Host(
+            matrices,
+            run.caches.get(layer, (0, 0)) if matrices else (0, 0),
+            {key: run.inputs[key] for key in pending},
+        )
+        return Site(
+            self._shape, layer, residual, run.sequences, run.scratches.get(layer, 0), run.rotated, host
+        )
+
+    def _step(self, state: _State, layer: Layer, matrices: Mapping[str, int], *, closing: bool) -> _State:
+        """A layer, run twice: to see what starts splits, and with what else these read."""
+        tape = self._tape
+        before = tape.height
+        trial = self._run_layer(self._site(state, layer, matrices))
+        tape.height = before
+        site = self._site(state, layer, matrices)
+        assert site.host
+        site.host.attached = _attached(trial.events, site.host.pending, closing=closing)
+        site.host.split(tape, "")
+        host = self._run_layer(site)
+        return tape.holes, site.residual, tuple(host.pending)
+
+    def _run_layer(self, site: Site) -> Host:
+        mix(self._tape, self._program, site)
+        if self._program.attention not in _WHOLE:
+            feed(self._tape, self._program, site)
+        assert site.host
+        return site.host
+
+    def _finish(self, site: Site) -> int:
+        """The last layer: behind its attention only the rows go on that logits are wanted of."""
+        tape = self._tape
+        mix(tape, self._program, site)
+        if self._program.attention not in _WHOLE:
+            tape.rows = self._run.outputs
+            site.add(tape, tape.take(self._shape.embd))
+            feed(tape, self._program, site)
+        tape.rows = self._run.outputs
+        tape.take(self._shape.vocab)
+        return tape.height
+
+
+_WHOLE = frozenset(program.attention for program in _PARALLEL.values())
+
+
+def _attached(
+    events: Sequence[tuple[str, bool]], pending: Mapping[str, int], *, closing: bool
+) -> Mapping[str, Sequence[str]]:
+    """The inputs that come with each split; "" = before the first one."""
+    found: dict[str, list[str]] = {}
+    split, seen = "", set()
+    for name, is_input in events:
+        if not is_input:
+            split = name
+        elif (name in pending or name in ("keys", "values")) and name not in seen:
+            seen.add(name)
+            found.setdefault(split, []).append(name)
+    if closing:
+        found.setdefault(split, []).extend(key for key in pending if key not in seen)
+    return found

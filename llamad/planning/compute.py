@@ -139,6 +139,8 @@ def _hosted_bytes(shape: ModelShape, choice: Choice, gates: BuildGates, place: P
 def _cache_copies(layer: Layer, choice: Choice) -> tuple[int, int]:
     cells = choice.window_cells(layer.window) * choice.streams
     keys, values = row_bytes(choice.type_k, layer.k_width), row_bytes(choice.type_v, layer.v_width)
+    if layer.k_width and not layer.v_width:
+        values = keys  # read from the keys' rows, which are copied whole once more
     return keys * cells, values * cells
 
 

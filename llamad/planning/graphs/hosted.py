@@ -34,6 +34,16 @@ _PARALLEL: Mapping[str, Program] = {
     "gptneox": Program(attention=partial(parallel, gated=False, joint=True, normed_apart=True)),
     "falcon": Program(attention=partial(parallel, gated=False, joint=True, residual_last=True)),
 }
+_WINDOWED = Program(attention=partial(attention, keys_last=False))
+_KEYS_FIRST: Mapping[str, Program] = {
+    "gemma2": _WINDOWED,
+    "gemma3": _WINDOWED,
+    "gpt-oss": Program(attention=_WINDOWED.attention, experts=_DENSE["gpt-oss"].experts),
+    "cohere2": Program(attention=partial(parallel, keys_last=False, windows_turn=True)),
+    "olmo2": Program(attention=partial(attention, keys_last=False, normed=False), dense=_POST_NORMED.dense),
+    "exaone4": Program(attention=partial(attention, keys_last=False, normed=False), dense=_POST_NORMED.dense),
+}
+"""Where some layers have a window, keys are computed before values."""
 _RECURRENT = frozenset({"qwen3next", "qwen35", "qwen35moe", "mamba", "mamba2", "granitehybrid", "nemotron_h", "falcon-h1",
                         "rwkv7", "jamba", "lfm2", "lfm2moe", "kimi-linear"})  # fmt: skip
 
@@ -41,6 +51,8 @@ _RECURRENT = frozenset({"qwen3next", "qwen35", "qwen35moe", "mamba", "mamba2", "
 def program_of(shape: ModelShape) -> Program | None:
     """How the architecture's layers are run with copies from the host, where that is known."""
     name = shape.architecture
+    if any(layer.window for layer in shape.layers) and name in _KEYS_FIRST:
+        return _KEYS_FIRST[name]
     if name in _PARALLEL:
         return _PARALLEL[name]
     if name in _DENSE:
@@ -162,7 +174,7 @@ class _Replay:
         return tape.height
 
 
-_WHOLE = frozenset(program.attention for program in _PARALLEL.values())
+_WHOLE = frozenset(program.attention for program in (*_PARALLEL.values(), _KEYS_FIRST["cohere2"]))
 
 
 def _attached(
@@ -174,7 +186,7 @@ def _attached(
     for name, is_input in events:
         if not is_input:
             split = name
-        elif (name in pending or name in ("keys", "values")) and name not in seen:
+        elif name in pending and name not in seen:
             seen.add(name)
             found.setdefault(split, []).append(name)
     if closing:

@@ -30,7 +30,6 @@ class Host:
     """Copies of keys and values."""
     pending: dict[str, int] = field(default_factory=dict)
     """Inputs that nothing has read yet, and their bytes."""
-    placed: dict[str, Block] = field(default_factory=dict)
     events: list[tuple[str, bool]] = field(default_factory=list)
     """What happened in this order: a split started, or (True) an input was read."""
     attached: Mapping[str, Sequence[str]] = field(default_factory=dict)
@@ -40,7 +39,7 @@ class Host:
         """An operation with something of the host: inputs that come with it are placed."""
         self.events.append((name, False))
         for key in self.attached.get(name, ()):
-            self.placed[key] = tape.take_bytes(self.pending.pop(key, 0))
+            tape.take_bytes(self.pending.pop(key, 0))
 
     def read(self, key: str) -> None:
         """An operation reads an input."""
@@ -196,6 +195,7 @@ def jointly_projected(tape: Tape, site: Site, norm: Block) -> Block:
     joint = site.product(tape, "attn_qkv", layer.query_width + layer.k_width + layer.v_width)
     tape.drop(norm)
     site.small(tape, "attn_qkv.bias")
+    site.small(tape, "rope_freqs")
     site.read("positions")
     queries = _rotated(tape, site, tape.take(layer.query_width), layer.query_width)
     values = tape.take(layer.v_width) if site.rotated else NOTHING
@@ -343,46 +343,37 @@ def parallel(
     *,
     gated: bool = True,
     joint: bool = False,
-    copied: bool = True,
-    normed_apart: bool = False,
+    keys_last: bool = True,
+    windows_turn: bool = False,
+    normed_apart: bool | None = None,
     residual_last: bool = False,
 ) -> None:
-    """Attention and feed-forward read the same stream: that comes first, but for keys and values.
+    """Attention and feed-forward read the same stream; the attention's result is projected behind both.
 
-    `joint`: queries, keys and values are one product. `normed_apart`: the feed-forward part has a norm of its own.
+    `joint`: queries, keys and values are one product. `normed_apart`: the feed-forward part has a norm of its own;
+    None = if there is more than one head of keys. `windows_turn`: only layers with a window rotate by position.
+    `residual_last`: the stream is added last.
     """
     embd, layer = site.shape.embd, site.layer
+    apart = layer.heads_kv > 1 if normed_apart is None else normed_apart
     norm = tape.take(embd)
-    kept = NOTHING if normed_apart else norm
+    kept = NOTHING if apart else norm
     if joint:
-        queries = jointly_projected(tape, site, norm if normed_apart else NOTHING)
+        queries = jointly_projected(tape, site, norm if apart else NOTHING)
     else:
-        queries, _ = projected(tape, site, norm if normed_apart else NOTHING, copied=copied)
-    if normed_apart:
+        copied = layer.window > 0 or not windows_turn
+        queries, _ = projected(tape, site, norm if apart else NOTHING, copied=copied, keys_last=keys_last)
+    out = unrotated(tape, site, _attended(tape, site, queries, layer.heads * layer.head_v))
+    if apart:
         kept = tape.take(embd)
-        site.small(tape, "ffn_norm" if "ffn_norm" in _matrices(site) else "attn_norm")
-    for key, size in zip(("keys", "values"), site.host.caches if site.host else (), strict=False):
-        if site.host and size:
-            site.host.pending[key] = size
-            site.read(key)
     result = _network(tape, site, layer.ff, kept, gated=gated)
-    site.small(tape, "ffn_down.bias")
     if not residual_last:
         tape.drop(site.residual)
-    copies = [site.host.placed.pop(key, NOTHING) for key in ("keys", "values")] if site.host else []
-    site.read(f"mask {layer.window}")
-    out = tape.take_scratched(layer.heads * layer.head_v, site.scratch_bytes)
-    tape.drop(queries, *copies)
-    out = unrotated(tape, site, out)
     projection = site.product(tape, "attn_output", embd)
     tape.drop(out, projection)
     if residual_last:
         tape.drop(site.residual)
     site.residual = result
-
-
-def _matrices(site: Site) -> Mapping[str, int]:
-    return site.host.matrices if site.host else {}
 
 
 @dataclass(frozen=True, slots=True)

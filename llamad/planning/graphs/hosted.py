@@ -44,8 +44,6 @@ _KEYS_FIRST: Mapping[str, Program] = {
     "exaone4": Program(attention=partial(attention, keys_last=False, normed=False), dense=_POST_NORMED.dense),
 }
 """Where some layers have a window, keys are computed before values."""
-_RECURRENT = frozenset({"qwen3next", "qwen35", "qwen35moe", "mamba", "mamba2", "granitehybrid", "nemotron_h", "falcon-h1",
-                        "rwkv7", "jamba", "lfm2", "lfm2moe", "kimi-linear"})  # fmt: skip
 
 
 def program_of(shape: ModelShape) -> Program | None:
@@ -57,7 +55,7 @@ def program_of(shape: ModelShape) -> Program | None:
         return _PARALLEL[name]
     if name in _DENSE:
         return _DENSE[name]
-    return None if name in _RECURRENT else PROGRAMS.get(name)
+    return None if name == "rwkv7" else PROGRAMS.get(name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,9 +119,10 @@ class _Replay:
 
     def _inputs(self) -> Block:
         tape, embd = self._tape, self._shape.embd
-        first = [tape.take(embd), tape.take(embd), tape.take(2)] if self._run.mixed else []
+        mixed = self._run.mixed and not self._program.states_first  # else the host mixes them itself
+        first = [tape.take(embd), tape.take(embd), tape.take(2)] if mixed else []
         residual = tape.take(embd)
-        if self._run.mixed:
+        if mixed:
             tape.take(embd)
         tape.drop(*first)
         return residual
@@ -135,7 +134,7 @@ class _Replay:
         host = Host(
             matrices,
             run.caches.get(layer, (0, 0)) if matrices else (0, 0),
-            {key: run.inputs[key] for key in pending},
+            pending={key: run.inputs[key] for key in pending if key in run.inputs},
         )
         return Site(
             self._shape, layer, residual, run.sequences, run.scratches.get(layer, 0), run.rotated, host

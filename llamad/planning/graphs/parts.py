@@ -28,8 +28,11 @@ class Host:
     """Bytes by the tensor's name in its block."""
     caches: tuple[int, int] = (0, 0)
     """Copies of keys and values."""
+    experts_only: bool = False
     pending: dict[str, int] = field(default_factory=dict)
     """Inputs that nothing has read yet, and their bytes."""
+    placed: dict[str, Block] = field(default_factory=dict)
+    """Where inputs are that came."""
     events: list[tuple[str, bool]] = field(default_factory=list)
     """What happened in this order: a split started, or (True) an input was read."""
     attached: Mapping[str, Sequence[str]] = field(default_factory=dict)
@@ -39,7 +42,7 @@ class Host:
         """An operation with something of the host: inputs that come with it are placed."""
         self.events.append((name, False))
         for key in self.attached.get(name, ()):
-            tape.take_bytes(self.pending.pop(key, 0))
+            self.placed[key] = tape.take_bytes(self.pending.pop(key, 0))
 
     def read(self, key: str) -> None:
         """An operation reads an input."""
@@ -85,6 +88,22 @@ class Site:
         """Combine with a vector, in place."""
         if self.host and role in self.host.matrices:
             self.host.split(tape, role)
+
+    @property
+    def hosted(self) -> bool:
+        """Whether the host keeps this layer, its states among it."""
+        return self.host is not None and bool(self.host.matrices) and not self.host.experts_only
+
+    def expect(self, key: str, size_bytes: int) -> None:
+        """A copy of something that the host computes is to come with the split in which it is read."""
+        if self.host and size_bytes:
+            self.host.pending[key] = size_bytes
+
+    def received(self, key: str) -> Block:
+        """Read what was expected."""
+        assert self.host
+        self.host.read(key)
+        return self.host.placed.pop(key, NOTHING)
 
     def read(self, key: str) -> None:
         """Read an input of the graph."""

@@ -297,7 +297,7 @@ def _expert_copies(copied: tuple[int, int]) -> Host | None:
     if not any(copied):
         return None
     up, down = copied
-    return Host({"ffn_up_exps": up, "ffn_gate_exps": up, "ffn_down_exps": down})
+    return Host({"ffn_up_exps": up, "ffn_gate_exps": up, "ffn_down_exps": down}, experts_only=True)
 
 
 def padded_tokens(choice: Choice) -> int:

@@ -30,8 +30,8 @@ _F16 = 2
 _INDEX_SIZE = 8
 # Token ids, positions, cell indexes and output ids of one token: 26 to 40 bytes were seen.
 _INDEX_BYTES = 48
-_POSITION_BYTES = 16
-"""Of a token, in as many as four parts."""
+_POSITION_BYTES = 4
+_SECTIONED = frozenset({"qwen35", "qwen35moe"})
 _PIPELINE_COPIES = 4  # GGML_SCHED_MAX_COPIES
 # Copies of activations that cross into a device, in micro-batches of E: measured on build 11669, see tests/data.
 _PIPELINE_FIRST = 12
@@ -114,7 +114,9 @@ def _hosted_bytes(shape: ModelShape, choice: Choice, gates: BuildGates, place: P
     layers = [kept.layer for kept in place.hosted] + list(place.own)
     kinds = dict.fromkeys(layers)
     rotation = 0 if "attention.key_length_mla" in shape.numbers else _rotation_bytes(shape, choice)
-    inputs = {"positions": tokens * _POSITION_BYTES, "rotations": rotation, "indexes": tokens * 2 * _INDEX_SIZE}
+    inputs = {"positions": tokens * _position_bytes(shape), "rotations": rotation, "indexes": tokens * 2 * _INDEX_SIZE}
+    if frequencies := place.hosted[0].matrices.get("rope_freqs", 0):
+        inputs["frequencies"] = frequencies
     mask_size = _F16 if gates.mask_f16 else _F16 + _F32
     for kind in kinds:
         if kind.heads:
@@ -134,6 +136,11 @@ def _hosted_bytes(shape: ModelShape, choice: Choice, gates: BuildGates, place: P
         inputs=inputs,
     )
     return height(shape, program, run)
+
+
+def _position_bytes(shape: ModelShape) -> int:
+    """Of one token: four positions if its rotation has sections."""
+    return 4 * _POSITION_BYTES if shape.architecture in _SECTIONED else _POSITION_BYTES
 
 
 def _cache_copies(layer: Layer, choice: Choice) -> tuple[int, int]:

@@ -87,7 +87,9 @@ class Site:
     def small(self, tape: Tape, role: str) -> None:
         """Combine with a vector, in place."""
         if self.host and role in self.host.matrices:
+            copy = tape.take_bytes(self.host.matrices[role])
             self.host.split(tape, role)
+            tape.drop(copy)
 
     @property
     def hosted(self) -> bool:
@@ -104,6 +106,13 @@ class Site:
         assert self.host
         self.host.read(key)
         return self.host.placed.pop(key, NOTHING)
+
+    def turn(self, tape: Tape) -> None:
+        """Rotate by position: if its frequencies are a tensor, that starts a split too, although it is copied once."""
+        if self.host and "rope_freqs" in self.host.matrices:
+            self.host.split(tape, "rope_freqs")
+        self.read("positions")
+        self.read("frequencies")
 
     def read(self, key: str) -> None:
         """Read an input of the graph."""
@@ -214,8 +223,7 @@ def jointly_projected(tape: Tape, site: Site, norm: Block) -> Block:
     joint = site.product(tape, "attn_qkv", layer.query_width + layer.k_width + layer.v_width)
     tape.drop(norm)
     site.small(tape, "attn_qkv.bias")
-    site.small(tape, "rope_freqs")
-    site.read("positions")
+    site.turn(tape)
     queries = _rotated(tape, site, tape.take(layer.query_width), layer.query_width)
     values = tape.take(layer.v_width) if site.rotated else NOTHING
     keys = tape.take(layer.k_width)
@@ -237,9 +245,8 @@ def _queries(tape: Tape, site: Site, *, copied: bool, gated: bool) -> tuple[Bloc
     full = site.product(tape, "attn_q", 2 * width if gated else width)
     site.small(tape, "attn_q.bias")
     site.small(tape, "attn_q_norm")
-    site.small(tape, "rope_freqs")
     if copied:
-        site.read("positions")
+        site.turn(tape)
     if gated:
         copied = False
     queries = tape.take(width) if gated else full

@@ -29,6 +29,8 @@ class Host:
     caches: tuple[int, int] = (0, 0)
     """Copies of keys and values."""
     experts_only: bool = False
+    turned: bool = False
+    """Something was rotated by position already."""
     pending: dict[str, int] = field(default_factory=dict)
     """Inputs that nothing has read yet, and their bytes."""
     placed: dict[str, Block] = field(default_factory=dict)
@@ -78,7 +80,8 @@ class Site:
         size = self.host.matrices.get(role, 0) if self.host else 0
         if not size or not self.host:
             return tape.take(width)
-        copy = tape.take_bytes(size)
+        early = self.host.placed.pop(role, None)
+        copy = early or tape.take_bytes(size)
         self.host.split(tape, role)
         block = tape.take(width)
         tape.drop(copy)
@@ -107,10 +110,17 @@ class Site:
         self.host.read(key)
         return self.host.placed.pop(key, NOTHING)
 
-    def turn(self, tape: Tape) -> None:
-        """Rotate by position: if its frequencies are a tensor, that starts a split too, although it is copied once."""
+    def turn(self, tape: Tape, following: str = "") -> None:
+        """Rotate by position: if its frequencies are a tensor, that starts a split too, although it is copied once.
+
+        Such a split takes the next matrix, `following`, in as well.
+        """
         if self.host and "rope_freqs" in self.host.matrices:
-            self.host.split(tape, "rope_freqs")
+            come = self.host.turned or "frequencies" not in self.host.pending
+            self.host.turned = True
+            self.host.split(tape, "rope_freqs" if not come else following)
+            if come and following in self.host.matrices:
+                self.host.placed[following] = tape.take_bytes(self.host.matrices[following])
         self.read("positions")
         self.read("frequencies")
 
@@ -189,7 +199,8 @@ def projected(
     `norm` is dropped at its last use.
     """
     layer = site.layer
-    queries, full = _queries(tape, site, copied=copied, gated=gated)
+    following = "attn_v" if keys_last else "attn_k"
+    queries, full = _queries(tape, site, following, copied=copied, gated=gated)
     if keys_last:
         values = _rotated(tape, site, site.product(tape, "attn_v", layer.v_width), layer.v_width)
         keys = site.product(tape, "attn_k", layer.k_width)
@@ -199,6 +210,8 @@ def projected(
         tape.drop(keys, values)
     else:
         keys = site.product(tape, "attn_k", layer.k_width)
+        if copied:
+            site.turn(tape, "attn_v")
         keys = _moved(tape, keys, layer.k_width) if copied else keys
         keys = _rotated(tape, site, keys, layer.k_width)
         values = site.product(tape, "attn_v", layer.v_width)
@@ -240,13 +253,13 @@ def unrotated(tape: Tape, site: Site, out: Block) -> Block:
     return _rotated(tape, site, out, site.layer.heads * site.layer.head_v)
 
 
-def _queries(tape: Tape, site: Site, *, copied: bool, gated: bool) -> tuple[Block, Block | None]:
+def _queries(tape: Tape, site: Site, following: str, *, copied: bool, gated: bool) -> tuple[Block, Block | None]:
     width = site.layer.query_width
     full = site.product(tape, "attn_q", 2 * width if gated else width)
     site.small(tape, "attn_q.bias")
     site.small(tape, "attn_q_norm")
     if copied:
-        site.turn(tape)
+        site.turn(tape, following)
     if gated:
         copied = False
     queries = tape.take(width) if gated else full

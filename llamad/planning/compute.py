@@ -31,6 +31,7 @@ _INDEX_SIZE = 8
 # Token ids, positions, cell indexes and output ids of one token: 26 to 40 bytes were seen.
 _INDEX_BYTES = 48
 _POSITION_BYTES = 4
+_VALUES_ROTATION = _F32 * 64 * 64
 _SECTIONED = frozenset({"qwen35", "qwen35moe"})
 _PIPELINE_COPIES = 4  # GGML_SCHED_MAX_COPIES
 # Copies of activations that cross into a device, in micro-batches of E: measured on build 11669, see tests/data.
@@ -114,7 +115,7 @@ def _hosted_bytes(shape: ModelShape, choice: Choice, gates: BuildGates, place: P
     layers = [kept.layer for kept in place.hosted] + list(place.own)
     kinds = dict.fromkeys(layers)
     rotation = 0 if "attention.key_length_mla" in shape.numbers else _rotation_bytes(shape, choice)
-    inputs = {"positions": tokens * _position_bytes(shape), "rotations": rotation, "indexes": tokens * 2 * _INDEX_SIZE}
+    inputs = {"positions": tokens * _position_bytes(shape), "rotation of keys": max(0, rotation - _VALUES_ROTATION), "rotation of values": min(rotation, _VALUES_ROTATION), "indexes": tokens * 2 * _INDEX_SIZE}
     if frequencies := place.hosted[0].matrices.get("rope_freqs", 0):
         inputs["frequencies"] = frequencies
     mask_size = _F16 if gates.mask_f16 else _F16 + _F32

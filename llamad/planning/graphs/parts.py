@@ -14,6 +14,8 @@ from llamad.planning.layers import Layer, ModelShape
 
 
 NOTHING: Block = (0, 0)
+NORMED_WHOLE = frozenset({"olmo2"})
+"""Architectures that norm all heads of queries and keys at once."""
 
 
 @dataclass(slots=True)
@@ -74,6 +76,10 @@ class Site:
     def number(self, key: str, otherwise: int = 0) -> int:
         """A scalar of the header."""
         return self.shape.numbers.get(key, otherwise)
+
+    def has(self, role: str) -> bool:
+        """Whether the host keeps such a tensor of this layer."""
+        return self.host is not None and role in self.host.matrices
 
     def product(self, tape: Tape, role: str, width: int) -> Block:
         """Multiply with a matrix, which is copied here first if it is on the host."""
@@ -202,21 +208,17 @@ def projected(
     following = "attn_v" if keys_last else "attn_k"
     queries, full = _queries(tape, site, following, copied=copied, gated=gated)
     if keys_last:
-        values = _rotated(tape, site, site.product(tape, "attn_v", layer.v_width), layer.v_width)
+        values = _rotated(tape, site, site.product(tape, "attn_v", layer.v_width), layer.v_width, "values")
         keys = site.product(tape, "attn_k", layer.k_width)
         tape.drop(norm)
-        keys = _moved(tape, keys, layer.k_width) if copied else keys
-        keys = _rotated(tape, site, keys, layer.k_width)
+        keys = _turned(tape, site, keys, "attn_k", "", copied=copied)
         tape.drop(keys, values)
     else:
         keys = site.product(tape, "attn_k", layer.k_width)
-        if copied:
-            site.turn(tape, "attn_v")
-        keys = _moved(tape, keys, layer.k_width) if copied else keys
-        keys = _rotated(tape, site, keys, layer.k_width)
+        keys = _turned(tape, site, keys, "attn_k", "attn_v", copied=copied)
         values = site.product(tape, "attn_v", layer.v_width)
         tape.drop(norm)
-        tape.drop(keys, _rotated(tape, site, values, layer.v_width))
+        tape.drop(keys, _rotated(tape, site, values, layer.v_width, "values"))
     return queries, full
 
 
@@ -237,12 +239,13 @@ def jointly_projected(tape: Tape, site: Site, norm: Block) -> Block:
     tape.drop(norm)
     site.small(tape, "attn_qkv.bias")
     site.turn(tape)
-    queries = _rotated(tape, site, tape.take(layer.query_width), layer.query_width)
+    queries = _rotated(tape, site, tape.take(layer.query_width), layer.query_width, "keys")
+    site.read("rotation of values")
     values = tape.take(layer.v_width) if site.rotated else NOTHING
     keys = tape.take(layer.k_width)
     if site.rotated:
         tape.drop(joint)
-        tape.drop(_rotated(tape, site, keys, layer.k_width), values)
+        tape.drop(_rotated(tape, site, keys, layer.k_width, "keys"), values)
     else:
         tape.drop(keys, joint)
     return queries
@@ -250,21 +253,39 @@ def jointly_projected(tape: Tape, site: Site, norm: Block) -> Block:
 
 def unrotated(tape: Tape, site: Site, out: Block) -> Block:
     """The result of an attention over rotated values, turned back."""
-    return _rotated(tape, site, out, site.layer.heads * site.layer.head_v)
+    return _rotated(tape, site, out, site.layer.heads * site.layer.head_v, "values")
 
 
-def _queries(tape: Tape, site: Site, following: str, *, copied: bool, gated: bool) -> tuple[Block, Block | None]:
+def _queries(
+    tape: Tape, site: Site, following: str, *, copied: bool, gated: bool
+) -> tuple[Block, Block | None]:
     width = site.layer.query_width
     full = site.product(tape, "attn_q", 2 * width if gated else width)
-    site.small(tape, "attn_q.bias")
+    if not gated:
+        return _turned(tape, site, full, "attn_q", following, copied=copied), None
+    queries = tape.take(width)
     site.small(tape, "attn_q_norm")
+    site.turn(tape, following)
+    return _rotated(tape, site, queries, width, "keys"), full
+
+
+def _turned(
+    tape: Tape, site: Site, block: Block, name: str, following: str, *, copied: bool
+) -> Block:
+    """Queries or keys, normed and rotated by position: that is in a new place if it is done a head at a time.
+
+    `following`: the matrix whose product comes next.
+    """
+    width = site.layer.query_width if name == "attn_q" else site.layer.k_width
+    site.small(tape, name + ".bias")
+    a_head = site.has(name + "_norm") and site.shape.architecture not in NORMED_WHOLE
+    if a_head and copied:
+        block = _moved(tape, block, width)
+    site.small(tape, name + "_norm")
     if copied:
         site.turn(tape, following)
-    if gated:
-        copied = False
-    queries = tape.take(width) if gated else full
-    queries = _moved(tape, queries, width) if copied else queries
-    return _rotated(tape, site, queries, width), full if gated else None
+        block = block if a_head else _moved(tape, block, width)
+    return _rotated(tape, site, block, width, "keys")
 
 
 def _moved(tape: Tape, block: Block, width: int) -> Block:
@@ -273,8 +294,8 @@ def _moved(tape: Tape, block: Block, width: int) -> Block:
     return moved
 
 
-def _rotated(tape: Tape, site: Site, block: Block, width: int) -> Block:
-    site.read("rotations")
+def _rotated(tape: Tape, site: Site, block: Block, width: int, kind: str) -> Block:
+    site.read(f"rotation of {kind}")
     return _moved(tape, block, width) if site.rotated else block
 
 

@@ -102,18 +102,19 @@ class _Replay:
         run, tape = self._run, self._tape
         residual = self._inputs()
         pending = dict(run.inputs)
-        steps: dict[tuple[int, bool, _State], _State] = {}
+        steps: dict[tuple[int, bool, bool, _State], _State] = {}
         state: _State = (tape.holes, residual, tuple(pending))
         numbers = {layer: -1 - index for index, layer in enumerate(dict.fromkeys(run.own))}
         plan = [(kept.number, kept.layer, kept.matrices) for kept in run.kept]
         plan += [(numbers[layer], layer, {}) for layer in run.own]
         for index, (number, layer, matrices) in enumerate(plan):
             closing = index == len(run.kept) - 1
+            attends = self._host_attends(index)
             if index == len(plan) - 1 and run.outputs:
                 return self._finish(self._site(state, layer, matrices))
-            key = (number, closing, state)
+            key = (number, closing, attends, state)
             if key not in steps:
-                steps[key] = self._step(state, layer, matrices, closing=closing)
+                steps[key] = self._step(state, layer, matrices, closing=closing, attends=attends)
             state = steps[key]
         return tape.height
 
@@ -127,26 +128,40 @@ class _Replay:
         tape.drop(*first)
         return residual
 
-    def _site(self, state: _State, layer: Layer, matrices: Mapping[str, int]) -> Site:
+    def _site(
+        self, state: _State, layer: Layer, matrices: Mapping[str, int], *, attends: bool = False
+    ) -> Site:
         run = self._run
         holes, residual, pending = state
         self._tape.restore(holes)
         host = Host(
             matrices,
             run.caches.get(layer, (0, 0)) if matrices else (0, 0),
+            attends=attends,
             pending={key: run.inputs[key] for key in pending if key in run.inputs},
         )
         return Site(
             self._shape, layer, residual, run.sequences, run.scratches.get(layer, 0), run.rotated, host
         )
 
-    def _step(self, state: _State, layer: Layer, matrices: Mapping[str, int], *, closing: bool) -> _State:
+    def _host_attends(self, index: int) -> bool:
+        """Whether the host does this attention: where it fetches the next recurrent layer's state right behind it."""
+        kept = self._run.kept
+        if not self._program.fetches_early or index >= len(kept) or kept[index].layer.experts_used:
+            return False
+        mixing = (other.layer for other in kept[index + 1 :] if other.layer.recurrent or other.layer.k_width)
+        following = next(mixing, None)
+        return following is not None and following.recurrent
+
+    def _step(
+        self, state: _State, layer: Layer, matrices: Mapping[str, int], *, closing: bool, attends: bool
+    ) -> _State:
         """A layer, run twice: to see what starts splits, and with what else these read."""
         tape = self._tape
         before = tape.height
-        trial = self._run_layer(self._site(state, layer, matrices))
+        trial = self._run_layer(self._site(state, layer, matrices, attends=attends))
         tape.height = before
-        site = self._site(state, layer, matrices)
+        site = self._site(state, layer, matrices, attends=attends)
         assert site.host
         site.host.attached = _attached(trial.events, site.host.pending, closing=closing)
         site.host.split(tape, "")

@@ -30,6 +30,8 @@ class Host:
     """Bytes by the tensor's name in its block."""
     caches: tuple[int, int] = (0, 0)
     """Copies of keys and values."""
+    attends: bool = False
+    """The host does the attention itself: its result comes with the matrix that projects it."""
     experts_only: bool = False
     turned: bool = False
     """Something was rotated by position already."""
@@ -171,11 +173,15 @@ def attention(
     out, full = attended(tape, site, copied=copied, keys_last=keys_last, gated=gated, normed=normed)
     out_width = site.layer.heads * site.layer.head_v
     out = unrotated(tape, site, out)
+    if site.host and site.host.attends:
+        site.expect("attended", 4 * tape.rows * out_width)
     if full:
         gate = tape.take(out_width)
         tape.drop(full, out)
         out = gate
     result = site.product(tape, "attn_output", site.shape.embd)
+    if site.host and site.host.attends:
+        out = site.received("attended")
     tape.drop(out)
     site.small(tape, "attn_output_norm")
     site.small(tape, "post_attention_norm")
@@ -241,7 +247,7 @@ def jointly_projected(tape: Tape, site: Site, norm: Block) -> Block:
     site.turn(tape)
     queries = _rotated(tape, site, tape.take(layer.query_width), layer.query_width, "keys")
     site.read("rotation of values")
-    values = tape.take(layer.v_width) if site.rotated else NOTHING
+    values = _moved(tape, tape.take(layer.v_width), layer.v_width) if site.rotated else NOTHING
     keys = tape.take(layer.k_width)
     if site.rotated:
         tape.drop(joint)
@@ -296,10 +302,13 @@ def _moved(tape: Tape, block: Block, width: int) -> Block:
 
 def _rotated(tape: Tape, site: Site, block: Block, width: int, kind: str) -> Block:
     site.read(f"rotation of {kind}")
-    return _moved(tape, block, width) if site.rotated else block
+    return _moved(tape, block, width) if site.rotated and block[1] else block
 
 
 def _attended(tape: Tape, site: Site, queries: Block, width: int) -> Block:
+    if site.host and site.host.attends:
+        tape.drop(queries)
+        return NOTHING
     copies = _copied_caches(tape, site)
     out = tape.take_scratched(width, site.scratch_bytes)
     tape.drop(queries, *copies)
@@ -423,12 +432,13 @@ def parallel(
     else:
         copied = layer.window > 0 or not windows_turn
         queries, _ = projected(tape, site, norm if apart else NOTHING, copied=copied, keys_last=keys_last)
-    out = unrotated(tape, site, _attended(tape, site, queries, layer.heads * layer.head_v))
+    out = _attended(tape, site, queries, layer.heads * layer.head_v)
     if apart:
         kept = tape.take(embd)
     result = _network(tape, site, layer.ff, kept, gated=gated)
     if not residual_last:
         tape.drop(site.residual)
+    out = unrotated(tape, site, out)
     projection = site.product(tape, "attn_output", embd)
     tape.drop(out, projection)
     if residual_last:

@@ -15,7 +15,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from llamad.planning.cache import row_bytes
+from llamad.planning.cache import is_quantised, row_bytes
 from llamad.planning.choice import Choice
 from llamad.planning.layers import Layer, ModelShape
 from llamad.planning.plan import BuildGates
@@ -133,7 +133,7 @@ def _hosted_bytes(shape: ModelShape, choice: Choice, gates: BuildGates, place: P
         scratches={
             kind: scratch_bytes(kind, choice) if place.scratch and gates.scratch_in_graph else 0 for kind in kinds
         },
-        caches={kind: _cache_copies(kind, choice) for kind in kinds},
+        caches={kind: _cache_copies(kind, choice, padded=place.scratch) for kind in kinds},
         inputs=inputs,
     )
     return height(shape, program, run)
@@ -144,12 +144,19 @@ def _position_bytes(shape: ModelShape) -> int:
     return 4 * _POSITION_BYTES if shape.architecture in _SECTIONED else _POSITION_BYTES
 
 
-def _cache_copies(layer: Layer, choice: Choice) -> tuple[int, int]:
+def _cache_copies(layer: Layer, choice: Choice, *, padded: bool) -> tuple[int, int]:
+    """`padded`: as CUDA does, which fills up the last row of a head to 512 elements where they are quantised."""
     cells = choice.window_cells(layer.window) * choice.streams
-    keys, values = row_bytes(choice.type_k, layer.k_width), row_bytes(choice.type_v, layer.v_width)
+    sizes = []
+    for kind, width, head in (
+        (choice.type_k, layer.k_width, layer.head_k),
+        (choice.type_v, layer.v_width, layer.head_v),
+    ):
+        extra = row_bytes(kind, -head % 512) if padded and is_quantised(kind) else 0
+        sizes.append(row_bytes(kind, width) * cells + extra if width else 0)
     if layer.k_width and not layer.v_width:
-        values = keys  # read from the keys' rows, which are copied whole once more
-    return keys * cells, values * cells
+        sizes[1] = sizes[0]  # read from the keys' rows, which are copied whole once more
+    return sizes[0], sizes[1]
 
 
 def _split_hole_bytes(shape: ModelShape, tokens: int, choice: Choice, place: Place) -> int:

@@ -17,12 +17,14 @@ from llamad.planning.graphs.tape import Block, Holes, Tape
 from llamad.planning.layers import Layer, ModelShape
 
 _JOINT = Program(attention=jointly_attended, dense=partial(dense, joint=True))
+_UNTURNED = {"smollm3": 4}
+"""Of so many layers the last does not rotate by position."""
 _POST_NORMED = Program(attention=partial(attention, normed=False), dense=partial(dense, normed=False))
 _DENSE: Mapping[str, Program] = {
     **dict.fromkeys(("llama", "mistral3", "qwen2", "qwen3", "gemma2", "gemma3", "granite", "smollm3"), Program()),
     "gpt-oss": Program(experts=partial(experts, routing=Routing(normed=False))),
     "glm4": Program(dense=partial(dense, joint=True)),
-    "phi3": _JOINT,
+    "phi3": Program(attention=jointly_attended, dense=partial(dense, joint=True, in_result=False)),
     "chatglm": _JOINT,
     "olmo2": _POST_NORMED,
     "exaone4": _POST_NORMED,
@@ -102,19 +104,23 @@ class _Replay:
         run, tape = self._run, self._tape
         residual = self._inputs()
         pending = dict(run.inputs)
-        steps: dict[tuple[int, bool, bool, _State], _State] = {}
+        steps: dict[tuple[int, tuple[bool, ...], _State], _State] = {}
         state: _State = (tape.holes, residual, tuple(pending))
         numbers = {layer: -1 - index for index, layer in enumerate(dict.fromkeys(run.own))}
         plan = [(kept.number, kept.layer, kept.matrices) for kept in run.kept]
         plan += [(numbers[layer], layer, {}) for layer in run.own]
         for index, (number, layer, matrices) in enumerate(plan):
             closing = index == len(run.kept) - 1
+            group = _UNTURNED.get(self._shape.architecture, 0)
+            turned = not group or (index + 1) % group > 0
             attends = self._host_attends(index)
             if index == len(plan) - 1 and run.outputs:
                 return self._finish(self._site(state, layer, matrices))
-            key = (number, closing, attends, state)
+            key = (number, (closing, attends, turned), state)
             if key not in steps:
-                steps[key] = self._step(state, layer, matrices, closing=closing, attends=attends)
+                steps[key] = self._step(
+                    state, layer, matrices, closing=closing, attends=attends, turned=turned
+                )
             state = steps[key]
         return tape.height
 
@@ -129,7 +135,13 @@ class _Replay:
         return residual
 
     def _site(
-        self, state: _State, layer: Layer, matrices: Mapping[str, int], *, attends: bool = False
+        self,
+        state: _State,
+        layer: Layer,
+        matrices: Mapping[str, int],
+        *,
+        attends: bool = False,
+        turned: bool = True,
     ) -> Site:
         run = self._run
         holes, residual, pending = state
@@ -138,6 +150,7 @@ class _Replay:
             matrices,
             run.caches.get(layer, (0, 0)) if matrices else (0, 0),
             attends=attends,
+            turns=turned,
             pending={key: run.inputs[key] for key in pending if key in run.inputs},
         )
         return Site(
@@ -154,14 +167,21 @@ class _Replay:
         return following is not None and following.recurrent
 
     def _step(
-        self, state: _State, layer: Layer, matrices: Mapping[str, int], *, closing: bool, attends: bool
+        self,
+        state: _State,
+        layer: Layer,
+        matrices: Mapping[str, int],
+        *,
+        closing: bool,
+        attends: bool,
+        turned: bool,
     ) -> _State:
         """A layer, run twice: to see what starts splits, and with what else these read."""
         tape = self._tape
         before = tape.height
-        trial = self._run_layer(self._site(state, layer, matrices, attends=attends))
+        trial = self._run_layer(self._site(state, layer, matrices, attends=attends, turned=turned))
         tape.height = before
-        site = self._site(state, layer, matrices, attends=attends)
+        site = self._site(state, layer, matrices, attends=attends, turned=turned)
         assert site.host
         site.host.attached = _attached(trial.events, site.host.pending, closing=closing)
         site.host.split(tape, "")

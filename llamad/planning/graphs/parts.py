@@ -33,6 +33,8 @@ class Host:
     attends: bool = False
     """The host does the attention itself: its result comes with the matrix that projects it."""
     experts_only: bool = False
+    turns: bool = True
+    """The layer rotates queries and keys by position, as others of its kind."""
     turned: bool = False
     """Something was rotated by position already."""
     pending: dict[str, int] = field(default_factory=dict)
@@ -211,6 +213,7 @@ def projected(
     `norm` is dropped at its last use.
     """
     layer = site.layer
+    copied = copied and (site.host is None or site.host.turns)
     following = "attn_v" if keys_last else "attn_k"
     queries, full = _queries(tape, site, following, copied=copied, gated=gated)
     if keys_last:

@@ -34,7 +34,7 @@ _PARALLEL: Mapping[str, Program] = {
     "command-r": Program(attention=parallel),
     "cohere2": Program(attention=parallel),
     "gptneox": Program(attention=partial(parallel, gated=False, joint=True, normed_apart=True)),
-    "falcon": Program(attention=partial(parallel, gated=False, joint=True, residual_last=True)),
+    "falcon": Program(attention=partial(parallel, gated=False, joint=True, normed_apart=None, residual_last=True)),
 }
 _WINDOWED = Program(attention=partial(attention, keys_last=False))
 _KEYS_FIRST: Mapping[str, Program] = {
@@ -103,7 +103,7 @@ class _Replay:
     def height(self) -> int:
         run, tape = self._run, self._tape
         residual = self._inputs()
-        pending = dict(run.inputs)
+        pending = [key for key, size in run.inputs.items() if size]
         steps: dict[tuple[int, tuple[bool, ...], _State], _State] = {}
         state: _State = (tape.holes, residual, tuple(pending))
         numbers = {layer: -1 - index for index, layer in enumerate(dict.fromkeys(run.own))}

@@ -417,7 +417,7 @@ def parallel(
     joint: bool = False,
     keys_last: bool = True,
     windows_turn: bool = False,
-    normed_apart: bool | None = None,
+    normed_apart: bool | None = False,
     residual_last: bool = False,
 ) -> None:
     """Attention and feed-forward read the same stream; the attention's result is projected behind both.

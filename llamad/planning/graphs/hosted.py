@@ -126,7 +126,7 @@ class _Replay:
 
     def _inputs(self) -> Block:
         tape, embd = self._tape, self._shape.embd
-        mixed = self._run.mixed and not self._program.states_first  # else the host mixes them itself
+        mixed = self._run.mixed and not self._program.fetches_early  # else the host mixes them itself
         first = [tape.take(embd), tape.take(embd), tape.take(2)] if mixed else []
         residual = tape.take(embd)
         if mixed:

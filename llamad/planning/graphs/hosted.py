@@ -160,6 +160,8 @@ class _Replay:
     def _host_attends(self, index: int) -> bool:
         """Whether the host does this attention: where it fetches the next recurrent layer's state right behind it."""
         kept = self._run.kept
+        if index < len(kept) and kept[index].layer.recurrent:
+            return True  # its own, in the same layer
         if not self._program.fetches_early or index >= len(kept) or kept[index].layer.experts_used:
             return False
         mixing = (other.layer for other in kept[index + 1 :] if other.layer.recurrent or other.layer.k_width)

@@ -174,20 +174,28 @@ def attention(
     """
     out, full = attended(tape, site, copied=copied, keys_last=keys_last, gated=gated, normed=normed)
     out_width = site.layer.heads * site.layer.head_v
-    out = unrotated(tape, site, out)
-    if site.host and site.host.attends:
-        site.expect("attended", 4 * tape.rows * out_width)
     if full:
+        out = unrotated(tape, site, out)
         gate = tape.take(out_width)
         tape.drop(full, out)
-        out = gate
-    result = site.product(tape, "attn_output", site.shape.embd)
-    if site.host and site.host.attends:
-        out = site.received("attended")
-    tape.drop(out)
+        result = site.product(tape, "attn_output", site.shape.embd)
+        tape.drop(gate)
+    else:
+        result = projected_attention(tape, site, out)
     site.small(tape, "attn_output_norm")
     site.small(tape, "post_attention_norm")
     site.add(tape, result, in_result=in_result)
+
+
+def projected_attention(tape: Tape, site: Site, out: Block) -> Block:
+    """The result of an attention, projected. The host's own comes with the matrix."""
+    out = unrotated(tape, site, out)
+    attends = site.host is not None and site.host.attends
+    if attends:
+        site.expect("attended", 4 * tape.rows * site.layer.heads * site.layer.head_v)
+    result = site.product(tape, "attn_output", site.shape.embd)
+    tape.drop(site.received("attended") if attends else out)
+    return result
 
 
 def attended(

@@ -6,7 +6,7 @@ state is kept a sequence: `sequences` of them are fetched, and tokens are split 
 
 from __future__ import annotations
 
-from llamad.planning.graphs.parts import NOTHING, Site, attended, unrotated
+from llamad.planning.graphs.parts import NOTHING, Site, attended, projected_attention
 from llamad.planning.graphs.tape import Block, Tape
 
 F32 = 4
@@ -117,6 +117,8 @@ def _scanned(
     heads, groups = site.number("ssm.time_step_rank"), site.number("ssm.group_count", 1)
     wide = inner + 2 * groups * state
     _expect_states(site)
+    if not normed and site.host and site.hosted:  # behind the host's attention: the split starts at the norm
+        site.host.placed["ssm_in"] = tape.take_bytes(site.host.matrices["ssm_in"])
     norm = tape.take(site.shape.embd)
     projected = site.product(tape, "ssm_in", inner + wide + heads)
     tape.drop(norm)
@@ -132,16 +134,19 @@ def _scanned(
         scanned = tape.take_bytes(F32 * inner * (tape.rows + state * site.sequences))
         tape.drop(steps)
         _spare_states(tape, site)
-    if beside[1]:
-        out = unrotated(tape, site, beside)
-        beside = site.product(tape, "attn_output", site.shape.embd)
-        tape.drop(out)
+    if not normed:
+        beside = projected_attention(tape, site, beside)
     else:
         site.fetch(tape)
+    gate = NOTHING
+    if site.hosted and not normed:
+        gate = tape.take(inner)
+        tape.drop(projected)
     if site.hosted:
         scanned = _scanned_by_host(tape, site, inner)
-    gate = tape.take(inner)
-    tape.drop(projected)
+    if not gate[1]:
+        gate = tape.take(inner)
+        tape.drop(projected)
     skipped = tape.take(inner)
     tape.drop(mixed)
     if site.hosted:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 KIB = 1 << 10
 MIB = 1 << 20
@@ -46,6 +47,12 @@ def format_bytes(size_bytes: float) -> str:
             value = size_bytes / factor
             return f"{value:.1f} {unit}" if value < 100 and unit != "KiB" else f"{value:.0f} {unit}"
     return f"{size_bytes:.0f} B"
+
+
+def listed(words: Iterable[str]) -> str:
+    """`a`, `a and b`, `a, b and c`; empty for none."""
+    *others, last = list(words) or [""]
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def pad(value: int, multiple: int) -> int:

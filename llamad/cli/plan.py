@@ -16,7 +16,9 @@ from llamad.config.load import Loaded, load_definition, load_host, load_path
 from llamad.errors import UsageError
 from llamad.hardware.device import Device
 from llamad.planning.explain import explain
+from llamad.service.overview import leases
 from llamad.service.planner import Made, PlanMaker
+from llamad.service.sharing import Sharing
 from llamad.service.status import RUNTIME_ROOT
 from llamad.units import parse_size
 
@@ -61,9 +63,17 @@ def make(loaded: Loaded, what_if: list[Device], *, computed: bool) -> Made:
                 with contextlib.suppress(OSError):
                     shutil.copyfile(cache / kept, Path(scratch) / kept)
             cache = Path(scratch)
-        return PlanMaker(loaded, engine=engine, cache=cache, scratch=Path(scratch)).make(
-            what_if, computed=computed
+        maker = PlanMaker(
+            loaded, engine=engine, cache=cache, scratch=Path(scratch), sharing=_sharing(loaded, cache)
         )
+        return maker.make(what_if, computed=computed)
+
+
+def _sharing(loaded: Loaded, cache: Path) -> Sharing | None:
+    """With whom the devices are shared, as far as everybody may see; None for a file that is no definition."""
+    if not loaded.digest:
+        return None
+    return Sharing(loaded.file.parent, cache, lambda: [one for one in leases() if one.name != loaded.name])
 
 
 def print_plan(made: Made, *, as_json: bool) -> None:

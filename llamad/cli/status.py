@@ -8,7 +8,9 @@ import time
 
 from llamad.config.names import definition_names
 from llamad.errors import UsageError
-from llamad.service.overview import Overview, overview
+from llamad.ledger.lease import Lease
+from llamad.service.overview import Overview, leases, memory_table, overview
+from llamad.units import mib
 
 
 def run(args: argparse.Namespace) -> int:
@@ -18,12 +20,15 @@ def run(args: argparse.Namespace) -> int:
     if unknown:
         raise UsageError(f"no definition named {', '.join(unknown)}", fix="`llamad list` shows all")
     models = overview(args.names or known)
+    held = leases()
     if args.json:
-        print(json.dumps({"models": [model.content for model in models]}, indent=2))
+        rows = [lease_json(lease) for lease in held]
+        print(json.dumps({"models": [model.content for model in models], "leases": rows}, indent=2))
     elif not models:
         print(f"no definitions in {args.config}; `llamad add NAME FILE.gguf` writes one")
     else:
         print_table(models)
+        print_memory(held)
     return 3 if args.names and any(model.state != "ready" for model in models) else 0
 
 
@@ -33,6 +38,28 @@ def print_table(models: list[Overview]) -> None:
     for model in models:
         since = age(time.time() - model.since) if model.since else ""
         print(f"{model.name:<{width}}  {model.state:<9}  {since:>7}  {model.text}")
+
+
+def print_memory(held: list[Lease]) -> None:
+    """Who was promised what, a line a device; nothing where nothing is."""
+    rows = memory_table(held)
+    if rows:
+        width = max(len(place) for place, _ in rows)
+        print("\nMemory promised")
+        for place, text in rows:
+            print(f"  {place:<{width}}  {text}")
+
+
+def lease_json(lease: Lease) -> dict[str, object]:
+    """A lease for programs; sizes in MiB."""
+    return {
+        "name": lease.name,
+        "phase": str(lease.phase),
+        "promised_mib": {place: mib(size) for place, size in lease.promised.items()},
+        "names": dict(lease.names),
+        "waits_for": lease.why,
+        "ticket": lease.ticket,
+    }
 
 
 def age(seconds: float) -> str:

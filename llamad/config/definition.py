@@ -148,6 +148,7 @@ class Limits(Table):
     replay_bytes: SomeBytes = 64 << 20
     client_idle_s: SomeSeconds = 75.0
     start_stall_s: SomeSeconds = 180.0
+    start_wait_s: Seconds = 600.0
     warmup_s: SomeSeconds = 300.0
     stop_s: SomeSeconds = 5.0
     restarts: Count = 5

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,13 +37,15 @@ class AskError(ChildError):
 
 
 def ask_breakdown(
-    server: str, args: Sequence[str], env: Mapping[str, str], deadline_s: float = 5.0
+    server: str, args: Sequence[str], env: Mapping[str, str], deadline_s: float = 5.0, *, drafted: bool = False
 ) -> Breakdown:
     """The breakdown for `args`, as `flags.dry_run_args` makes them, with the child's names of the devices.
 
+    `drafted`: something guesses ahead, and has an account of its own after that of the model.
+
     Leaves no process and no socket. Raises AskError, and what `query.run_query` raises for a missing server.
     """
-    reader = BreakdownReader()
+    reader = BreakdownReader(drafted=drafted)
     socket_path = Path(args[args.index("--host") + 1])
     _remove(socket_path)
     try:
@@ -75,12 +78,20 @@ _ROW = re.compile(r"\w+breakdown_print: \|   - (?P<name>\S+)(?: \(.*\))? +\|(?P<
 _HEADING = "breakdown_print: | memory breakdown [MiB]"
 
 
-class BreakdownReader:
-    """Finds the first whole breakdown in the lines of a log, in either of its forms."""
+_VISION = re.compile(r"worst-case memory usage of mmproj is (?P<mib>\d+(?:\.\d+)?) MiB")
+# After the model's account: a draft's that could not be measured, or that this build does not give.
+_NO_DRAFT = ("failed to measure the memory of the extra model", "load_tensors: loading model tensors")
 
-    def __init__(self) -> None:
-        self._table = _Table()
+
+class BreakdownReader:
+    """Finds the first whole breakdown in the lines of a log, in either of its forms; the draft's is the second."""
+
+    def __init__(self, *, drafted: bool = False) -> None:
+        self._wanted = 2 if drafted else 1
+        self._tables: list[_Table] = []
+        self._recorded = False
         self._done = False
+        self._vision_bytes = 0
         self.first_error = ""
 
     def line(self, line: LogLine) -> bool:
@@ -90,19 +101,32 @@ class BreakdownReader:
         if line.data is not None and line.data.get("type") == "fit_memory_breakdown":
             self._record(line.data)
         elif _HEADING in line.text:
-            self._table = _Table()
-        elif (row := _ROW.match(line.text)) is not None:
-            self._table.text_row(
+            self._tables.append(_Table())
+            self._recorded = False
+        elif self._tables and (row := _ROW.match(line.text)) is not None:
+            self._tables[-1].text_row(
                 row["name"], [int(number) for number in re.findall(r"-?\d+", row["numbers"])]
             )
-        elif self._table.host_seen:  # no end mark: the host is the last row but for other host buffers
-            self._done = True
+        elif whole := self._whole():  # no end mark: the host is the last row but for other host buffers
+            self._done = whole >= self._wanted or any(words in line.text for words in _NO_DRAFT)
+        elif (vision := _VISION.search(line.text)) is not None:
+            self._vision_bytes = round(float(vision["mib"]) * MIB)
         return self._done
 
     def breakdown(self) -> Breakdown | None:
         """What was found; None if no table came, or none to its end."""
-        table = self._table
-        return Breakdown(table.devices, table.host, table.memory) if table.host_seen else None
+        if not self._whole():
+            return None
+        table = self._tables[0]
+        found = Breakdown(table.devices, table.host, table.memory, vision_bytes=self._vision_bytes)
+        if self._wanted > 1 and self._whole() > 1:
+            draft = self._tables[1]
+            return replace(found, draft=draft.devices, draft_host=draft.host)
+        return found
+
+    def _whole(self) -> int:
+        """How many tables have come to their end."""
+        return sum(table.host_seen for table in self._tables)
 
     def _record(self, record: Mapping[str, Any]) -> None:
         table = _Table()
@@ -113,9 +137,14 @@ class BreakdownReader:
                 table.json_row(row)
         except (LookupError, TypeError, ValueError):
             return  # another form than is known: the text table that comes before it still counts
-        if table.host_seen:
-            self._table = table
-            self._done = True
+        if not table.host_seen:
+            return
+        if self._tables and not self._recorded:  # the same as the text table before it
+            self._tables[-1] = table
+        else:
+            self._tables.append(table)
+        self._recorded = True
+        self._done = self._whole() >= self._wanted
 
 
 class _Table:

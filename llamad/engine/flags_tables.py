@@ -14,6 +14,8 @@ from llamad.engine.arguments import Args
 from llamad.engine.names import child_names
 from llamad.errors import ConfigError
 
+HOST = "host"  # as Plan.vision_place has it
+
 if TYPE_CHECKING:
     from llamad.config.definition import Definition, Draft, Lora, Server, Table, Vision
     from llamad.planning.plan import Plan
@@ -208,10 +210,12 @@ def _projector(args: Args, plan: Plan, vision: Vision, written: frozenset[str]) 
     if vision.mmproj is None:
         return
     args.need("vision.mmproj", vision.mmproj, "--mmproj")
-    if not vision.offload:
+    if not vision.offload or plan.vision_place == HOST:
         args.need("vision.offload", None, "--no-mmproj-offload")
-    if vision.gpu != "auto":
+    elif vision.gpu != "auto":
         args.need("vision.gpu", _devices(plan, "vision.gpu", vision.gpu), "--mmproj-device")
+    elif plan.vision_place:  # else some builds take the first device that they know, in the plan or not
+        args.offered(_devices(plan, "vision.gpu", plan.vision_place), "--mmproj-device")
     _add(args, "vision", vision, _VISION, written)
 
 

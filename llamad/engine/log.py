@@ -227,6 +227,9 @@ _BUFFER = re.compile(
     r"(?P<by>\w+): +(?P<name>[^\s\[]+)(?:\[[^\]]*\])? +(?P<kind>\w[\w ]*?) buffer size"
     r" += +(?P<mib>[\d.]+) MiB"
 )
+# Buffers that come after these are of what guesses ahead: a model of its own, or blocks of the model's.
+_DRAFT_BEGINS = ("loading draft model", "creating MTP draft context")
+_OF_A_CONTEXT = ("model", "kv", "rs", "output")
 _FIT_PASS = re.compile(r"fit(?:ting)? params")
 _CONTEXT = re.compile(r"llama_context: n_ctx +(?:=|:) +(\d+)")
 _SLOTS = re.compile(r"\bn_slots = (\d+)")
@@ -248,6 +251,7 @@ class LoadObserver:
         self._sizes: dict[BufferKey, int] = {}
         self._compute: dict[tuple[int, str, str], int] = {}
         self._contexts = 0
+        self._drafting = False
         self._context_tokens = 0
         self._slots = 0
         self._loaded = False
@@ -262,6 +266,8 @@ class LoadObserver:
             self._first_error = line.text
         if "buffer size" in line.text:
             self._buffer(line.text)
+        elif any(words in line.text for words in _DRAFT_BEGINS):
+            self._drafting = True
         elif "sched_reserve: reserving" in line.text:
             self._forget_compute()
         elif "constructing llama_context" in line.text:
@@ -298,6 +304,8 @@ class LoadObserver:
         name, kind, size_bytes = match["name"], match["kind"].lower(), round(float(match["mib"]) * MIB)
         if kind.endswith(" state"):  # DeepSeek-V4's own recurrent state
             kind = "rs"
+        if self._drafting and kind in _OF_A_CONTEXT:
+            kind = f"draft {kind}"
         if kind == "compute":
             self._compute[self._contexts, match["by"], name] = size_bytes
         else:

@@ -21,6 +21,7 @@ _HOST = "the CPU"
 
 Kind = Literal["weights", "context", "any"]
 _LOGGED: dict[str, tuple[str, ...]] = {"weights": ("model",), "context": ("kv", "rs")}
+_DRAFT = ("draft model", "draft kv", "draft rs")
 _WORDS = {"weights": "weights", "context": "context"}
 
 
@@ -54,7 +55,7 @@ def compare(plan: Plan, observed: Observed) -> list[Mismatch]:
     found += _parts(placed, _HOST, "context", plan.host.context_bytes)
     if not plan.devices:
         found += _host_weights(placed, plan)
-    return found + _strangers(placed, plan.devices)
+    return found + _drafts(placed, plan) + _strangers(placed, plan.devices)
 
 
 class _Placed:
@@ -89,6 +90,18 @@ def _parts(placed: _Placed, place: str, kind: Literal["weights", "context"], pla
     if there < planned:
         text += "".join(f" and {_mib(size)} on {other}" for other, size in placed.elsewhere(place, kind))
     return [Mismatch(_short(place), kind, planned, there, text)]
+
+
+def _drafts(placed: _Placed, plan: Plan) -> list[Mismatch]:
+    """What guesses ahead may take less than planned, which is a bound; not more, and not elsewhere."""
+    found = []
+    for device in plan.devices:
+        planned = device.parts.draft_bytes
+        there = sum(placed.sizes.get((device.name, kind), 0) for kind in _DRAFT)
+        if there > planned + TOLERANCE_BYTES:
+            text = f"planned at most {_mib(planned)} of a draft on {device.name}, llama-server put {_mib(there)} there"
+            found.append(Mismatch(device.name, "any", planned, there, text))
+    return found
 
 
 def _host_weights(placed: _Placed, plan: Plan) -> list[Mismatch]:

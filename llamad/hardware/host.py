@@ -27,6 +27,14 @@ def host_memory(proc: Path = _PROC, cgroups: Path = _CGROUPS) -> HostMemory:
     return HostMemory(total_bytes, available_bytes)
 
 
+def process_bytes(pid: int, proc: Path = _PROC) -> int:
+    """What a process has for itself alone: resident memory that is no page of a file. 0 where it cannot be told."""
+    lines = _text(proc / str(pid) / "status").splitlines()
+    fields = dict(line.split(":", 1) for line in lines if line.startswith(("RssAnon:", "RssShmem:")))
+    sizes = [text.split()[0] for text in fields.values() if text.split()]
+    return sum(int(size) for size in sizes if size.isdecimal()) * 1024
+
+
 _UNLIMITED = 1 << 62
 
 

@@ -79,6 +79,26 @@ class Nvml:
             return []
         return self._bounded.call(self._devices)
 
+    def held(self) -> dict[str, dict[int, int]]:
+        """Bytes that processes hold by the driver's own account: by UUID, by process id. {} where it does not tell."""
+        if self._nvml is None:
+            return {}
+        with suppress(DeviceError):
+            return self._bounded.call(self._held)
+        return {}
+
+    def _held(self) -> dict[str, dict[int, int]]:
+        nvml = self._nvml
+        found: dict[str, dict[int, int]] = {}
+        if nvml is None:
+            return found
+        reading = _Reading(nvml, (), self._host)
+        with suppress(nvml.NVMLError):
+            for index in range(nvml.nvmlDeviceGetCount()):
+                handle = nvml.nvmlDeviceGetHandleByIndex(index)
+                found[str(nvml.nvmlDeviceGetUUID(handle))] = reading.held(handle, 1 << 50)
+        return found
+
     def close(self) -> None:
         """Let go of the driver, so that it can be unloaded. The next read opens it again. Does not wait for one
         that hangs.
@@ -258,6 +278,11 @@ class _Reading:
 
     def _foreign(self, handle: Any, total_bytes: int) -> int:
         """Bytes of others' processes; 0 where the driver does not tell them (WSL, MIG, no permission)."""
+        held = self.held(handle, total_bytes)
+        return min(total_bytes, sum(size for pid, size in held.items() if pid not in self._own))
+
+    def held(self, handle: Any, total_bytes: int) -> dict[int, int]:
+        """Bytes by process id, as far as the driver tells them."""
         held: dict[int, int] = {}
         for listing in _PROCESS_LISTS:
             for process in self._processes(listing, handle):
@@ -265,7 +290,7 @@ class _Reading:
                 # Not told is None, or in old bindings the largest number there is.
                 known = used if isinstance(used, int) and 0 <= used <= total_bytes else 0
                 held[process.pid] = max(held.get(process.pid, 0), known)
-        return min(total_bytes, sum(size for pid, size in held.items() if pid not in self._own))
+        return held
 
     def _processes(self, listing: str, handle: Any) -> list[Any]:
         """A list of processes in the newest form that the driver knows; the figures only widen a margin.

@@ -19,11 +19,12 @@ from llamad.planning.mixers import expert_matrices, layered
 # and most fine-tunes.
 _GRAPHS: Mapping[str, tuple[str, str]] = {
     **dict.fromkeys(
-        ("llama", "mistral3", "qwen2", "qwen3", "phi3", "gemma2", "gemma3", "glm4", "chatglm", "olmo2", "granite",
+        ("llama", "mistral3", "qwen2", "qwen3", "phi3", "gemma2", "gemma3", "glm4", "chatglm", "granite",
          "nomic-bert"),
         ("dense", "gated_peaks"),
     ),
     "starcoder2": ("dense", "ungated_peaks"),
+    "olmo2": ("dense", "post_norm_peaks"),
     "exaone4": ("dense", "post_norm_peaks"),
     "smollm3": ("dense", "unrotated_peaks"),
     "command-r": ("dense", "parallel_peaks"),
@@ -40,8 +41,8 @@ _PROVED_EXPERTS = frozenset({"qwen3moe", "gpt-oss", "gemma4"})
 # Measured: see `ModelShape`.
 _PIPELINE_COPIES: Mapping[str, int] = {"gemma3n": 14, "gemma4": 4, "bert": 2}
 _KEPT_COPIES: Mapping[str, int] = {
-    **dict.fromkeys(("command-r", "cohere2", "falcon", "gptneox"), 2),
-    "gemma4": 1,
+    **dict.fromkeys(("falcon", "gptneox", "starcoder2"), 2),
+    **dict.fromkeys(("command-r", "cohere2", "gemma4"), 1),
 }
 _ENCODERS = frozenset({
     "bert", "jina-bert-v2", "jina-bert-v3", "nomic-bert", "nomic-bert-moe", "neo-bert", "eurobert", "wavtokenizer-dec",
@@ -93,7 +94,7 @@ def _numbers(facts: ModelFacts) -> dict[str, int]:
     found = {
         key.removeprefix(prefix): value
         for key, value in facts.hparams.items()
-        if isinstance(value, int) and key.startswith(prefix)
+        if isinstance(value, int) and value >= 0 and key.startswith(prefix)
     }
     return {"expert_count": facts.n_expert, **found} if facts.n_expert else found
 

@@ -49,7 +49,7 @@ class CacheMap:
 
     def bytes_between(self, choice: Choice, start: int, stop: int) -> int:
         """Caches and states of the layers from `start` up to but without `stop`."""
-        size = (self._states[stop] - self._states[start]) * choice.slots
+        size = (self._states[stop] - self._states[start]) * choice.slots * (1 + choice.rollback)
         for window, sums in self._row_sums(choice):
             size += (sums[stop] - sums[start]) * choice.window_cells(window) * choice.streams
         return size

@@ -31,6 +31,16 @@ class Choice:
     """The experts of the first n blocks stay on the host."""
     host_ffn: int = 0
     """The dense feed-forward part of the first n blocks stays on the host."""
+    guessed_tokens: int = 0
+    """Tokens that are guessed ahead and checked at once in each slot, beside the one that is certain."""
+    rollback: int = 0
+    """Recurrent states that each slot keeps beside its own, to go back to when a guess was wrong."""
+
+    @property
+    def output_rows(self) -> int:
+        """Rows of logits that one computation gives at most."""
+        rows = self.slots * (1 + self.guessed_tokens)
+        return min(rows, max(self.slots, self.batch_tokens, self.ubatch_tokens))
 
     full_windows: bool = False
     """Layers with a window keep the whole context all the same (`--swa-full`)."""

@@ -6,11 +6,11 @@ import textwrap
 from collections.abc import Iterator, Sequence
 
 from llamad.planning.explain import WIDTH, plain
-from llamad.planning.plan import Parts, Plan
+from llamad.planning.plan import BESIDE, Parts, Plan
 from llamad.units import MIB
 
 _LABEL = 26
-_PARTS = ("weights", "context", "compute", "overhead", "margin", "total")
+_PARTS = ("weights", "context", "compute", *BESIDE, "overhead", "margin", "total")
 
 
 def compare(

@@ -32,6 +32,7 @@ _INDEX_SIZE = 8
 _INDEX_BYTES = 48
 _POSITION_BYTES = 4
 _VALUES_ROTATION = _F32 * 64 * 64
+_JOINT = frozenset({"phi3", "gptneox", "falcon"})
 _SECTIONED = frozenset({"qwen35", "qwen35moe"})
 _PIPELINE_COPIES = 4  # GGML_SCHED_MAX_COPIES
 # Copies of activations that cross into a device, in micro-batches of E: measured on build 11669, see tests/data.
@@ -68,12 +69,16 @@ def device_compute_bytes(
     if place.hosted:
         return _bounded(shape, _hosted_bytes(shape, choice, gates, place))
     if shape.replay and choice.flash_attention and (not place.copied_bytes or any(shape.expert_matrices)):
-        return _bounded(shape, _replayed_bytes(shape, shape.replay, kinds, choice, gates, place))
+        replayed = _replayed_bytes(shape, shape.replay, kinds, choice, gates, place)
+        return _bounded(shape, replayed + _rollback_bytes(kinds, choice))
     extra = shape.embd if gates.mixed_inputs else 0
     if not place.embeds:
         extra = -shape.embd
     graph = _graph_bytes(shape, kinds, choice, gates, extra=extra, place=place)
+    graph += _rollback_bytes(kinds, choice)
     logits = _logits_bytes(shape, choice, gates) if place.outputs else 0
+    if place.outputs and choice.guessed_tokens:
+        logits = max(logits, _checked_bytes(shape, kinds, choice, gates, place))
     return _bounded(shape, max(graph, logits))
 
 
@@ -163,22 +168,28 @@ def _split_hole_bytes(shape: ModelShape, tokens: int, choice: Choice, place: Pla
     """What inputs cost that come late, between copies of matrices: they split the hole that one copy leaves.
 
     The masks of a kind of attention come before its first layer. If that is behind layers with experts, they lie where
-    the copy for the next layer would, all but the result of the experts above it. A bound with layers on the host,
-    and where the attention needs more than that hole.
+    the copy for the next layer would, all but the result of the experts above it; small masks lie where the embeddings
+    were. A bound with layers on the host, and where the attention needs more than that hole.
     """
     largest = max(shape.expert_matrices)
-    first = next((index for index, layer in enumerate(shape.layers) if layer.experts_used), 0)
-    windows = {layer.window for layer in shape.layers if layer.k_width}
-    before = {layer.window for layer in shape.layers[: first + 1] if layer.k_width}
-    if windows == before:
+    if not has_late_masks(shape):
         # Copies of caches split it as well: a bound.
         caches = max((copied_cache_bytes(kind, choice) for kind in place.copied_kinds), default=0)
         scratch = largest_scratch_bytes(shape, choice) if place.scratch and caches else 0
         return min(largest, caches) + min(largest, scratch)
+    if 4 * _F16 * choice.stream_cells <= 3 * _F32 * shape.embd and not place.copied_kinds:
+        return 0
     if place.copied_kinds or (place.scratch and largest_scratch_bytes(shape, choice) > largest):
         return largest
     results = _F32 * tokens * shape.embd * max(layer.experts_used for layer in shape.layers)
     return max(0, largest - results)
+
+
+def has_late_masks(shape: ModelShape) -> bool:
+    """Whether a kind of attention comes first behind a layer with experts."""
+    first = next((index for index, layer in enumerate(shape.layers) if layer.experts_used), 0)
+    windows = {layer.window for layer in shape.layers if layer.k_width}
+    return windows != {layer.window for layer in shape.layers[: first + 1] if layer.k_width}
 
 
 def _beside_attention_bytes(layer: Layer, choice: Choice, gates: BuildGates, place: Place) -> int:
@@ -196,7 +207,12 @@ def cpu_compute_bytes(shape: ModelShape, choice: Choice, gates: BuildGates) -> i
     """The one compute buffer of a run without a device: the inputs of the host are in it too."""
     kinds = set(shape.layers)
     graph = _graph_bytes(shape, kinds, choice, gates, extra=2 * shape.embd, place=Place())
-    return _bounded(shape, max(graph, _logits_bytes(shape, choice, gates)))
+    graph += _rollback_bytes(kinds, choice)
+    logits = _logits_bytes(shape, choice, gates)
+    if choice.guessed_tokens:
+        checked = _checked_bytes(shape, kinds, choice, gates, Place())
+        logits = max(logits, checked + _F32 * choice.step_tokens * shape.embd)
+    return _bounded(shape, max(graph, logits))
 
 
 def host_compute_bytes(shape: ModelShape, choice: Choice, gates: BuildGates) -> int:
@@ -209,6 +225,23 @@ def host_compute_bytes(shape: ModelShape, choice: Choice, gates: BuildGates) -> 
     masks = mask_size * u * _mask_cells(shape, shape.layers, choice) * copies
     transposed = 0 if choice.flash_attention else _transposed_bytes(shape, shape.layers, choice)
     return masks + embeddings + transposed + copies * (u * _INDEX_BYTES) + _rotation_bytes(shape, choice)
+
+
+def hosted_copies_bytes(kept: Collection[Layer], shape: ModelShape, choice: Choice) -> int:
+    """What the host copies from a device that computes its layers: to store and to scan. A bound.
+
+    It scans states of its own layers itself, and gets a projection whole of which it needs a part.
+    """
+    u, largest = choice.step_tokens, 0
+    inner, state = shape.numbers.get("ssm.inner_size", 0), shape.numbers.get("ssm.state_size", 0)
+    wide = inner + 2 * shape.numbers.get("ssm.group_count", 0) * state
+    for layer in set(kept):
+        size = u * (layer.query_width + layer.k_width) if shape.architecture in _JOINT else 0
+        if layer.recurrent:
+            size += 3 * u * max(wide, layer.heads * layer.head_k) + inner * u
+            size += choice.slots * (2 * layer.scan_state + layer.conv_state)
+        largest = max(largest, size)
+    return _F32 * largest
 
 
 def output_bytes(shape: ModelShape, choice: Choice, gates: BuildGates) -> int:
@@ -332,8 +365,32 @@ def _logits_bytes(shape: ModelShape, choice: Choice, gates: BuildGates) -> int:
     return _F32 * _output_rows(choice, gates) * (shape.vocab + shape.embd)
 
 
+def _checked_bytes(
+    shape: ModelShape, kinds: Collection[Layer], choice: Choice, gates: BuildGates, place: Place
+) -> int:
+    """The moment of the logits where guessed tokens are checked: more rows than find room in what is free by then.
+
+    Within 2 MiB on five models of four architectures at two micro-batches (tests/data/planning).
+    """
+    copies = _PIPELINE_COPIES if place.copies else 1
+    rows = min(_output_rows(choice, gates), choice.step_tokens)
+    mask_size = _F16 if choice.flash_attention and gates.mask_f16 else _F16 + _F32
+    masks = mask_size * choice.step_tokens * _mask_cells(shape, kinds, choice) * copies
+    embeddings = _F32 * choice.step_tokens * shape.embd * (4 if gates.mixed_inputs else 3)
+    indexes = copies * (choice.step_tokens * _INDEX_BYTES) + _rotation_bytes(shape, choice)
+    return masks + embeddings + indexes + _F32 * rows * shape.vocab
+
+
+def _rollback_bytes(kinds: Collection[Layer], choice: Choice) -> int:
+    """Recurrent states that a layer writes for each guessed token, beside what it has alive without them. A bound."""
+    if not choice.rollback:
+        return 0
+    state = max((layer.conv_state + layer.scan_state for layer in kinds), default=0)
+    return _F32 * state * choice.slots * (1 + choice.rollback)
+
+
 def _output_rows(choice: Choice, gates: BuildGates) -> int:
-    return choice.slots if gates.outputs_limited else choice.ubatch_tokens
+    return choice.output_rows if gates.outputs_limited else choice.ubatch_tokens
 
 
 def _bounded(shape: ModelShape, computed_bytes: int) -> int:

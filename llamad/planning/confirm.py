@@ -15,6 +15,8 @@ from llamad.planning.problem import HOST
 from llamad.planning.refusal import NoDevice
 from llamad.units import MIB, format_bytes
 
+_NO_PARTS = Parts()
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -26,6 +28,11 @@ class Asked:
     devices: Mapping[str, Parts]
     host: Parts
     rounding_bytes: int = MIB
+    draft: Mapping[str, Parts] | None = None
+    """Of what guesses ahead, where it has an account of its own; without weights that are the model's."""
+    draft_host: Parts = _NO_PARTS
+    vision_bytes: int = 0
+    """Of a projector with a picture of middling size; 0 = not told."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +55,12 @@ def confirmed(plan: Plan, asked: Asked, *, corrections: Mapping[str, int] | None
 
     `corrections` are those that this plan was made with. Raises NoDevice if a planned device is not in the answer.
     """
-    devices = {device.name: _device_parts(device, asked) for device in plan.devices}
+    devices = {
+        device.name: _with_vision(plan, device.name, _device_parts(device, asked), asked)
+        for device in plan.devices
+    }
     host = _merged(plan.host, asked.host, asked.rounding_bytes)
+    host = _with_vision(plan, HOST, _with_draft(host, asked, asked.draft_host), asked)
     # Weights that the CPU backend repacks for speed are in memory but not in the breakdown: never count less.
     host = replace(host, weights_bytes=max(host.weights_bytes, plan.host.weights_bytes))
     renewed = plan.with_parts(devices, host, "asked")
@@ -74,7 +85,25 @@ def _device_parts(device: DevicePlan, asked: Asked) -> Parts:
             why=f"devices in its memory breakdown: {listed}",
             fix="check the driver and the backend package of llama.cpp",
         )
-    return _merged(device.parts, asked.devices[device.name], asked.rounding_bytes)
+    merged = _merged(device.parts, asked.devices[device.name], asked.rounding_bytes)
+    return _with_draft(merged, asked, (asked.draft or {}).get(device.name, _NO_PARTS))
+
+
+def _with_draft(computed: Parts, asked: Asked, draft: Parts) -> Parts:
+    """The draft's own account, where there is one: three figures, each rounded down."""
+    if asked.draft is None:
+        return computed
+    shown = [size for size in (draft.weights_bytes, draft.context_bytes, draft.compute_bytes) if size]
+    low, high = sum(shown), sum(shown) + len(shown) * asked.rounding_bytes
+    mine = computed.draft_bytes
+    return computed if low <= mine < max(high, 1) else replace(computed, draft_bytes=max(0, high - 1))
+
+
+def _with_vision(plan: Plan, place: str, parts: Parts, asked: Asked) -> Parts:
+    """Never less than llama-server reserves at its load; what the largest picture needs more stays counted."""
+    if place != plan.vision_place:
+        return parts
+    return replace(parts, vision_bytes=max(parts.vision_bytes, asked.vision_bytes))
 
 
 def _merged(computed: Parts, asked: Parts, rounding_bytes: int) -> Parts:
@@ -107,10 +136,10 @@ def _largest_lack(plan: Plan) -> tuple[str, int]:
 def corrections_from(plan: Plan, renewed: Plan, earlier: Mapping[str, int]) -> dict[str, int]:
     """How far the formulas were off, on top of the corrections that were in them already: bytes by device and host."""
     off = {
-        old.name: new.parts.buffers_bytes - old.parts.buffers_bytes
+        old.name: new.parts.held_bytes - old.parts.held_bytes
         for old, new in zip(plan.devices, renewed.devices, strict=True)
     }
-    off[HOST] = renewed.host.buffers_bytes - plan.host.buffers_bytes
+    off[HOST] = renewed.host.held_bytes - plan.host.held_bytes
     return {name: earlier.get(name, 0) + size for name, size in off.items()}
 
 
@@ -126,8 +155,8 @@ def _renewed_next(plan: Plan, renewed: Plan) -> NextContext | None:
     if following is None:
         return None
     pairs = zip(plan.devices, renewed.devices, strict=True)
-    off = {old.name: new.parts.buffers_bytes - old.parts.buffers_bytes for old, new in pairs}
-    off[HOST] = renewed.host.buffers_bytes - plan.host.buffers_bytes
+    off = {old.name: new.parts.held_bytes - old.parts.held_bytes for old, new in pairs}
+    off[HOST] = renewed.host.held_bytes - plan.host.held_bytes
     return replace(following, missing_bytes=max(0, following.missing_bytes + off.get(following.device, 0)))
 
 
@@ -135,7 +164,8 @@ def _moved_weights(plan: Plan, renewed: Plan) -> list[str]:
     moved = renewed.host.weights_bytes - plan.host.weights_bytes
     if not plan.devices or moved <= MIB:
         return []
+    where = plan.devices[0].name if len(plan.devices) == 1 else "a device"
     return [
-        f"{format_bytes(moved)} of weights stay in host memory: {plan.devices[0].name} cannot hold some tensors"
+        f"{format_bytes(moved)} of weights stay in host memory: {where} cannot hold some tensors"
         " (a limit of the device on the size of one buffer), which makes it slower"
     ]

@@ -20,15 +20,18 @@ from llamad.planning.compute import (
     copied_cache_bytes,
     cpu_compute_bytes,
     device_compute_bytes,
+    has_late_masks,
     host_compute_bytes,
+    hosted_copies_bytes,
     output_bytes,
 )
 from llamad.planning.layers import Layer, ModelShape
 from llamad.planning.plan import BuildGates, Parts
-from llamad.planning.weights import WeightMap, copied_matrices
+from llamad.planning.weights import WeightMap
 from llamad.units import MIB
 
 if TYPE_CHECKING:
+    from llamad.planning.beside import Beside
     from llamad.planning.graphs.hosted import Kept
 
 
@@ -70,11 +73,12 @@ class Demand:
         checkpoints: int = 0,
         known: Sequence[Known] = (),
         known_host: Known = _NOTHING,
+        beside: Beside | None = None,
     ) -> None:
         """`weights` and `shape`: prepared before, for the devices' backend. `known`: of each device in order.
 
         `op_offload`: devices compute with copies of weights that stay on the host. `checkpoints`: how many of each
-        slot the host must have room for.
+        slot the host must have room for. `beside`: what is there beside the model.
         """
         backend = devices[0].backend if devices else "CPU"
         self._devices = tuple(devices)
@@ -88,6 +92,7 @@ class Demand:
         self._vram_margin = vram_margin
         self._known = tuple(known) or (_NOTHING,) * len(self._devices)
         self._known_host = known_host
+        self.beside = beside
         self.shape: ModelShape = shape or shape_of(facts)
         self.weights = weights or WeightMap(facts, backend, mtp_skipped=gates.mtp_skipped)
         self.cache = CacheMap(self.shape, facts.n_layers)
@@ -115,15 +120,15 @@ class Demand:
 
     def exact(self, choice: Choice) -> bool:
         """Whether the computed bytes are llama.cpp's own to the MiB or so, not a bound on the safe side."""
-        if self.shape.proof != "proved" or not choice.flash_attention or choice.host_cache:
+        if self.shape.proof != "proved" or not choice.flash_attention or choice.host_cache or choice.rollback:
             return False
+        if self._hosted(choice):
+            return not self._owners
         copied = self._copied_kinds(choice)
         on_host = self.weights.host_layers(choice.layers) > 0 or choice.overrides
-        if copied and any(self.shape.expert_matrices):
+        if any(self.shape.expert_matrices) and (copied or (choice.host_experts and has_late_masks(self.shape))):
             return False
-        if (self._owners and len(choice.counts) > 1) or (
-            on_host and (self._owners or self.shape.kept_copies)
-        ):
+        if (self._owners and len(choice.counts) > 1) or (on_host and (self._owners or self.shape.kept_copies)):
             return False
         return all(copied_cache_bytes(layer, choice) < _SMALL_COPY_BYTES for layer in copied)
 
@@ -167,9 +172,11 @@ class Demand:
         kept = self.weights.host_layers(choice.layers)
         if not kept or not self._copies_weights or choice.overrides or choice.host_cache:
             return ()
-        if not choice.flash_attention:
+        if not choice.flash_attention or choice.rollback:
             return ()
         if self._kept is None:
+            from llamad.planning.graphs.hosted import kept_layers  # only where some layers stay on the host
+
             self._kept = kept_layers(self.shape, self._facts, self._backend)
         return self._kept[:kept]
 
@@ -188,6 +195,8 @@ class Demand:
         kept = self.weights.host_layers(choice.layers)
         alone = choice.host_cache or ((kept or choice.overrides) and not self._copies_weights)
         computed = (cpu_compute_bytes if alone else host_compute_bytes)(self.shape, choice, self._gates)
+        if not alone:
+            computed += hosted_copies_bytes(self.shape.layers[:kept], self.shape, choice)
         host = Parts(
             weights_bytes=self.weights.on_host(choice),
             context_bytes=self.context_bytes(
@@ -196,7 +205,7 @@ class Demand:
             compute_bytes=max(0, computed + self._known_host.correction_bytes),
             overhead_bytes=self._process_bytes(choice, self._rules),
         )
-        return self._with_host_margin(host)
+        return self._whole_host(host, choice)
 
     def _cpu_parts(self, choice: Choice) -> Parts:
         computed = cpu_compute_bytes(self.shape, choice, self._gates)
@@ -206,7 +215,7 @@ class Demand:
             compute_bytes=max(0, computed + self._known_host.correction_bytes),
             overhead_bytes=self._process_bytes(choice, backend_of("CPU")),
         )
-        return self._with_host_margin(host)
+        return self._whole_host(host, choice)
 
     def _process_bytes(self, choice: Choice, rules: Backend) -> int:
         """Host memory outside the buffers: the process, finished logits, checkpoints that were promised."""
@@ -217,8 +226,11 @@ class Demand:
         )
         return rules.process_bytes + output_bytes(self.shape, choice, self._gates) + kept
 
-    def _with_host_margin(self, host: Parts) -> Parts:
-        margin = overhead.margin_bytes("auto", None, host.buffers_bytes, measured=False)
+    def _whole_host(self, host: Parts, choice: Choice) -> Parts:
+        """With what is there beside the model, and the margin."""
+        if self.beside:
+            host = self.beside.on_host(host, choice)
+        margin = overhead.margin_bytes("auto", None, host.held_bytes, measured=False)
         return replace(host, margin_bytes=margin)
 
     def overhead_bytes(self, choice: Choice, index: int) -> int:
@@ -228,6 +240,14 @@ class Demand:
             return known.overhead_bytes
         growth = overhead.growth_bytes(device, self.shape, choice, self._gates, self._unpacked)
         return overhead.context_bytes(device) + growth
+
+    def with_beside(self, parts: Parts, choice: Choice, index: int, start: int, stop: int) -> Parts:
+        """The parts of device `index` with what is there beside the model."""
+        assert self.beside is not None
+        whole = self.beside.on_device(parts, choice, index, start, stop)
+        if self._known[index].overhead_bytes is not None:  # measured with everything that was there
+            whole = replace(whole, overhead_bytes=parts.overhead_bytes)
+        return replace(whole, margin_bytes=self.margin_bytes(index, whole.held_bytes))
 
     def margin_bytes(self, index: int, buffers_bytes: int) -> int:
         """What stays free on device `index` on purpose."""
@@ -249,20 +269,6 @@ def _owners(layers: Sequence[Layer]) -> dict[int, int]:
     return owners
 
 
-def kept_layers(shape: ModelShape, facts: ModelFacts, backend: str) -> tuple[Kept, ...]:
-    """Each layer as the host would keep it; nothing for an architecture whose copies are not known one by one."""
-    from llamad.planning.graphs.hosted import Kept, program_of  # only where some layers stay on the host
-
-    if not program_of(shape):
-        return ()
-    numbers: dict[tuple[Layer, tuple[tuple[str, int], ...]], int] = {}
-    found = []
-    for layer, matrices in zip(shape.layers, copied_matrices(facts, backend), strict=False):
-        key = (layer, tuple(sorted(matrices.items())))
-        found.append(Kept(layer, matrices, numbers.setdefault(key, len(numbers))))
-    return tuple(found)
-
-
 class Footprint:
     """One choice's parts on each device for any run of layers: what does not depend on the run is worked out once."""
 
@@ -282,7 +288,8 @@ class Footprint:
         if index not in self._overheads:
             self._overheads[index] = demand.overhead_bytes(choice, index)
         margin = demand.margin_bytes(index, weights + context + compute)
-        return Parts(weights, context, compute, self._overheads[index], margin)
+        parts = Parts(weights, context, compute, self._overheads[index], margin)
+        return demand.with_beside(parts, choice, index, start, stop) if demand.beside else parts
 
     def _compute(self, index: int, start: int, stop: int) -> int:
         key = (index, stop > self._demand.weights.n_layers, self._demand.kinds_between(start, stop))

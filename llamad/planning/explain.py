@@ -9,8 +9,8 @@ import shlex
 import textwrap
 from collections.abc import Iterator, Sequence
 
-from llamad.planning.plan import DevicePlan, Parts, Plan
-from llamad.units import MIB, format_bytes
+from llamad.planning.plan import BESIDE, DevicePlan, Parts, Plan
+from llamad.units import MIB, format_bytes, listed
 
 WIDTH = 80
 _BAR_CELLS = 50
@@ -34,7 +34,7 @@ def explain(plan: Plan, args: Sequence[str] = (), *, program: str = "llama-serve
 
 
 def _head(plan: Plan) -> list[str]:
-    where = f"on {' and '.join(device.name for device in plan.devices)}"
+    where = f"on {listed(device.name for device in plan.devices)}"
     layers = (
         f"{plan.layers} of {plan.layers_total} layers {where}" if plan.devices else "all layers on the CPU"
     )
@@ -49,8 +49,18 @@ def _table(plan: Plan) -> list[str]:
     rows = [_row(device.name, device.parts, device.free_bytes) for device in plan.devices]
     rows.append(_row("host", plan.host, plan.host_available_bytes))
     head = f"{'MiB':<10}" + "".join(f"{word:>10}" for word in _PARTS)
+    rows += _beside(plan)
     cache = f"  and up to {plan.cache_ram_mib} MiB of host memory for the prompt cache"
     return [head, *rows, cache, f"  ({_SOURCES[plan.source]})"]
+
+
+def _beside(plan: Plan) -> Iterator[str]:
+    """What is in the totals beside the model, a line a place."""
+    for name, parts in (*((device.name, device.parts) for device in plan.devices), ("host", plan.host)):
+        sizes = {part: getattr(parts, f"{part}_bytes") for part in BESIDE}
+        listed = ", ".join(f"{part} {size / MIB:.1f}" for part, size in sizes.items() if size)
+        if listed:
+            yield f"  in the total of {name}: {listed}"
 
 
 def _row(name: str, parts: Parts, free_bytes: int) -> str:

@@ -20,7 +20,7 @@ _INTERVALS_RECUR = frozenset({"qwen3next", "qwen35", "qwen35moe"})
 _BOTH = frozenset({"falcon-h1"})
 """A layer recurs and keeps a cache."""
 _MLA = "attention.key_length_mla"
-_EXPERT_TENSOR = re.compile(r"blk\.(\d+)\.ffn_(up_exps|gate_up_exps|up_shexp)\.weight")
+_EXPERT_TENSOR = re.compile(r"blk\.(\d+)\.ffn_(up_exps|gate_up_exps|up_shexp|up)\.weight")
 
 
 def layered(facts: ModelFacts, numbers: Numbers, layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
@@ -54,20 +54,21 @@ def _with_experts(facts: ModelFacts, layers: tuple[Layer, ...]) -> tuple[Layer, 
     """A layer has experts if it has their tensors; then its dense part is the experts that every token takes."""
     widths: dict[tuple[int, str], int] = {}
     for tensor in facts.tensors:
-        if "exp" in tensor.name and (match := _EXPERT_TENSOR.fullmatch(tensor.name)):
+        if ".ffn_" in tensor.name and (match := _EXPERT_TENSOR.fullmatch(tensor.name)):
             widths[int(match[1]), match[2]] = tensor.dims[1]
     found = []
     for index, layer in enumerate(layers):
         joined = widths.get((index, "gate_up_exps"), 0) // 2
         width = widths.get((index, "up_exps"), joined)
         if width:
-            shared = widths.get((index, "up_shexp"), 0)
+            shared = widths.get((index, "up_shexp"), 0) or widths.get((index, "up"), 0)
             found.append(replace(layer, ff=shared, ff_expert=width, experts_used=facts.n_expert_used))
         else:
             found.append(replace(layer, experts_used=0, ff_expert=0))
-    if not widths and is_replayed(facts.architecture, ("expert_count",)):
+    told = any(kind != "up" for _, kind in widths)
+    if not told and is_replayed(facts.architecture, ("expert_count",)):
         return tuple(replace(layer, ff=0) for layer in layers)  # a header alone: its width is that of the experts
-    return tuple(found) if widths else layers
+    return tuple(found) if told else layers
 
 
 def _recurring(facts: ModelFacts, numbers: Numbers) -> tuple[bool, ...]:

@@ -66,16 +66,32 @@ class Parts:
     overhead_bytes: int = 0
     """Driver context and run-time growth outside llama.cpp's buffers."""
     margin_bytes: int = 0
+    vision_bytes: int = 0
+    """A projector: its weights, and what the largest picture takes."""
+    adapters_bytes: int = 0
+    """LoRA adapters and control vectors."""
+    draft_bytes: int = 0
+    """Buffers of what guesses ahead. Blocks of the model's own that do so are among `weights_bytes`."""
 
     @property
     def buffers_bytes(self) -> int:
-        """What llama-server's own breakdown shows."""
+        """What llama-server's own breakdown of the model shows."""
         return self.weights_bytes + self.context_bytes + self.compute_bytes
+
+    @property
+    def beside_bytes(self) -> int:
+        """What is there beside the model."""
+        return self.vision_bytes + self.adapters_bytes + self.draft_bytes
+
+    @property
+    def held_bytes(self) -> int:
+        """All buffers."""
+        return self.buffers_bytes + self.beside_bytes
 
     @property
     def total_bytes(self) -> int:
         """Everything, margin included."""
-        return self.buffers_bytes + self.overhead_bytes + self.margin_bytes
+        return self.held_bytes + self.overhead_bytes + self.margin_bytes
 
 
 @dataclass(frozen=True)
@@ -140,6 +156,8 @@ class Plan:
     """How many checkpoints of windows and states a slot may keep in host memory; None = the model has neither."""
     exact: bool = True
     """Whether the formulas are proved for this; else the computed bytes are a bound."""
+    vision_place: str = ""
+    """The device that computes pictures, `host`, or empty where there is no projector."""
     doubts: tuple[str, ...] = ()
     """Why computed bytes are no more than a bound."""
 
@@ -183,8 +201,14 @@ class NextContext:
     missing_bytes: int
 
 
+BESIDE = ("vision", "adapters", "draft")
+"""Parts that are shown only where there are any."""
+
+
 def _parts_json(parts: Parts) -> dict[str, float]:
+    beside = {f"{name}_mib": mib(size) for name in BESIDE if (size := getattr(parts, f"{name}_bytes"))}
     return {
+        **beside,
         "weights_mib": mib(parts.weights_bytes),
         "context_mib": mib(parts.context_bytes),
         "compute_mib": mib(parts.compute_bytes),

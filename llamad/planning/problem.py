@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from llamad.config.definition import Placement
 from llamad.gguf.facts import ModelFacts
@@ -15,9 +16,13 @@ from llamad.planning.overhead import shares_host
 from llamad.planning.plan import BuildGates
 from llamad.planning.search import DeviceRoom, Room, Search
 from llamad.planning.select import candidates, device_sets
-from llamad.planning.terms import terms_of
+from llamad.planning.terms import Terms, terms_of
 from llamad.planning.weights import WeightMap
 from llamad.units import parse_size
+
+if TYPE_CHECKING:
+    from llamad.planning.beside import Beside
+    from llamad.planning.extras import Extras
 
 HOST = "host"
 
@@ -41,6 +46,8 @@ class Problem:
     corrections: Mapping[str, int] = field(default_factory=dict)
     share: Mapping[str, int] | None = None
     """What this model may take of each device beside all others that are meant to run; None = all that is free."""
+    extras: Extras | None = None
+    """What is there beside the model."""
     _maps: dict[str, WeightMap] = field(default_factory=dict, compare=False, repr=False)
     """Prepared once per backend and shared with every variation of the problem."""
     _shapes: list[ModelShape] = field(default_factory=list, compare=False, repr=False)
@@ -93,11 +100,14 @@ class Problem:
         """
         backend = devices[0].backend if devices else "CPU"
         terms = terms_of(self.facts, self.shape, self.placement, backend, len(devices))
+        weights = self._weights(backend)
+        if self.extras:
+            terms = self.extras_terms(terms)
         demand = Demand(
             self.facts,
             devices,
             self.gates,
-            self._weights(backend),
+            weights,
             shape=self.shape,
             vram_margin=self.placement.vram_margin,
             op_offload=self.placement.op_offload,
@@ -107,6 +117,7 @@ class Problem:
                 for device in devices
             ],
             known_host=Known(None, self.corrections.get(HOST, 0)),
+            beside=self._beside(devices, weights) if self.extras else None,
         )
         room = Room(
             tuple(
@@ -120,8 +131,30 @@ class Problem:
 
     def _weights(self, backend: str) -> WeightMap:
         if backend not in self._maps:
-            self._maps[backend] = WeightMap(self.facts, backend, mtp_skipped=self.gates.mtp_skipped)
+            draft = self.extras.draft if self.extras else None
+            skipped = self.gates.mtp_skipped and not (draft and draft.multi_token)
+            self._maps[backend] = WeightMap(self.facts, backend, mtp_skipped=skipped)
         return self._maps[backend]
+
+    def extras_terms(self, terms: Terms) -> Terms:
+        """The terms with what is guessed ahead."""
+        assert self.extras is not None
+        draft = self.extras.draft
+        rollback = draft.rollback(self.facts.architecture) if draft else 0
+        return replace(terms, guessed_tokens=self.extras.guessed_tokens, rollback=rollback)
+
+    def _beside(self, devices: tuple[Device, ...], weights: WeightMap) -> Beside:
+        from llamad.planning.beside import Beside, Main  # only where there is something beside the model
+
+        assert self.extras is not None
+        return Beside(self.extras, Main(self.facts, self.shape), weights, devices, self.gates)
+
+    def with_vision_on_host(self, *, asked: bool = False) -> Problem | None:
+        """The same with the projector on the CPU; None where there is none that may be moved (`asked`: is asked to)."""
+        vision = self.extras.vision if self.extras else None
+        if self.extras is None or vision is None or not vision.offload or not (vision.movable or asked):
+            return None
+        return replace(self, extras=replace(self.extras, vision=replace(vision, offload=False)))
 
     def emptied(self) -> Problem:
         """The same with nothing else in memory: whether a wait could help."""

@@ -10,7 +10,7 @@ from llamad.planning.plan import NextContext, Reason
 from llamad.planning.problem import Problem
 from llamad.planning.search import Search
 from llamad.planning.solution import Solution
-from llamad.units import MIB, format_bytes
+from llamad.units import MIB, format_bytes, listed
 
 
 def reasons_of(
@@ -38,12 +38,36 @@ def reasons_of(
         texts["split"] = _split(placement, found)
     if search.demand.weights.has_experts and found.devices:
         texts["experts"] = _experts(placement, found)
+    if problem.extras:
+        texts |= _beside(problem, found)
     if found.devices and placement.memory != "auto":
         limits = (
             f"{format_bytes(problem.limit_bytes(device) or 0)} of {device.name}" for device in found.devices
         )
-        texts["memory"] = f"at most {' and '.join(limits)}, as written"
+        texts["memory"] = f"at most {listed(limits)}, as written"
     return tuple(Reason(topic, text) for topic, text in texts.items())
+
+
+def _beside(problem: Problem, found: Solution) -> dict[str, str]:
+    extras, beside, texts = problem.extras, found.search.demand.beside, {}
+    assert extras is not None
+    assert beside is not None
+    if extras.vision:
+        index = beside.vision_place
+        if index is not None:
+            place = f"on {found.devices[index].name}"
+        elif found.devices and extras.vision.offload:
+            place = "on the CPU, so that the model has room on the device (allow_cpu = true)"
+        else:
+            place = "on the CPU"
+        texts["vision"] = f"{place}, with room for the largest picture"
+    if extras.adapters or extras.control_vectors:
+        count = len(extras.adapters) + len(extras.control_vectors)
+        texts["lora"] = f"{count} file{'s' if count > 1 else ''}, each part with the layer that it changes"
+    if extras.draft:
+        kinds = ", ".join(extras.draft.types)
+        texts["draft"] = f"{kinds}: up to {extras.guessed_tokens} tokens of each slot are checked at once"
+    return texts
 
 
 def _devices(problem: Problem, found: Solution) -> str:
@@ -53,7 +77,7 @@ def _devices(problem: Problem, found: Solution) -> str:
         return "the CPU alone: " + ("no device has room" if problem.devices else "there is no device")
     named = ", as named in gpus" if problem.placement.gpus != "auto" else ""
     if len(found.devices) > 1:
-        frees = " and ".join(f"{d.name} with {format_bytes(d.free_bytes)} free" for d in found.devices)
+        frees = listed(f"{d.name} with {format_bytes(d.free_bytes)} free" for d in found.devices)
         return f"{frees}{named}: {_why_several(problem, found)}"
     device = found.devices[0]
     free = f"{device.name} with {format_bytes(device.free_bytes)} free"
@@ -62,15 +86,21 @@ def _devices(problem: Problem, found: Solution) -> str:
     if len(problem.devices) == 1:
         return f"{free}, the only one"
     others = "; ".join(f"{d.name} has {format_bytes(d.free_bytes)}" for d in problem.devices if d != device)
+    if _on_cpu_too(found):
+        return f"{free}; no more of it would fit with others ({others})"
     return f"{free}, enough for all of it, so no other is needed ({others})"
 
 
 def _why_several(problem: Problem, found: Solution) -> str:
     if problem.placement.tensor_split:
         return "shares as written in tensor_split"
-    if found.choice.context_tokens >= found.search.terms.comfort_tokens:
-        return "no single device has room for this context"
-    return "fewer devices hold a smaller context"
+    if _on_cpu_too(found) and problem.placement.gpu_layers == "auto":
+        return "fewer would leave more to the CPU"
+    return "fewer have no room for this context"
+
+
+def _on_cpu_too(found: Solution) -> bool:
+    return found.choice.layers < found.search.terms.layers_total or found.choice.host_experts > 0
 
 
 def _split(placement: Placement, found: Solution) -> str:
@@ -78,18 +108,19 @@ def _split(placement: Placement, found: Solution) -> str:
         f"{count} on {device.name}" for device, count in zip(found.devices, found.choice.counts, strict=True)
     )
     how = "as written" if placement.tensor_split else "so that the fullest has as much left as possible"
-    pipeline = (
-        "; they work on different micro-batches at once"
-        if found.choice.pipeline
-        else "; one works at a time, which saves three copies of the inputs"
-    )
-    return f"{counts}, {how}{pipeline}"
+    if found.choice.pipeline:
+        work = "they work on different micro-batches at once"
+    elif _on_cpu_too(found):
+        work = "one works at a time, as the CPU has a part too"
+    else:
+        work = "one works at a time, which saves three copies of the inputs"
+    return f"{counts}, {how}; {work}"
 
 
 def _experts(placement: Placement, found: Solution) -> str:
     kept = found.choice.host_experts
     if not kept:
-        return "on the device with everything else"
+        return f"on the device{'s' * (len(found.devices) > 1)} with everything else"
     written = placement.cpu_moe or placement.n_cpu_moe != "auto"
     why = "as written" if written else "as few as make the rest fit (allow_cpu = true)"
     return f"those of {kept} of {found.search.terms.layers_total - 1} layers on the CPU, {why}"

@@ -91,6 +91,9 @@ def _why(lack: Lack) -> str:
         ("compute", parts.compute_bytes),
         ("overhead", parts.overhead_bytes),
         ("margin", parts.margin_bytes),
+        ("vision projector", parts.vision_bytes),
+        ("adapters", parts.adapters_bytes),
+        ("draft model", parts.draft_bytes),
         ("prompt cache", lack.cache_ram_bytes),
     ]
     listed = ", ".join(f"{word} {size // MIB}" for word, size in words if size)

@@ -17,6 +17,7 @@ from llamad.planning.solution import Solution, solve
 _MOST_CHANGES = 3
 _SMALLEST_USEFUL_TOKENS = 2 * CELL_PADDING
 _SMALLEST_UBATCH = 64
+_PROJECTOR_ON_CPU = "[vision] offload"
 
 
 def refusal(problem: Problem, written: frozenset[str]) -> NoRoomNow | NeverFits:
@@ -33,6 +34,8 @@ def refusal(problem: Problem, written: frozenset[str]) -> NoRoomNow | NeverFits:
 
 def changed(problem: Problem, change: Change) -> Problem:
     """The problem with one edit of the definition made."""
+    if change.key == _PROJECTOR_ON_CPU:
+        return problem.with_vision_on_host(asked=True) or problem
     if change.key == "cache_ram":
         return replace(problem, cache_ram=str(change.value))
     edit: dict[str, Any] = {change.key: change.value}
@@ -101,6 +104,8 @@ def _changes(problem: Problem, search: Search, nearest: Choice) -> Iterator[Chan
     for change in (*_returns_to_auto(problem), *_smaller_ubatch(problem, nearest)):
         if _solved(problem, change):
             yield change
+    if problem.with_vision_on_host(asked=True) is not None:
+        yield from _described(problem, Change(_PROJECTOR_ON_CPU, value=False))
     yield from _smaller_context(problem, search, nearest)
     if problem.placement.kv_cache != "auto" and not is_quantised(problem.placement.kv_cache):
         yield from _described(problem, Change("kv_cache", "q8_0"))

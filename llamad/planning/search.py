@@ -101,6 +101,8 @@ class Search:
             pipeline=variant.pipeline and whole,
             host_experts=experts,
             host_ffn=terms.host_ffn,
+            guessed_tokens=terms.guessed_tokens,
+            rollback=terms.rollback,
             full_windows=terms.full_windows,
             host_cache=terms.host_cache,
         )
@@ -110,12 +112,20 @@ class Search:
 
         The host is looked at too.
         """
+        spread = self._spread(choice, slack_bytes)
+        # A device that gets nothing is none of the set: the smaller set is tried by itself.
+        return None if spread and len(spread.split) > 1 and not self._all_used(spread) else spread
+
+    def _all_used(self, choice: Choice) -> bool:
+        return all(choice.split) or bool(self.terms.tensor_split)
+
+    def _spread(self, choice: Choice, slack_bytes: int = 0) -> Choice | None:
+        """As `placed`, but a device may get nothing: whether that fits once stops with more tokens or layers."""
         if len(self.room.devices) > 1 and choice.layers > 0:
             if not self.room.host_has(self.demand.host_parts(choice)):
                 return None
             split = self._split(choice, slack_bytes)
-            # A device that gets nothing is none of the set: the smaller set is tried by itself.
-            if split is None or (not all(split) and not self.terms.tensor_split):
+            if split is None:
                 return None
             choice = replace(choice, split=split)
             return choice if not self.room.shared or self.room.has(self.demand.need(choice)) else None
@@ -218,7 +228,7 @@ class Search:
         """Whether any variant fits at the smallest context."""
         floor = self.terms.floor_tokens
         choices = (self.choice(variant, floor, layers, host_experts) for variant in self.terms.variants)
-        return any(self.placed(choice) is not None for choice in choices)
+        return any(self._spread(choice) is not None for choice in choices)
 
     def larger_context(self, choice: Choice, step_tokens: int = 4096) -> Choice | None:
         """The same choice with the next larger round context; None at the trained length."""
@@ -235,7 +245,9 @@ class Search:
             if tokens < terms.context_min_tokens:
                 return None
         found = self.placed(self.choice(variant, tokens, layers, host_experts))
-        return self.balanced(found) if found else None
+        found = self.balanced(found) if found else None
+        # A device that gets nothing is none of the set: the smaller set is tried by itself.
+        return found if found and (all(found.counts) or not found.layers or self.terms.tensor_split) else None
 
     def largest_tokens(self, variant: Variant, layers: int, host_experts: int | None = None) -> int:
         """The largest context that fits, whatever was promised; 0 if not even one step does."""
@@ -244,7 +256,7 @@ class Search:
 
         def room_for(steps: int) -> bool:
             choice = self.choice(variant, min(steps * step, limit), layers, host_experts)
-            return self.placed(choice) is not None
+            return self._spread(choice) is not None
 
         return min(_largest_true(room_for, 1, -(-limit // step)) * step, limit)
 

@@ -68,8 +68,8 @@ def _worth_another(plan: Plan, answer: Plan) -> bool:
     if plan.next_context is None:
         return False
     spare = [
-        old.parts.buffers_bytes - new.parts.buffers_bytes
+        old.parts.held_bytes - new.parts.held_bytes
         for old, new in zip(plan.devices, answer.devices, strict=True)
-    ] or [plan.host.buffers_bytes - answer.host.buffers_bytes]
+    ] or [plan.host.held_bytes - answer.host.held_bytes]
     context = sum(device.parts.context_bytes for device in answer.devices) or answer.host.context_bytes
     return min(spare) > max(_WORTH_BYTES, context // _WORTH_SHARE)

@@ -12,11 +12,10 @@ the order of names, the device that has most left then.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True)
-class Claim:
+class Claim(NamedTuple):
     """What one model needs of one device, in bytes: with its smallest and with its largest context."""
 
     floor_bytes: int
@@ -27,8 +26,7 @@ Claims = Mapping[str, Claim]
 """By device."""
 
 
-@dataclass(frozen=True)
-class Claimant:
+class Claimant(NamedTuple):
     """One model that is meant to run: where it may go, the best place first.
 
     Each place is a set of devices with what is claimed of each. A model that fits nowhere has none, and gets nothing.

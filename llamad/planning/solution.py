@@ -32,11 +32,11 @@ def solve(problem: Problem) -> Solution | None:
         return found
     if not problem.placement.allow_cpu or wanted != "auto":
         return None
-    if problem.placement.n_cpu_moe == "auto" and not problem.placement.cpu_moe:
-        for devices, search in searches:
-            if search.demand.weights.has_experts and (choice := search.best_with_host_experts()):
-                return Solution(devices, search, choice)
-    return _partly_on_cpu(searches) or _on_cpu(problem)
+    if (moved := problem.with_vision_on_host()) is not None:
+        return solve(moved)
+    experts_auto = problem.placement.n_cpu_moe == "auto" and not problem.placement.cpu_moe
+    found = _experts_on_cpu(searches) if experts_auto else None
+    return found or _partly_on_cpu(searches) or _on_cpu(problem)
 
 
 _Searches = list[tuple[tuple[Device, ...], Search]]
@@ -62,6 +62,16 @@ def _worth(choice: Choice, devices: int, best: Solution) -> bool:
     if devices == len(best.devices):
         return choice.context_tokens > best.choice.context_tokens
     return choice.context_tokens * _WORTH_DENOMINATOR >= best.choice.context_tokens * _WORTH_NUMERATOR
+
+
+def _experts_on_cpu(searches: _Searches) -> Solution | None:
+    """The devices that leave the fewest experts to the CPU; the first of equals."""
+    found = [
+        Solution(devices, search, choice)
+        for devices, search in searches
+        if search.demand.weights.has_experts and (choice := search.best_with_host_experts())
+    ]
+    return min(found, key=lambda solution: solution.choice.host_experts, default=None)
 
 
 def _partly_on_cpu(searches: _Searches) -> Solution | None:

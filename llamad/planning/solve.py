@@ -1,8 +1,9 @@
 """From a model, a machine and a definition to a plan, or to a refusal that says what would help. Pure.
 
 Order of sacrifice under `auto`: whole model on a device with the full context, less context, a quantised cache
-(`kv_cache = "auto"`), a smaller micro-batch, a smaller prompt cache, context down to `context_min`, fewer layers
-on the device (`allow_cpu`), the CPU alone (`allow_cpu`). What the definition promises is kept or refused.
+(`kv_cache = "auto"`), a smaller micro-batch, a smaller prompt cache, context down to `context_min`, and with
+`allow_cpu` the projector to the CPU, then experts, fewer layers on the device, the CPU alone. What the definition
+promises is kept or refused.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from llamad.config.definition import Placement
 from llamad.gguf.facts import ModelFacts
@@ -23,6 +25,9 @@ from llamad.planning.refusal import NoDevice, PromiseError
 from llamad.planning.search import Search
 from llamad.planning.solution import Solution, solve
 from llamad.units import MIB
+
+if TYPE_CHECKING:
+    from llamad.planning.extras import Extras
 
 _NOTHING: Mapping[str, int] = MappingProxyType({})
 _CACHE_RAM_MOST_BYTES = 8192 * MIB
@@ -44,6 +49,7 @@ def plan(
     corrections: Mapping[str, int] = _NOTHING,
     share: Mapping[str, int] | None = None,
     others: Sequence[str] = (),
+    extras: Extras | None = None,
 ) -> Plan:
     """The best plan for a model on this machine at this moment.
 
@@ -52,6 +58,7 @@ def plan(
     UUID, or `host`: held back for others; taken outside llama.cpp's buffers by a former load; found missing in the
     computed buffers by a better source (see confirm.py). `share`: what the model may take beside `others`, which
     are meant to run too (see shares.py); without a plan that keeps to it, all that is free may be taken.
+    `extras`: what is there beside the model; None = nothing.
 
     Raises NoDevice (69), NoRoomNow (75), NeverFits or PromiseError (78).
     """
@@ -66,6 +73,7 @@ def plan(
         measured_overhead,
         corrections,
         share,
+        extras,
     )
     _refuse_half_kept(problem)
     _refuse_without_device(problem)
@@ -165,8 +173,17 @@ def _plan_of(problem: Problem, found: Solution, others: Sequence[str]) -> Plan:
         pipeline=choice.pipeline,
         checkpoints=checkpoints,
         exact=search.demand.exact(choice),
+        vision_place=_vision_place(problem, found),
         doubts=_doubts(search, choice),
     )
+
+
+def _vision_place(problem: Problem, found: Solution) -> str:
+    if problem.extras is None or problem.extras.vision is None:
+        return ""
+    beside = found.search.demand.beside
+    index = beside.vision_place if beside else None
+    return HOST if index is None else found.devices[index].name
 
 
 def _device_plans(found: Solution, need: Need) -> tuple[DevicePlan, ...]:

@@ -23,7 +23,7 @@ _PIPELINE_BATCH = 2048
 _QUANT_BLOCK = 32
 # CUDA's flash attention (fattn.cu): head sizes where K and V are alike, and the pairs where they are not. For
 # others llama.cpp falls back without a word, and the compute buffer grows tenfold.
-_CUDA_HEADS = frozenset({40, 64, 72, 80, 96, 112, 128, 256})
+CUDA_HEADS = frozenset({40, 64, 72, 80, 96, 112, 128, 256})
 # Large heads need several queries to a key: a multiple of so many.
 _CUDA_GROUPED: Mapping[tuple[int, int], int] = {(192, 128): 8, (320, 256): 32, (512, 512): 2, (576, 512): 2}
 _NO_FLASH_ARCHITECTURES = frozenset({"grok"})
@@ -63,6 +63,10 @@ class Terms:
     """A promise: the dense feed-forward part of the first n blocks stays on the host."""
     full_windows: bool = False
     host_cache: bool = False
+    guessed_tokens: int = 0
+    """Tokens that are guessed ahead and checked at once in each slot."""
+    rollback: int = 0
+    """Recurrent states that each slot keeps beside its own for that."""
 
     @property
     def floor_tokens(self) -> int:
@@ -135,7 +139,7 @@ def _flash_on_cuda(layer: Layer) -> bool:
     if group := _CUDA_GROUPED.get(pair):
         ratio = layer.heads // layer.heads_kv
         return ratio % group == 0 if group > 2 else ratio >= group
-    return pair[0] == pair[1] and pair[0] in _CUDA_HEADS
+    return pair[0] == pair[1] and pair[0] in CUDA_HEADS
 
 
 def _head_pairs(shape: ModelShape) -> set[tuple[int, int]]:

@@ -6,33 +6,55 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from llamad.config.loaded import Loaded
-from llamad.errors import BusyError
+from llamad.errors import BusyError, LlamadError
 from llamad.hardware.device import Device, Probe
+from llamad.hardware.host import host_memory
+from llamad.ledger.booking import Booking, MustWait
 from llamad.service.checks import FactsReader
+from llamad.service.desk import Desk, place_of
 from llamad.service.paths import Paths
 from llamad.service.planner import PlanMaker, make_launch, remove_stale
+from llamad.service.records import LeaseRecorder
 from llamad.service.reporter import DaemonReporter
+from llamad.service.sharing import Sharing
+from llamad.service.turn import wait_for_change
 from llamad.supervision.launch import Launch, needs_no_new_child
+
+if TYPE_CHECKING:
+    from llamad.engine.log import Observed
 
 T = TypeVar("T")
 
 PLAN_S = 120.0
 BYTES_BACK_S = 10.0
+BYTES_STILL_S = 3.0
 BYTES_BACK_POLL_S = 0.1
+QUEUE_EXTENDS_S = 60.0
 
 
 class BackgroundPlanner:
     """Plans, replans, and waits for the memory of a child that ended."""
 
     def __init__(
-        self, paths: Paths, reporter: DaemonReporter, read: FactsReader, nvml: Probe, first: Launch | None
+        self,
+        paths: Paths,
+        reporter: DaemonReporter,
+        read: FactsReader,
+        nvml: Probe,
+        first: Launch | None,
+        booking: Booking,
     ) -> None:
         """`first` was planned a moment ago, for the first start. `nvml` is kept open: opening a GPU that nobody
         uses can take seconds.
         """
+        self._booking = booking
+        self._leases = LeaseRecorder(booking, reporter, paths.state)
+        self._problems: tuple[str, ...] = booking.problems
+        self._launch = first
+        self._waits = False
         self._paths = paths
         self._reporter = reporter
         self._read = read
@@ -44,26 +66,82 @@ class BackgroundPlanner:
         if first is not None and first.loaded == loaded:
             return first
         what = f"planning {loaded.definition.model}"
+        self._booking.start_wait_s = loaded.definition.limits.start_wait_s
+        if previous is not None:
+            await _off_the_loop(self._booking.returning, self._booking.promise_id, what="writing the lease")
+        if self._waits:
+            previous = None  # its bytes were awaited before it had to stand in the queue
         again = previous is not None and needs_no_new_child(previous.loaded, loaded)
         if again and previous and await _off_the_loop(self._is_back, loaded, previous, what=what):
-            return replace(previous, loaded=loaded)
-        launch = await _off_the_loop(self._make, loaded, previous, what=what)
+            self._launch = replace(previous, loaded=loaded)
+            return self._launch
+        launch = await self._make_or_wait(loaded, previous, what)
         self._reporter.planned(launch.plan)
+        self._launch = launch
         return launch
+
+    async def _make_or_wait(self, loaded: Loaded, previous: Launch | None, what: str) -> Launch:
+        """Plan anew; a wait is told once when it begins and once when it has ended well."""
+        try:
+            launch = await _off_the_loop(self._make, loaded, previous, what=what)
+            self._tell_problems()
+        except MustWait as wait:
+            if not self._waits:
+                self._waits = True
+                text = str(wait)
+                self._reporter.event("waiting-for-memory", text[0].upper() + text[1:], CAUSE=text)
+            raise
+        except LlamadError:
+            self._waits = False
+            raise
+        if self._waits:
+            self._waits = False
+            self._reporter.event("memory-granted", "The wait is over: the model is loaded now")
+        return launch
+
+    def _tell_problems(self) -> None:
+        if self._booking.problems != self._problems:
+            self._problems = self._booking.problems
+            self._reporter.ledger_problems(self._problems)
+
+    async def turn(self) -> None:
+        self._reporter.extend(QUEUE_EXTENDS_S)
+        await wait_for_change(self._booking)
+
+    def spawned(self, pid: int, observed: Callable[[], Observed]) -> None:
+        if self._launch is not None:
+            self._leases.spawned(pid, self._launch.plan, observed)
+
+    def settled(self, pid: int) -> None:
+        self._leases.settled(pid)
+
+    def ended(self) -> None:
+        self._leases.ended()
 
     async def check(self, loaded: Loaded, running: Launch) -> None:
         await _off_the_loop(self._check, loaded, running, what=f"planning {loaded.definition.model}")
 
-    def _maker(self, loaded: Loaded) -> PlanMaker:
+    def _maker(self, loaded: Loaded, *, promised: bool = True) -> PlanMaker:
         return PlanMaker(
-            loaded, engine=self._paths.engine, cache=self._paths.cache, read=self._read, nvml=self._nvml
+            loaded,
+            engine=self._paths.engine,
+            cache=self._paths.cache,
+            read=self._read,
+            nvml=self._nvml,
+            booking=self._booking if promised else None,
+            sharing=Sharing(loaded.file.parent, self._paths.cache, self._booking.others),
         )
 
     def _is_back(self, loaded: Loaded, previous: Launch) -> bool:
-        """Whether the memory of the child that just ended can be had again, so that its plan still holds."""
+        """Whether the memory of the child that just ended is back and promised again, so that its plan still holds."""
         remove_stale(previous.socket_path)
-        wanted = {d.name: d.parts.total_bytes - d.parts.margin_bytes for d in previous.plan.devices}
-        return self._wait_for(self._maker(loaded), wanted)
+        maker, plan = self._maker(loaded), previous.plan
+        wanted = {d.name: d.parts.total_bytes - d.parts.margin_bytes for d in plan.devices}
+        if not self._wait_for(maker, wanted):
+            return False
+        self._booking.look()
+        desk = Desk(self._booking, loaded, maker.devices() if wanted else [], host_memory())
+        return desk.take_again(plan)
 
     def _make(self, loaded: Loaded, previous: Launch | None) -> Launch:
         maker = self._maker(loaded)
@@ -75,23 +153,36 @@ class BackgroundPlanner:
         return make_launch(maker, loaded)
 
     def _check(self, loaded: Loaded, running: Launch) -> None:
-        """As if the running child were gone: its devices as they were free when it was planned."""
-        devices = [
-            Device(d.name, d.total_device_bytes, d.free_bytes, uuid=d.uuid, source="returning")
-            for d in running.plan.devices
-        ]
-        self._maker(loaded).make(computed=True, returning=devices)
+        """As if the running child were gone: its devices as they would be free then, and no more than they were."""
+        maker = self._maker(loaded, promised=False)
+        self._booking.look()
+        free = {place_of(device): device.free_bytes for device in maker.devices()} if running.plan.devices else {}
+        promised = self._booking.outstanding()
+        devices = []
+        for device in running.plan.devices:
+            place, taken = place_of(device), device.parts.total_bytes - device.parts.margin_bytes
+            left = min(device.free_bytes, free.get(place, 0) + taken) - promised.get(place, 0)
+            devices.append(
+                Device(device.name, device.total_device_bytes, left, uuid=device.uuid, source="returning")
+            )
+        maker.make(computed=True, returning=devices)
 
     def _wait_for(self, maker: PlanMaker, wanted: dict[str, int]) -> bool:
-        """Whether the driver shows these free bytes within the deadline: a killed server's come back late."""
+        """Whether the driver shows these free bytes, before the deadline and before nothing moves any more: a killed
+        server's come back late, and others may have taken some.
+        """
         if not wanted:
             return True
-        deadline_s = time.monotonic() + BYTES_BACK_S
+        began_s = since_s = time.monotonic()
+        before: dict[str, int] = {}
         while True:
             free = {device.name: device.free_bytes for device in maker.devices()}
             if all(free.get(name, 0) >= size for name, size in wanted.items()):
                 return True
-            if time.monotonic() > deadline_s:
+            now_s = time.monotonic()
+            if free != before:
+                since_s, before = now_s, free
+            if now_s - began_s > BYTES_BACK_S or now_s - since_s > BYTES_STILL_S:
                 return False
             time.sleep(BYTES_BACK_POLL_S)  # in a worker thread; no driver tells when memory returns
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llamad.config.access import access_problem
 from llamad.config.check import World, check_definition
@@ -11,9 +12,12 @@ from llamad.config.kept import load_all_kept
 from llamad.config.keys import dotted, shown
 from llamad.config.loaded import Loaded
 from llamad.config.named_files import named_files
-from llamad.errors import BadModelError, ConfigErrors, LlamadError, ModelMissingError
+from llamad.errors import AccessError, BadModelError, ConfigErrors, LlamadError, ModelMissingError
 from llamad.gguf.facts import ModelFacts
 from llamad.gguf.read import read_facts
+
+if TYPE_CHECKING:
+    from llamad.planning.extras import Extras
 
 CREDENTIAL_STORES = ("/etc/credstore", "/run/credstore", "/usr/lib/credstore", "/etc/credstore.encrypted")
 
@@ -47,13 +51,31 @@ def check_name(name: str, root: Path) -> list[LlamadError]:
     """Every problem of one definition of a folder. Raises what `load_definition` does."""
     from llamad.config.load import load_all, load_definition  # a start has no time for them
 
-    loaded = load_definition(name, root)
-    return check_definition(
-        loaded,
-        World(read_model=FactsReader()),
-        neighbours=load_all(root),
-        credential_present=credential_stored(name),
+    loaded, read = load_definition(name, root), FactsReader()
+    problems: list[LlamadError] = list(
+        check_definition(
+            loaded,
+            World(read_model=read),
+            neighbours=load_all(root),
+            credential_present=credential_stored(name),
+        )
     )
+    return [*problems, *_beside_problems(loaded, read)]
+
+
+def _beside_problems(loaded: Loaded, read: FactsReader) -> list[LlamadError]:
+    """The first file beside the model that cannot be used. One that is not there is told with the definition."""
+    try:
+        facts = read(loaded.definition.model)
+    except LlamadError:
+        return []  # told already
+    try:
+        extras_of(loaded, facts)
+    except BadModelError as error:
+        return [error]
+    except (ModelMissingError, AccessError):
+        pass  # told already
+    return []
 
 
 def credential_stored(name: str) -> bool:
@@ -78,6 +100,21 @@ def located_facts(loaded: Loaded, read: FactsReader) -> ModelFacts:
         raise
 
 
+def extras_of(loaded: Loaded, facts: ModelFacts) -> Extras | None:
+    """What the definition wants beside the model with these facts; None where there is nothing.
+
+    Raises BadModelError, ModelMissingError or AccessError located at the key that it is about.
+    """
+    definition = loaded.definition
+    lora = definition.lora
+    wanted = definition.vision.mmproj or lora.adapters or lora.control_vectors or definition.draft.types
+    if not wanted:
+        return None
+    from llamad.service.beside import read_extras  # only where there is something beside the model
+
+    return read_extras(loaded, facts)
+
+
 def require_usable(
     loaded: Loaded,
     read: FactsReader,
@@ -90,7 +127,8 @@ def require_usable(
     """Raise the first reason not to serve this definition, with the exit code of its class.
 
     An unreadable, missing or bad model file is 77, 66 or 65 and comes first, then a missing file of weights that go
-    with it (66: it may be on a file system that comes later); all else is 78, all problems at once.
+    with it (66: it may be on a file system that comes later); all else is 78, all problems at once. A bad file of
+    what goes with the model is 65 and comes last.
     `neighbours_file` keeps the other definitions of the folder (see `load_all_kept`).
     """
     refused = access_problem(loaded.definition.model, sandboxed=sandboxed)
@@ -98,13 +136,14 @@ def require_usable(
         refused.what = f"model: {loaded.definition.model} {refused.what}"
         refused.where = loaded.where("model")
         raise refused
-    located_facts(loaded, read)
+    facts = located_facts(loaded, read)
     _require_weights(loaded, sandboxed=sandboxed)
     world = World(read_model=read, sandboxed=sandboxed)
     neighbours = load_all_kept(root, neighbours_file)
     problems = check_definition(loaded, world, neighbours=neighbours, credential_present=credential_present)
     if problems:
         raise problems[0] if len(problems) == 1 else ConfigErrors(problems)
+    extras_of(loaded, facts)
 
 
 def _require_weights(loaded: Loaded, *, sandboxed: bool) -> None:

@@ -40,9 +40,12 @@ class Service:
         self.name, self.reporter = start.name, start.reporter
         self.keys = start.keys
         self.front = RelayFront(start.loaded, self.keys)
-        planner = BackgroundPlanner(start.paths, self.reporter, start.read, start.nvml, start.first)
+        planner = BackgroundPlanner(
+            start.paths, self.reporter, start.read, start.nvml, start.first, start.booking
+        )
         seams = Seams(planner, ServerEngine(), self.front, self.reporter)
-        self.supervisor = Supervisor(start.loaded, seams, ProcessSpawner(start.process), SystemClock())
+        spawner = ProcessSpawner(start.process, lambda: start.ledger.lease_fds)
+        self.supervisor = Supervisor(start.loaded, seams, spawner, SystemClock())
         self.front.state = lambda: str(self.supervisor.state)
         self.front.child_lives = lambda: self.supervisor.child_pid != 0
         await self.front.start(start.listening.sockets)

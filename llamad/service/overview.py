@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeGuard
 
-from llamad.service.paths import user_run
+from llamad.ledger.lease import HOST, Lease, Phase
+from llamad.ledger.public import read_public
+from llamad.service.paths import PUBLIC_LEDGER, SYSTEM_RUN, user_run
 from llamad.service.status import RUNTIME_ROOT, read_status
+from llamad.units import format_bytes
 
 _KEYS = ("Id", "ActiveState", "SubState", "StatusText", "UnitFileState", "ExecMainStatus", "Result")
 _ASK_S = 5.0
@@ -36,6 +40,32 @@ def overview(names: list[str], root: Path = RUNTIME_ROOT) -> list[Overview]:
     return [
         _one(name, read_status(name, root) or read_status(name, own), units.get(name, {})) for name in names
     ]
+
+
+def leases(root: Path = SYSTEM_RUN) -> list[Lease]:
+    """What models hold or wait for: on the system, and of those that this user serves in the foreground."""
+    own = user_run(os.environ)
+    return read_public(root / PUBLIC_LEDGER) + (read_public(own / PUBLIC_LEDGER) if own != root else [])
+
+
+def memory_table(held: Iterable[Lease]) -> list[tuple[str, str]]:
+    """By place, who was promised how much of it: `CUDA0`, `phi4 8.1 GiB, qwen 3.5 GiB (loading)`."""
+    places: dict[str, list[Lease]] = {}
+    for lease in held:
+        for place in lease.promised:
+            places.setdefault(place, []).append(lease)
+    return [(_place_name(place, found), ", ".join(_holding(place, lease) for lease in found))
+            for place, found in sorted(places.items(), key=lambda row: row[0] == HOST)]  # fmt: skip
+
+
+def _place_name(place: str, found: Iterable[Lease]) -> str:
+    names = {lease.names.get(place, place) for lease in found} - {place}
+    return printable("/".join(sorted(names)) or place)
+
+
+def _holding(place: str, lease: Lease) -> str:
+    note = "" if lease.phase is Phase.SETTLED else f" ({lease.phase})"
+    return f"{lease.name} {format_bytes(lease.promised[place])}{note}"
 
 
 def _one(name: str, status: dict[str, object] | None, unit: dict[str, str]) -> Overview:

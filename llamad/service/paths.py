@@ -12,6 +12,7 @@ from pathlib import Path
 from llamad.errors import AccessError, os_error
 
 SYSTEM_RUN = Path("/run/llamad")
+PUBLIC_LEDGER = Path("public", "ledger.json")
 
 
 def user_run(environ: Mapping[str, str]) -> Path:
@@ -56,6 +57,11 @@ class Paths:
         """The folder of the child's socket."""
         return self.runtime / "engine"
 
+    @property
+    def public_ledger(self) -> Path:
+        """The copy of the ledger that everybody may read."""
+        return self.ledger.parent / PUBLIC_LEDGER
+
     def credential(self, name: str) -> Path | None:
         """The API keys that systemd imported for this model; None where there are none."""
         path = self.credentials / f"llamad.api-key.{name}" if self.credentials else None
@@ -68,7 +74,7 @@ class Paths:
             if self.public_sockets.parent != SYSTEM_RUN:
                 _require_own(self.public_sockets.parent.parent)
             folders = [(self.runtime, 0o711), *folders, (self.state, 0o700), (self.cache, 0o700)]
-            folders += [(self.ledger, 0o700), (self.public_sockets, 0o755)]
+            folders += [(self.ledger, 0o700), (self.public_sockets, 0o755), (self.public_ledger.parent, 0o755)]
         for folder, mode in folders:
             try:
                 if not folder.is_dir():

@@ -10,7 +10,9 @@ import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llamad.config.definition import Definition
 from llamad.config.loaded import Loaded
@@ -27,12 +29,19 @@ from llamad.hardware.amdgpu import AmdGpus
 from llamad.hardware.device import Device, Probe
 from llamad.hardware.host import host_memory
 from llamad.hardware.nvml import Nvml
+from llamad.ledger.booking import Booking
 from llamad.planning.confirm import Asked
 from llamad.planning.plan import BuildGates, Plan
+from llamad.planning.problem import Problem
 from llamad.planning.settle import settled
 from llamad.planning.solve import plan as solve
-from llamad.service.checks import FactsReader, located_facts
+from llamad.service.checks import FactsReader, extras_of, located_facts
+from llamad.service.desk import Desk
+from llamad.service.sharing import Share, Sharing
 from llamad.supervision.launch import Launch
+
+if TYPE_CHECKING:
+    from llamad.planning.extras import Extras
 
 SOCKET_NAME = "llama.sock"
 ASK_SOCKET_NAME = "ask.sock"
@@ -53,7 +62,8 @@ class PlanMaker:
     """Plans one definition. Blocking.
 
     `engine` is the folder of the child's socket, `cache` the model's cache folder, `scratch` the folder for the
-    socket of a llama-server that is only asked.
+    socket of a llama-server that is only asked. With a `booking` the plan's bytes are promised to it; with a
+    `sharing` it leaves room for other models.
     """
 
     def __init__(
@@ -65,8 +75,12 @@ class PlanMaker:
         read: FactsReader | None = None,
         nvml: Probe | None = None,
         scratch: Path | None = None,
+        booking: Booking | None = None,
+        sharing: Sharing | None = None,
     ) -> None:
         self._loaded = loaded
+        self._booking = booking
+        self._sharing = sharing
         self._read = read or FactsReader()
         self._nvml = nvml or Nvml()
         self._hints: tuple[str, ...] = ()
@@ -82,13 +96,17 @@ class PlanMaker:
         """The plan for the memory that is free now, or for `what_if`; confirmed by llama-server unless computed.
 
         `returning`: devices to use as they are here instead of looking (their memory is about to be free).
-        Raises LlamadError; a problem of the model file is located at the definition's `model`.
+        Raises LlamadError (with a booking also MustWait); a problem of the model file is located at the
+        definition's `model`.
         """
         facts = stretched(located_facts(self._loaded, self._read), self._loaded.definition)
+        extras = extras_of(self._loaded, facts)
         caps = self._capabilities(needed=not what_if)
+        if self._booking:
+            self._booking.look()
         devices = list(what_if) or list(returning) or (self.devices(caps) if caps else [])
         try:
-            plan = self._solve(facts, devices, caps, ask=not (computed or what_if))
+            plan = self._solve(facts, extras, devices, caps, here=not what_if, ask=not (computed or what_if))
         except DeviceError as error:
             error.why = "; ".join(filter(None, (error.why, *self._hints)))
             raise
@@ -132,42 +150,83 @@ class PlanMaker:
             return None  # a plan for devices that are not here needs no llama-server either
 
     def _solve(
-        self, facts: ModelFacts, devices: Sequence[Device], caps: Capabilities | None, *, ask: bool
+        self,
+        facts: ModelFacts,
+        extras: Extras | None,
+        devices: Sequence[Device],
+        caps: Capabilities | None,
+        *,
+        here: bool,
+        ask: bool,
     ) -> Plan:
         definition = self._loaded.definition
 
-        def solved(corrections: Mapping[str, int]) -> Plan:
-            return solve(
-                facts, devices, host_memory(), definition.placement, self._loaded.written,
-                caps.gates if caps else BuildGates(), cache_ram=definition.server.cache_ram, corrections=corrections,
-            )  # fmt: skip
-
-        if not ask or caps is None or not can_ask(caps):
-            return solved({})
-        return settled(
-            solved,
-            lambda plan: self._ask(plan, facts, caps),
-            grows=definition.placement.context == "auto",
+        host = host_memory()
+        gates = caps.gates if caps else BuildGates()
+        problem = Problem(
+            facts,
+            tuple(devices),
+            host,
+            definition.placement,
+            gates,
+            definition.server.cache_ram,
+            extras=extras,
         )
+        share = self._sharing.share(self._loaded.name, problem) if self._sharing and here else Share()
+        solver = partial(
+            solve, facts, devices, host, definition.placement, self._loaded.written, gates,
+            cache_ram=definition.server.cache_ram, extras=extras, share=share.bytes_by_place, others=share.others,
+        )  # fmt: skip
 
-    def _ask(self, plan: Plan, facts: ModelFacts, caps: Capabilities) -> Asked | None:
+        def confirmed(first: Plan, reserved: Mapping[str, int]) -> Plan:
+            if not ask or caps is None or not can_ask(caps):
+                return first
+            return settled(
+                lambda found: solver(reserved=reserved, corrections=found) if found else first,
+                lambda plan: self._ask(plan, facts, extras, caps),
+                grows=definition.placement.context == "auto",
+            )
+
+        return Desk(self._booking, self._loaded, devices, host).promised(solver, confirmed)
+
+    def fingerprint(self, facts: ModelFacts, extras: Extras | None = None) -> str:
+        """Names everything that is loaded: the model, and what is there beside it."""
+        if extras is None:
+            return facts.fingerprint
+        from llamad.service.beside import fingerprint  # only where there is something beside the model
+
+        return fingerprint(facts, extras)
+
+    def _ask(self, plan: Plan, facts: ModelFacts, extras: Extras | None, caps: Capabilities) -> Asked | None:
         """llama-server's breakdown for this plan; None where it cannot tell (the computed bytes stand)."""
         socket_path = self._scratch / ASK_SOCKET_NAME
         args = dry_run_args(
             plan, self._loaded.definition, caps, socket_path=str(socket_path), written=self._loaded.written
         )
         cache = BreakdownCache(self._cache / "breakdowns.json")
-        found = cache.get(caps.key, facts.fingerprint, args)
+        fingerprint = self.fingerprint(facts, extras)
+        draft = extras.draft if extras and extras.draft and extras.draft.has_context else None
+        found = cache.get(caps.key, fingerprint, args)
         if found is None:
             from llamad.engine.dry_run import AskError, ask_breakdown  # seldom: the answer is kept
 
             try:
-                found = ask_breakdown(caps.path, args, self.environment(plan), self._loaded.host.query_s)
+                found = ask_breakdown(
+                    caps.path,
+                    args,
+                    self.environment(plan),
+                    self._loaded.host.query_s,
+                    drafted=draft is not None,
+                )
             except AskError:
                 return None
-            cache.put(caps.key, facts.fingerprint, args, found)
+            cache.put(caps.key, fingerprint, args, found)
         renamed = found.renamed(plan_names(plan.devices))
-        return Asked(renamed.devices, renamed.host)
+        asked = Asked(renamed.devices, renamed.host, vision_bytes=renamed.vision_bytes)
+        if draft is None or renamed.draft is None:
+            return asked
+        apart = renamed if draft.facts is not None else renamed.draft_without_weights()
+        return replace(asked, draft=apart.draft, draft_host=apart.draft_host)
 
     def _args(self, plan: Plan, caps: Capabilities) -> list[str]:
         names = (self._loaded.name,)

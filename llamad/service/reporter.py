@@ -10,7 +10,7 @@ from llamad.service.journal import Journal
 from llamad.service.notify import Notifier, monotonic_usec
 from llamad.service.status import StatusFile
 from llamad.supervision.launch import Launch
-from llamad.supervision.words import device_names, ready_text
+from llamad.supervision.words import device_names, place_text, ready_text
 
 _CHILD_PRIORITY = {"error": "err", "warning": "warning", "info": "info", "debug": "debug", "raw": "info"}
 
@@ -45,17 +45,23 @@ class DaemonReporter:
 
     def planned(self, plan: Plan) -> None:
         """A plan was made for a start."""
-        device = device_names(plan)
-        message = f"Planned: ctx {plan.context_tokens}, {plan.layers}/{plan.layers_total} layers on {device}"
+        where = f"{plan.layers}/{plan.layers_total} layers on {place_text(plan)}" if plan.devices else "on the CPU"
+        message = f"Planned: ctx {plan.context_tokens}, {where}"
         reasons = "\n".join(f"{reason.topic}: {reason.text}" for reason in plan.reasons)
         self.event(
             "planned",
             f"{message} ({plan.source})\n{reasons}",
             CONTEXT=str(plan.context_tokens),
-            DEVICE=device,
+            DEVICE=device_names(plan),
         )
         for warning in plan.remarks:
             self._journal.record(warning, "warning", "llamad", LLAMAD_MODEL=self._name)
+
+    def ledger_problems(self, files: tuple[str, ...]) -> None:
+        """Files of the ledger that say nothing sensible; () says nothing."""
+        if files:
+            cause = f"no lease can be read in {', '.join(files)}"
+            self.event("ledger-problem", f"What others were promised is not all known: {cause}", CAUSE=cause)
 
     def serving(self, launch: Launch) -> None:
         text = ready_text(launch.plan)

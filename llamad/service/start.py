@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING
 from llamad.config.kept import load_kept
 from llamad.config.listen import parse_listen
 from llamad.config.loaded import Loaded
-from llamad.errors import BusyError, LlamadError
+from llamad.errors import LlamadError
 from llamad.front.keys import KeySet
 from llamad.hardware.nvml import Nvml
-from llamad.ledger import NameLock
+from llamad.ledger.booking import Booking, MustWait
+from llamad.ledger.ledger import Ledger
 from llamad.service.checks import FactsReader, require_usable
 from llamad.service.journal import Journal, make_journal
 from llamad.service.keys import read_keys
@@ -29,6 +30,7 @@ from llamad.service.notify import Notifier, make_notifier
 from llamad.service.paths import Paths
 from llamad.service.planner import SOCKET_NAME, PlanMaker, make_launch
 from llamad.service.reporter import DaemonReporter
+from llamad.service.sharing import Sharing
 from llamad.service.sockets import Listening, listen_on, stored_sockets
 from llamad.service.status import StatusFile
 from llamad.supervision.launch import Launch
@@ -55,10 +57,11 @@ class Start:
 
     def __post_init__(self) -> None:
         self.read = FactsReader()
-        self.nvml = Nvml()
         self.status = StatusFile(self.paths.runtime, self.name)
         self.reporter = DaemonReporter(self.name, self.journal, self.notifier, self.status)
-        self._lock = NameLock(self.paths.ledger, self.name)
+        self.ledger = Ledger(self.paths.ledger, self.name, self.paths.public_ledger)
+        self.nvml = Nvml(own_pids=self.ledger.pids)
+        self.booking = Booking(self.ledger, self.nvml.held)
         self.hung_up = False
         """A hang-up came before there was a loop to reload in."""
 
@@ -71,10 +74,7 @@ class Start:
 
     def take_name(self) -> None:
         """Make sure that nobody else serves the model. Raises BusyError."""
-        holder = self._lock.take()
-        if holder:
-            what = f"{self.name} is served already"
-            raise BusyError(what, why=f"by process {holder}", fix="stop that one first")
+        self.ledger.take()
 
     def load(self) -> Loaded:
         """The definition as it is on disk now, read and checked. Blocking. Raises LlamadError."""
@@ -111,26 +111,43 @@ class Start:
         return listen_on(listen, mode, stored, self.notifier, self.paths.runtime, self.paths.public_sockets)
 
     @cached_property
-    def first(self) -> Launch:
-        """The first plan, as a command."""
+    def first(self) -> Launch | None:
+        """The first plan, as a command, its bytes promised; None where it must wait: with the loop, that is."""
+        self.booking.start_wait_s = self.loaded.definition.limits.start_wait_s
         maker = PlanMaker(
-            self.loaded, engine=self.paths.engine, cache=self.paths.cache, read=self.read, nvml=self.nvml
+            self.loaded,
+            engine=self.paths.engine,
+            cache=self.paths.cache,
+            read=self.read,
+            nvml=self.nvml,
+            booking=self.booking,
+            sharing=Sharing(self.loaded.file.parent, self.paths.cache, self.booking.others),
         )
-        launch = make_launch(maker, self.loaded)
+        try:
+            launch = make_launch(maker, self.loaded)
+        except MustWait:
+            return None
+        finally:
+            self.reporter.ledger_problems(self.booking.problems)
         self.reporter.planned(launch.plan)
         return launch
 
     @cached_property
-    def process(self) -> Started:
-        """The first llama-server, loading."""
-        return start_process(self.first.argv, self.first.env)
+    def process(self) -> Started | None:
+        """The first llama-server, loading; None where it must wait."""
+        if self.first is None:
+            return None
+        started = start_process(self.first.argv, self.first.env, self.ledger.lease_fds)
+        with contextlib.suppress(LlamadError):  # written again when it has settled; until then it counts in full
+            self.booking.loading(self.booking.promise_id, started.process.pid)
+        return started
 
     def finish(self) -> None:
         """Take back what others can see. Outside systemd no runtime directory goes away by itself.
 
         Nothing without the name: what others see then belongs to the process that serves it.
         """
-        if not self._lock.held:
+        if not self.ledger.held:
             return
         self.status.remove()
         if UNDER_SYSTEMD not in self.environ and "listening" in self.__dict__:
@@ -139,7 +156,7 @@ class Start:
                 if path is not None:
                     with contextlib.suppress(OSError):
                         path.unlink()
-        self._lock.release()
+        self.ledger.release()
 
 
 def serve(name: str, config_root: Path, environ: dict[str, str]) -> int:

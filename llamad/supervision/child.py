@@ -60,10 +60,15 @@ class Spawner(Protocol):
 
 
 class ProcessSpawner:
-    """The real one. `early` is a process that was started before there was a loop, for the first spawn."""
+    """The real one. `early` is a process that was started before there was a loop, for the first spawn; `inherit`
+    names the descriptors that each child gets besides its pipes.
+    """
 
-    def __init__(self, early: Started | None = None) -> None:
+    def __init__(
+        self, early: Started | None = None, inherit: Callable[[], Sequence[int]] = tuple
+    ) -> None:
         self._early = early
+        self._inherit = inherit
 
     async def spawn(
         self, argv: Sequence[str], env: Mapping[str, str], on_bytes: Callable[[int, bytes], None]
@@ -72,7 +77,7 @@ class ProcessSpawner:
         if started is not None and not started.is_of(argv, env):
             started.abandon()
             started = None
-        started = started or start(argv, env)
+        started = started or start(argv, env, self._inherit())
         try:
             return ProcessChild(started.process, on_bytes)
         except OSError as error:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from llamad.config.definition import Definition
 from llamad.config.loaded import Loaded
 from llamad.engine.build import Mode
 from llamad.planning.plan import Plan
+
+if TYPE_CHECKING:
+    from llamad.engine.log import Observed  # its patterns are for who reads a log
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,25 @@ class Planner(Protocol):
     async def plan(self, loaded: Loaded, previous: Launch | None) -> Launch:
         """A launch for this definition, for the memory that is free now (or when `previous`'s is back).
 
-        `previous` is the launch whose child just ended; None where there was none. Raises LlamadError.
+        `previous` is the launch whose child just ended; None where there was none. Raises LlamadError; MustWait
+        where others have the memory or come first.
         """
+        ...
+
+    async def turn(self) -> None:
+        """After MustWait: return when it is worth planning again. Cancel it to leave the queue."""
+        ...
+
+    def spawned(self, pid: int, observed: Callable[[], Observed]) -> None:
+        """The launch that was planned last runs; `observed` has what it says of its buffers."""
+        ...
+
+    def settled(self, pid: int) -> None:
+        """It is ready: all its memory is taken."""
+        ...
+
+    def ended(self) -> None:
+        """It is gone. Its memory is kept for its successor until the next plan, or the end of the service."""
         ...
 
     async def check(self, loaded: Loaded, running: Launch) -> None:

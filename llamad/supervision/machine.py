@@ -45,6 +45,10 @@ class Event(StrEnum):
 
     START = "start"
     PLANNED = "planned"
+    QUEUED = "queued"
+    """Others have the memory, or it is not its turn to load."""
+    TURN = "turn"
+    """What it waits for may have come."""
     REFUSED = "refused"
     """No plan is possible."""
     LOADED = "loaded"
@@ -69,6 +73,7 @@ class Effect(StrEnum):
     """What the supervisor must do, in order."""
 
     PLAN = "plan"
+    AWAIT_TURN = "await-turn"
     SPAWN = "spawn"
     WARM_UP = "warm-up"
     OPEN = "open"
@@ -91,6 +96,8 @@ TRANSITIONS: dict[tuple[State, Event], Row] = {
     (_S.STOPPED, _E.START): (_S.WAITING, (_F.HOLD, _F.PLAN)),
     (_S.STOPPED, _E.STOP): (_S.STOPPED, (_F.EXIT,)),
     (_S.WAITING, _E.PLANNED): (_S.LOADING, (_F.SPAWN,)),
+    (_S.WAITING, _E.QUEUED): (_S.WAITING, (_F.AWAIT_TURN,)),
+    (_S.WAITING, _E.TURN): (_S.WAITING, (_F.PLAN,)),
     (_S.WAITING, _E.REFUSED): (_S.FAILED, (_F.GIVE_UP,)),
     (_S.WAITING, _E.REVERT): (_S.WAITING, (_F.PLAN,)),
     (_S.WAITING, _E.RELOAD): (_S.WAITING, (_F.PLAN,)),
@@ -154,8 +161,8 @@ IGNORED: frozenset[tuple[State, Event]] = frozenset(
 """Pairs that change nothing: what they ask for is under way, or comes too late."""
 
 _OF_AN_ATTEMPT = frozenset(
-    {Event.PLANNED, Event.REFUSED, Event.LOADED, Event.CONDEMN, Event.WARMED, Event.DRAINED, Event.TIMER,
-     Event.STABLE, Event.UNKILLABLE, Event.REVERT}
+    {Event.PLANNED, Event.QUEUED, Event.TURN, Event.REFUSED, Event.LOADED, Event.CONDEMN, Event.WARMED,
+     Event.DRAINED, Event.TIMER, Event.STABLE, Event.UNKILLABLE, Event.REVERT}
 )  # fmt: skip
 
 

@@ -40,8 +40,11 @@ class Started:
                 pipe.close()
 
 
-def start(argv: Sequence[str], env: Mapping[str, str]) -> Started:
-    """Start `argv` as a child that dies with us and leads its own process group. Raises ChildError."""
+def start(argv: Sequence[str], env: Mapping[str, str], inherit: Sequence[int] = ()) -> Started:
+    """Start `argv` as a child that dies with us and leads its own process group. Raises ChildError.
+
+    `inherit`: descriptors that it gets besides the pipes, under the same numbers.
+    """
     wrapped = ["setpriv", "--pdeathsig", "KILL", "--", "sh", "-c", _WRAPPER, str(os.getpid()), *argv]
     try:
         process = subprocess.Popen(
@@ -52,6 +55,7 @@ def start(argv: Sequence[str], env: Mapping[str, str]) -> Started:
             stderr=subprocess.PIPE,
             process_group=0,
             close_fds=True,
+            pass_fds=inherit,
             cwd="/",
         )
     except OSError as error:

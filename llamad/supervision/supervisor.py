@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from llamad.clock import Clock
 from llamad.config.loaded import Loaded
 from llamad.errors import ChildError, ExitCode, LlamadError
+from llamad.ledger.booking import GaveUpWaiting, MustWait
 from llamad.supervision.backoff import Backoff
 from llamad.supervision.cause import Cause, Death, classify
 from llamad.supervision.child import Child, Spawner, stop_ladder
@@ -23,7 +24,7 @@ from llamad.supervision.intake import Intake
 from llamad.supervision.launch import Launch, Seams, needs_no_new_child, tail
 from llamad.supervision.loading import NotUsable, watch_load
 from llamad.supervision.machine import Effect, Event, State, step
-from llamad.supervision.words import device_names, event_of, ready_text
+from llamad.supervision.words import device_names, event_of, place_text, ready_text
 
 SETTLE_S = 2.0
 _HAS_CHILD = (State.LOADING, State.WARMING, State.READY)
@@ -74,6 +75,7 @@ class Supervisor:
         self._exit: ExitCode | None = None
         self._failure: ExitCode = ExitCode.OK
         self._failure_text = ""
+        self._queued_text = ""
         self.restarts = 0
 
     # -- what others may call ---------------------------------------------------------------------------
@@ -112,9 +114,11 @@ class Supervisor:
         if self.state is State.READY and self.launch:
             return ready_text(self.launch.plan)
         if self.state in (State.LOADING, State.WARMING) and self.launch:
-            return f"{self.state}: ctx {self.launch.plan.context_tokens} on {device_names(self.launch.plan)}"
+            return f"{self.state}: ctx {self.launch.plan.context_tokens} on {place_text(self.launch.plan)}"
         if self.state is State.FAILED:
             return f"failed: {self._failure_text}"
+        if self.state is State.WAITING and self._queued_text:
+            return self._queued_text
         if self.state in (State.BACKOFF, State.STUCK) and self._last_cause:
             return f"{self.state}: {self._last_cause.text}"
         return str(self.state)
@@ -198,6 +202,10 @@ class Supervisor:
         match effect:
             case Effect.PLAN:
                 self._job(self._plan(self._epoch))
+            case Effect.AWAIT_TURN:
+                self._queued_text = str(message.error)
+                self._announce()
+                self._job(self._await_turn(self._epoch))
             case Effect.SPAWN:
                 await self._spawn()
             case Effect.WARM_UP:
@@ -225,10 +233,17 @@ class Supervisor:
     async def _plan(self, epoch: int) -> None:
         try:
             launch = await self._seams.planner.plan(self.loaded, self.launch)
+        except MustWait as wait:
+            self._post(_Message(Event.QUEUED, epoch, error=wait))
         except LlamadError as error:
             self._post(_Message(Event.REFUSED, epoch, error=error))
         else:
+            self._queued_text = ""
             self._post(_Message(Event.PLANNED, epoch, launch=launch))
+
+    async def _await_turn(self, epoch: int) -> None:
+        await self._seams.planner.turn()
+        self._post(_Message(Event.TURN, epoch))
 
     async def _spawn(self) -> None:
         launch = self.launch
@@ -242,8 +257,9 @@ class Supervisor:
             self._died(Cause("spawn", str(error), error.fix))
             return
         intake.pid = child.pid
+        self._seams.planner.spawned(child.pid, intake.observer.observed)
         self._seams.reporter.event(
-            "loading", f"Loading {launch.definition.model} on {device_names(launch.plan)}",
+            "loading", f"Loading {launch.definition.model} on {place_text(launch.plan)}",
             DEVICE=device_names(launch.plan),
         )  # fmt: skip
         task = asyncio.create_task(self._watch_exit(child, intake, kills_before))
@@ -254,6 +270,7 @@ class Supervisor:
         """Lives as long as the child, whatever the states do meanwhile."""
         returncode = await child.wait()
         self._child = None
+        self._seams.planner.ended()
         kills = oom_kills() - kills_before
         death = Death(returncode, intake.recent(), kills, intake.quiet, self._killed_because)
         cause = classify(death)
@@ -307,6 +324,7 @@ class Supervisor:
         self._ready_at_s = self._clock.monotonic()
         self._backoff.ready_at(self._ready_at_s)
         self._failure = ExitCode.OK
+        self._seams.planner.settled(self.child_pid)
         self._seams.front.open(self.launch)
         if self._fallback is not None:
             self._fallback = None
@@ -368,7 +386,7 @@ class Supervisor:
         fix = (error.fix if error else cause.fix if cause else "") or "see the lines before"
         self._failure_text = text if fix in text else f"{text}; {fix}"
         lines = tail(self._intake.recent()) if self._intake and not error else ""
-        event = event_of(self._failure)
+        event = "gave-up-waiting" if isinstance(error, GaveUpWaiting) else event_of(self._failure)
         self._seams.reporter.event(
             event,
             f"{_verdict(self._failure)}: {text}" + (f"\n{lines}" if lines else ""),

@@ -13,7 +13,7 @@ _SYSTEM = (
     " strace git less man-db bash-completion"
 )
 _ENGINE = (
-    "llama.cpp-tools llama.cpp-tools-extra libggml0-backend-vulkan mesa-vulkan-drivers libggml0-backend-rpc"
+    "llama.cpp-tools llama.cpp-tools-extra libggml0-backend-vulkan mesa-vulkan-drivers libggml0-backend-rpc libggml-dev"
 )
 _LLAMAD_NEEDS = "python3 python3-pydantic python3-psutil python3-watchdog python3-sdnotify python3-tomli-w"
 _PACKAGE_BUILD = (

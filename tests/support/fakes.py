@@ -67,6 +67,10 @@ class FakePlanner:
         self._scenarios = list(scenarios) or [{}]
         self.plans = 0
         self.plan_result = a_plan()
+        self.turns = self.ends = 0
+        self.may_go = asyncio.Event()
+        self.spawns: list[int] = []
+        self.settles: list[int] = []
         self.refuse_check: LlamadError | None = None
 
     async def plan(self, loaded: Loaded, previous: Launch | None) -> Launch:
@@ -81,6 +85,19 @@ class FakePlanner:
         env = {"PATH": "/usr/bin:/bin", "FAKE_LLAMA": json.dumps({"lines": LOAD_LINES, **scenario})}
         argv = (sys.executable, str(FAKE_SERVER), "--host", str(path))
         return Launch(loaded, self.plan_result, argv, env, str(path), 300, "completion", "fake")
+
+    async def turn(self) -> None:
+        self.turns += 1
+        await self.may_go.wait()
+
+    def spawned(self, pid: int, observed: Callable[[], Any]) -> None:
+        self.spawns.append(pid)
+
+    def settled(self, pid: int) -> None:
+        self.settles.append(pid)
+
+    def ended(self) -> None:
+        self.ends += 1
 
     async def check(self, loaded: Loaded, running: Launch) -> None:
         if self.refuse_check:

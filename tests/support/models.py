@@ -50,6 +50,7 @@ __all__ = [
     "HollowShape",
     "build_hollow",
     "build_tiny",
+    "byte_tokenizer",
 ]
 
 CHATML = (
@@ -176,6 +177,11 @@ def _tokenizer(pre: str, tokens: list[str], merges: list[str], control_from: int
     }
 
 
+def byte_tokenizer() -> dict[str, Value]:
+    """A tokenizer of `TINY_VOCAB` tokens that any model can have: every byte of a text is one token."""
+    return _tokenizer("gpt-2", _byte_tokens() + _CONTROL, [], 256)
+
+
 def build_tiny(
     path: Path,
     *,
@@ -211,7 +217,7 @@ def build_tiny(
         "llama.rope.dimension_count": u32(embd // heads),
         "llama.rope.freq_base": f32(10000.0),
         "llama.vocab_size": u32(TINY_VOCAB),
-        **_tokenizer("gpt-2", _byte_tokens() + _CONTROL, [], 256),
+        **byte_tokenizer(),
     }
     if chat_template is not None:
         metadata["tokenizer.chat_template"] = string(chat_template)

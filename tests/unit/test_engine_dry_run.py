@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,8 +25,8 @@ def parts(weights: int, context: int, compute: int) -> Parts:
     return Parts(weights * MIB, context * MIB, compute * MIB)
 
 
-def read(lines: list[str]) -> Breakdown | None:
-    reader = BreakdownReader()
+def read(lines: list[str], *, drafted: bool = False) -> Breakdown | None:
+    reader = BreakdownReader(drafted=drafted)
     for line in lines:
         if reader.line(parse_line(line)):
             break
@@ -59,6 +60,38 @@ def test_two_devices_an_older_name_and_an_underflow() -> None:
     assert found.devices == {"CUDA0": parts(800, 200, 80), "CUDA1": parts(400, 100, 50)}
     assert found.host == parts(689, 0, 23) and found.memory["CUDA1"] == (24124 * MIB, 24000 * MIB)
     assert found.renamed({"CUDA0": "CUDA3"}).devices.keys() == {"CUDA3", "CUDA1"}
+
+
+@pytest.mark.parametrize("name", ["draft_fit.log", "draft_fit.jsonl"])
+def test_a_draft_has_an_account_of_its_own_and_a_projector_one_line(name: str) -> None:
+    lines = (DATA / name).read_text().splitlines()
+    second = [n for n, line in enumerate(lines) if "- Host" in line][1]
+    lines[second] = lines[second].replace("340 =   308 +       0", "341 =   309 +       0")
+    lines = [line.replace('"self":340,"model":308', '"self":341,"model":309') if n > second else line
+             for n, line in enumerate(lines)]  # fmt: skip
+    found = read(lines, drafted=True)
+    assert found is not None
+    assert found.devices == {"CUDA0": parts(1918, 896, 80)} and found.host == parts(308, 0, 32)
+    assert found.draft == {"CUDA0": parts(1918, 896, 80)} and found.draft_host == parts(309, 0, 32)
+    assert found.vision_bytes == round(850.82 * MIB)
+    assert found.draft_without_weights().draft == {"CUDA0": parts(0, 896, 80)}
+    alone = read(lines)
+    assert alone is not None and alone.draft is None and alone.devices == found.devices
+
+
+@pytest.mark.parametrize("name", ["draft_fit.log", "draft_fit.jsonl"])
+def test_a_draft_that_is_not_measured_is_not_waited_for(name: str) -> None:
+    lines = (DATA / name).read_text().splitlines()
+    second = [n for n, line in enumerate(lines) if "memory breakdown [MiB]" in line][1]
+    begins = next(n for n, line in enumerate(lines) if "loading model tensors" in line)
+    reader = BreakdownReader(drafted=True)
+    told = [reader.line(parse_line(line)) for line in lines[:second] + lines[begins:]]
+    assert told.index(True) == second
+    found = reader.breakdown()
+    assert found is not None and found.draft is None and found.devices["CUDA0"] == parts(1918, 896, 80)
+    failed = "W operator(): failed to measure the memory of the extra model, fitting without it: no"
+    reader = BreakdownReader(drafted=True)
+    assert [reader.line(parse_line(line)) for line in [*lines[:second], failed]][-1]
 
 
 @pytest.mark.parametrize(
@@ -148,6 +181,9 @@ def test_cache_ignores_socket_and_alias_and_forgets_the_oldest(tmp_path: Path) -
         and found.host == kept.host
         and found.memory == {}
     )
+    whole = replace(kept, memory={}, draft={"CUDA0": parts(1, 0, 2)}, draft_host=parts(0, 0, 7), vision_bytes=9)
+    cache.put("build", "drafted", [], whole)
+    assert cache.get("build", "drafted", []) == whole
     assert cache.get("other build", "file", other_socket) is None
     assert cache.get("build", "other file", other_socket) is None
     assert cache.get("build", "file", [*other_socket, "-c", "1"]) is None
@@ -160,7 +196,7 @@ def test_cache_ignores_socket_and_alias_and_forgets_the_oldest(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    "garbage", ["", "[]", "{", '{"KEY": 5}', '{"KEY": {"devices": {"a": ["x"]}, "host": []}}']
+    "garbage", ["", "[]", "{", '{"KEY": 5}', '{"KEY": {"devices": {}, "host": [1, 2, 3], "draft": 4}}', '{"KEY": {"devices": {"a": ["x"]}, "host": []}}']
 )
 def test_a_garbage_cache_is_ignored(tmp_path: Path, garbage: str) -> None:
     path = tmp_path / "asked.json"

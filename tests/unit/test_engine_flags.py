@@ -143,6 +143,7 @@ def test_an_older_build_gets_its_own_spellings() -> None:
         (plan(), {}, "-kvu", "one cache shared by the slots"),
         (plan(slots=1), {"placement": {"load_mode": "dio"}}, "--direct-io", "load_mode"),
         (plan(slots=1, host_experts=4), {}, "--n-cpu-moe 4", "n_cpu_moe"),
+        (plan(slots=1, host_ffn=3), {}, "--n-cpu-ffn 3", "n_cpu_ffn"),
         (plan(slots=1), {"server": {"reranking": True}}, "--reranking", "reranking"),
         (plan(slots=1, split_mode="tensor"), {}, "-sm tensor", "split_mode"),
     ],

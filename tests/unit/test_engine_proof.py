@@ -35,8 +35,11 @@ def observed(*lines: str) -> Observed:
     return observer.observed()
 
 
-def device(name: str, weights_mib: float, context_mib: float, uuid: str = "") -> DevicePlan:
-    parts = Parts(round(weights_mib * MIB), round(context_mib * MIB), 500 * MIB)
+def device(
+    name: str, weights_mib: float, context_mib: float, uuid: str = "", *, draft_mib: float = 0
+) -> DevicePlan:
+    draft = round(draft_mib * MIB)
+    parts = Parts(round(weights_mib * MIB), round(context_mib * MIB), 500 * MIB, draft_bytes=draft)
     return DevicePlan(name, uuid, 0, 0, 5, parts)
 
 
@@ -56,6 +59,9 @@ LOADS = {
     "rpc_fit.jsonl": planned(device("RPC0", 4.65, 8)),
     "sliding_window.jsonl": planned(device("Vulkan0", 6.9, 8.25)),
     "recurrent.jsonl": planned(device("Vulkan0", 5.1, 0.89)),
+    "draft.jsonl": planned(
+        device("CUDA0", 1918.35, 896, draft_mib=1918.35 + 896 + 80), host_weights_mib=308.23
+    ),
     "cpu.log": planned(host_weights_mib=4.79, host_context_mib=8),
     "cpu.jsonl": planned(host_weights_mib=4, host_context_mib=8),
 }
@@ -189,3 +195,14 @@ def test_the_bound_is_one_mib_for_each_part(weights: float, context: float, d_w:
     off_w = abs(sizes["CUDA0", "model"] - round(weights * MIB)) > TOLERANCE_BYTES
     off_c = abs(sizes["CUDA0", "kv"] - round(context * MIB)) > TOLERANCE_BYTES
     assert wrong == {kind for kind, off in (("weights", off_w), ("context", off_c)) if off}
+
+
+def test_a_draft_is_told_apart_from_the_model_and_may_not_take_more_than_planned() -> None:
+    seen = observe("draft.jsonl")
+    assert seen.bytes_of("CUDA0", "model") == seen.bytes_of("CUDA0", "draft model") == round(1918.35 * MIB)
+    assert seen.bytes_of("CUDA0", "kv") == seen.bytes_of("CUDA0", "draft kv") == 896 * MIB
+    bound = planned(device("CUDA0", 1918.35, 896, draft_mib=4000), host_weights_mib=308.23)
+    assert compare(bound, seen) == []
+    less = planned(device("CUDA0", 1918.35, 896, draft_mib=2800), host_weights_mib=308.23)
+    (mismatch,) = compare(less, seen)
+    assert str(mismatch) == "planned at most 2800 MiB of a draft on CUDA0, llama-server put 2814 MiB there"

@@ -11,6 +11,7 @@ from llamad.config.definition import Definition, Table
 from llamad.engine.build import Capabilities
 from llamad.engine.flags import dry_run_args
 from llamad.errors import ConfigError
+from llamad.planning.plan import DevicePlan
 from tests.unit.test_engine_flags import NEW, OLD, args_of, definition, device, plan, value
 
 PLAIN = args_of(plan())
@@ -37,8 +38,6 @@ def added(caps: Capabilities = NEW, written: tuple[str, ...] = (), **tables: obj
         ({"placement": {"repack": False}}, ["--no-repack"]),
         ({"placement": {"no_host": True}}, ["--no-host"]),
         ({"placement": {"swa_full": True}}, ["--swa-full"]),
-        ({"placement": {"n_cpu_ffn": 3}}, ["--n-cpu-ffn", "3"]),
-        ({"placement": {"n_cpu_ffn": 0}}, []),
         ({"placement": {"ctx_checkpoints": 0}}, ["--ctx-checkpoints", "0"]),
         ({"placement": {"checkpoint_every": 512}}, ["--checkpoint-min-step", "512"]),
         ({"placement": {"lazy_mode": "off"}}, ["--lazy-mode", "off"]),
@@ -207,3 +206,19 @@ def test_sampling_does_not_count_for_the_dry_run() -> None:
     assert dry_run_args(plan(), sampled, NEW, socket_path="/tmp/dry.sock") == plain
     vision = definition(vision={"mmproj": "/m"}, placement={"swa_full": True})
     assert {"--mmproj", "--swa-full"} <= set(dry_run_args(plan(), vision, NEW, socket_path="/tmp/dry.sock"))
+
+
+def test_a_projector_is_put_where_the_plan_has_it() -> None:
+    of_definition = definition(vision={"mmproj": "/m/mm.gguf"})
+
+    def told(place: str, *devices: DevicePlan) -> list[str]:
+        args = args_of(plan(vision_place=place, devices=devices or (device("Vulkan0"),)), of_definition)
+        placed = [value(args, "--mmproj-device")] if "--mmproj-device" in args else []
+        return [word for word in args if "mmproj" in word] + placed
+
+    assert told("host") == ["--mmproj", "--no-mmproj-offload"]
+    assert told("Vulkan0") == ["--mmproj", "--mmproj-device", "Vulkan0"]
+    cards = (device("CUDA2", "GPU-2"), device("CUDA3", "GPU-3"))
+    assert told("CUDA3", *cards) == ["--mmproj", "--mmproj-device", "CUDA1"]
+    old = replace(NEW, flags=NEW.flags - {"--mmproj-device"})
+    assert "--mmproj-device" not in args_of(plan(vision_place="Vulkan0"), of_definition, old)

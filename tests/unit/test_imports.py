@@ -20,7 +20,7 @@ LEVELS = [
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 PURE = [
-    "planning", "front/head.py", "front/body.py", "supervision/machine.py", "supervision/cause.py",
+    "planning", "ledger/lease.py", "ledger/arithmetic.py", "front/head.py", "front/body.py", "supervision/machine.py", "supervision/cause.py",
     "supervision/backoff.py", "supervision/words.py", "units.py", "errors.py", "engine/log.py", "engine/proof.py",
     "engine/flags.py", "gguf/facts.py", "gguf/ggml_types.py", "gguf/read.py", "config/definition.py",
 ]  # fmt: skip

@@ -421,6 +421,7 @@ def test_shared_directories_have_the_right_owners() -> None:
     assert {path: (mode, user, group) for _d, path, mode, user, group, _age in rows} == {
         "/run/llamad": ("0755", "root", "root"),
         "/run/llamad/ledger": ("0700", "_llamad", "_llamad"),
+        "/run/llamad/public": ("0755", "_llamad", "_llamad"),
         "/run/llamad/model": ("0755", "root", "root"),
         "/run/llamad/api": ("0755", "_llamad", "_llamad"),
         "/var/lib/llamad": ("0755", "root", "root"),

@@ -79,6 +79,21 @@ def test_a_plan_that_no_longer_fits_is_made_again() -> None:
     assert isinstance(confirmed(again, floored(again), corrections=refit.corrections), Plan)
 
 
+def test_each_of_several_devices_has_its_own_figures_in_whatever_order_they_come() -> None:
+    placement = Placement(gpus=("CUDA1", "CUDA0"), tensor_split=(3, 1), context=8192)
+    cards = [card("CUDA0", 10), card("CUDA1", 12)]
+    found = plan(LLAMA, cards, HOST, placement, frozenset(), BuildGates())
+    assert [device.name for device in found.devices] == ["CUDA1", "CUDA0"]
+    told = floored(found)
+    rows = dict(sorted(told.devices.items()))  # as llama-server lists them
+    answer = confirmed(found, replace(told, devices=rows))
+    assert isinstance(answer, Plan) and answer.devices == found.devices
+    rows["CUDA0"] = replace(rows["CUDA0"], compute_bytes=10 * GIB)
+    refit = confirmed(found, replace(told, devices=rows))
+    assert isinstance(refit, Refit) and refit.place == "CUDA0"
+    assert refit.corrections["CUDA0"] > 9 * GIB and abs(refit.corrections["CUDA1"]) < MIB
+
+
 def test_corrections_add_up() -> None:
     device = card("CUDA0", 10)
     corrections = {"CUDA0": 100 * MIB}

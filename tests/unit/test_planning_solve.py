@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,9 +21,12 @@ from llamad.planning.problem import Problem
 from llamad.planning.refusal import NeverFits, NoDevice, NoRoomNow, PromiseError
 from llamad.planning.refuse import changed
 from llamad.planning.solve import plan
+from llamad.service.checks import FactsReader
 from llamad.units import GIB, MIB
+from tests.support.models import build_hollow
 from tests.support.planning import HOST, card, facts_of
 from tests.support.shapes import LLAMA31_8B, LLAMA32_3B, PHI4_14B, QWEN3_8B, QWEN25_32B
+from tests.support.zoo_mixed import ZOO as MIXED
 
 PHI4, LLAMA, QWEN32, QWEN8, LLAMA3B = map(facts_of, (PHI4_14B, LLAMA31_8B, QWEN25_32B, QWEN3_8B, LLAMA32_3B))
 
@@ -308,6 +312,29 @@ class TestDevices:
         with pytest.raises(PromiseError, match="tensor_split has 3 shares for 2 devices"):
             planned(LLAMA, [card("CUDA0"), card("CUDA1")], tensor_split=(1.0, 1.0, 1.0))
 
+    def test_a_second_one_for_a_larger_context_though_a_small_one_fits_on_the_first(self) -> None:
+        alone = planned(LLAMA, card("CUDA0", 7))
+        both = planned(LLAMA, [card("CUDA0", 7), card("CUDA1", 7)])
+        assert both.context_tokens > 2 * alone.context_tokens
+        assert len(both.devices) == 2 and all(device.layers for device in both.devices)
+
+    def test_what_the_cpu_would_take_is_spread_over_all_devices_first(self) -> None:
+        cards = [card("CUDA0", 7.6), card("CUDA1", 5.9)]
+        alone = planned(QWEN32, cards[0], allow_cpu=True)
+        both = planned(QWEN32, cards, allow_cpu=True)
+        assert both.layers > alone.layers + 8 and len(both.devices) == 2
+        assert reason(both, "devices").endswith("fewer would leave more to the CPU")
+        assert reason(both, "split").endswith("one works at a time, as the CPU has a part too")
+
+    def test_so_are_experts(self, tmp_path: Path) -> None:
+        build_hollow(tmp_path / "experts.gguf", MIXED["qwen3-30b-a3b"])  # type: ignore[arg-type]
+        facts = FactsReader()(str(tmp_path / "experts.gguf"))
+        cards = [card("CUDA0", 7.6), card("CUDA1", 5.9)]
+        alone = planned(facts, cards[0], allow_cpu=True)
+        both = planned(facts, cards, allow_cpu=True)
+        assert 0 < both.host_experts < alone.host_experts - 8
+        assert both.layers == both.layers_total and [device.name for device in both.devices] == ["CUDA0", "CUDA1"]
+
     def test_memory_of_an_integrated_device_is_the_hosts(self) -> None:
         device = card("Vulkan0", 14, integrated=True)
         host = HostMemory(16 * GIB, 9 * GIB)
@@ -550,3 +577,14 @@ def test_checkpoints_take_at_most_a_quarter_of_the_hosts_memory() -> None:
     assert wide.checkpoints == 32 > tight.checkpoints >= 1
     assert "checkpoints a slot" in reason(wide, "ctx_checkpoints")
     assert planned(LLAMA, card("CUDA0", 40)).checkpoints is None
+
+
+@pytest.mark.parametrize("share", [0.5, 0.55, 0.6, 0.7, 0.8, 0.9, 0.97])
+def test_two_devices_have_room_wherever_half_the_model_and_some_more_fits_each(share: float) -> None:
+    """Also where one of them would hold a tiny context by itself."""
+    size_gib = LLAMA.file_bytes / GIB * share + 1.5
+    found = planned(LLAMA, [card("CUDA0", size_gib), card("CUDA1", size_gib)])
+    assert found.context_tokens >= 4096
+    for device in found.devices:
+        assert device.layers > 0
+        assert device.parts.total_bytes <= device.budget_bytes

@@ -196,7 +196,8 @@ def test_a_status_of_another_user_reaches_no_terminal(tmp_path: Path, capsys: py
 
 
 def test_a_second_server_of_a_name_takes_nothing_from_the_first(tmp_path: Path) -> None:
-    paths = Paths(tmp_path, tmp_path, tmp_path, tmp_path, tmp_path, None)
+    (tmp_path / "ledger").mkdir()
+    paths = Paths(tmp_path, tmp_path, tmp_path, tmp_path / "ledger", tmp_path, None)
     first, second = (Start("tiny", tmp_path, {}, NativeJournal("/nonexistent"), NoNotifier(), paths) for _ in "12")
     first.take_name()
     first.status.update(state="ready")
@@ -247,7 +248,7 @@ def test_a_model_that_an_ordinary_user_serves_has_a_status(tmp_path: Path, monke
     assert [model.state for model in overview(["tiny"], tmp_path / "system")] == ["ready"]
 
 
-def test_nothing_but_locks_is_left_in_the_foreground(tmp_path: Path) -> None:
+def test_nothing_but_the_ledger_is_left_in_the_foreground(tmp_path: Path) -> None:
     run = tmp_path / "own" / "llamad"
     paths = Paths(run / "model/tiny", run / "state", run / "cache", run / "ledger", run / "api", None)
     paths.make(under_systemd=False)
@@ -256,4 +257,6 @@ def test_nothing_but_locks_is_left_in_the_foreground(tmp_path: Path) -> None:
     start.__dict__["listening"] = Listening([], None)
     (paths.engine / "llama.sock").touch()
     start.finish()
-    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["tiny.lock"]
+    left = {path.name for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == {".ledger", "ledger.json"}
+    assert (run / "public" / "ledger.json").read_text() == "[]\n"

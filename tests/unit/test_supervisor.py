@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from llamad.errors import BadModelError, ChildError, DeviceError, ExitCode, LlamadError
+from llamad.ledger.booking import GaveUpWaiting, MustWait
 from llamad.supervision.child import ProcessSpawner
 from llamad.supervision.launch import Seams
 from llamad.supervision.machine import State
@@ -320,3 +322,57 @@ def test_a_flood_a_long_line_and_binary_neither_stall_nor_grow(tmp_path: Path) -
     assert len(passed) < 20_000
     assert "lines-suppressed" in rig.reporter.names()
     assert all(len(text) < 9000 for text in passed)
+
+
+def test_a_model_waits_for_its_turn_and_is_then_planned_anew(tmp_path: Path) -> None:
+    wait = MustWait("waiting for 4.0 GiB on CUDA0, held by phi4 (8.0 GiB); place 1 in the queue")
+    rig = Rig(tmp_path, wait, wait, {})
+
+    async def scene(rig: Rig) -> None:
+        await rig.reporter.until(lambda: rig.planner.turns == 1 or rig.reporter.states.count("waiting") >= 2)
+        assert rig.supervisor.status_text() == str(wait)
+        assert rig.supervisor.child_pid == 0
+        rig.planner.may_go.set()
+        await rig.until_ready()
+        assert rig.planner.settles == [rig.supervisor.child_pid] == rig.planner.spawns
+        assert rig.planner.ends == 0
+        rig.supervisor.stop()
+
+    assert play(rig, scene) is ExitCode.OK
+    assert rig.planner.plans == 3 and rig.planner.turns == 2 and rig.planner.ends == 1
+    assert "waiting for" not in rig.supervisor.status_text()
+
+
+def test_a_stop_ends_a_wait_at_once(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, MustWait("waiting"))
+
+    async def scene(rig: Rig) -> None:
+        await rig.reporter.until(lambda: rig.reporter.states.count("waiting") >= 2)
+        rig.supervisor.stop()
+
+    began_s = time.monotonic()
+    assert play(rig, scene) is ExitCode.OK
+    assert time.monotonic() - began_s < 5.0
+    assert rig.planner.plans == 1
+
+
+def test_who_has_waited_too_long_ends_with_75_and_its_own_event(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, MustWait("waiting"), GaveUpWaiting("waited 600 s for 4.0 GiB", fix="stop another"))
+    rig.planner.may_go.set()
+    assert play(rig) is ExitCode.TEMPORARY
+    assert [name for name, _, _ in rig.reporter.events] == ["gave-up-waiting"]
+
+
+def test_a_new_definition_that_waits_in_vain_gives_way_to_the_old_one(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, {}, MustWait("waiting"), GaveUpWaiting("waited"), {})
+    rig.planner.may_go.set()
+
+    async def scene(rig: Rig) -> None:
+        await rig.until_ready()
+        with pytest.raises(GaveUpWaiting):
+            await rig.supervisor.reload(loaded_of(digest="2", context=1024, **rig.limits))
+        await rig.until_ready(2)
+        rig.supervisor.stop()
+
+    assert play(rig, scene) is ExitCode.OK
+    assert "reload-reverted" in rig.reporter.names()

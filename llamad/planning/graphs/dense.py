@@ -64,8 +64,10 @@ def unrotated_peaks(
 def post_norm_peaks(
     shape: ModelShape, layer: Layer, choice: Choice, extra: int, scratch_bytes: int
 ) -> Iterator[int]:
-    """exaone4: norms come after, not before; a narrow feed-forward part leaves no hole for one more."""
+    """olmo2, exaone4: norms come after, not before; a narrow feed-forward part leaves no hole for one more."""
     yield from _serial(shape, layer, choice, extra, scratch_bytes, parts=3)
+    if extra < 0:  # nor does what came from the device before
+        yield F32 * choice.step_tokens * (held_width(shape, layer, extra) + shape.embd + 3 * layer.ff)
     if layer.ff <= 2 * shape.embd:
         width = attention_width(shape, layer, extra) + shape.embd
         yield F32 * choice.step_tokens * width + scratch_bytes
@@ -134,6 +136,8 @@ def _parallel(
     step = F32 * choice.step_tokens
     held = held_width(shape, layer, extra) + norms * shape.embd
     beside = choice.flash_attention and scratch_bytes > 0
+    if extra < 0:  # what came from the device before leaves no holes
+        held += (2 if beside else 1) * shape.embd
     yield step * (held + layer.query_width + (parts * layer.ff if beside else 0)) + scratch_bytes
     yield step * (held + parts * layer.ff)
     yield step * (held + layer.query_width + 2 * layer.heads_kv * layer.head_k)

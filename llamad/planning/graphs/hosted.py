@@ -11,10 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from llamad.planning.graphs.parts import NOTHING, Host, Routing, Site, attention, dense, experts, jointly_attended, parallel
+from llamad.gguf.facts import ModelFacts
+from llamad.planning.graphs.parts import Host, Routing, Site, attention, dense, experts, jointly_attended, parallel
 from llamad.planning.graphs.replay import PROGRAMS, Program, feed, mix
 from llamad.planning.graphs.tape import Block, Holes, Tape
 from llamad.planning.layers import Layer, ModelShape
+from llamad.planning.weights import copied_matrices
 
 _JOINT = Program(attention=jointly_attended, dense=partial(dense, joint=True))
 _UNTURNED = {"smollm3": 4}
@@ -68,6 +70,18 @@ class Kept:
     matrices: Mapping[str, int] = field(hash=False)
     number: int
     """The same for layers whose kind and matrices are equal."""
+
+
+def kept_layers(shape: ModelShape, facts: ModelFacts, backend: str) -> tuple[Kept, ...]:
+    """Each layer as the host would keep it; nothing for an architecture whose copies are not known one by one."""
+    if not program_of(shape):
+        return ()
+    numbers: dict[tuple[Layer, tuple[tuple[str, int], ...]], int] = {}
+    found = []
+    for layer, matrices in zip(shape.layers, copied_matrices(facts, backend), strict=False):
+        key = (layer, tuple(sorted(matrices.items())))
+        found.append(Kept(layer, matrices, numbers.setdefault(key, len(numbers))))
+    return tuple(found)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from bisect import bisect_left
 
 ALIGNMENT_BYTES = 128
-_ENDLESS = 1 << 62
+_ENDLESS = 1 << 200
 
 Block = tuple[int, int]
 """Offset and size of a result, in bytes."""

@@ -33,6 +33,7 @@ _INDEX_BYTES = 48
 _POSITION_BYTES = 4
 _VALUES_ROTATION = _F32 * 64 * 64
 _JOINT = frozenset({"phi3", "gptneox", "falcon"})
+_SCANNED = frozenset({"mamba", "mamba2", "granitehybrid", "nemotron_h", "falcon-h1", "jamba"})
 _SECTIONED = frozenset({"qwen35", "qwen35moe"})
 _PIPELINE_COPIES = 4  # GGML_SCHED_MAX_COPIES
 # Copies of activations that cross into a device, in micro-batches of E: measured on build 11669, see tests/data.
@@ -237,9 +238,10 @@ def hosted_copies_bytes(kept: Collection[Layer], shape: ModelShape, choice: Choi
     wide = inner + 2 * shape.numbers.get("ssm.group_count", 0) * state
     for layer in set(kept):
         size = u * (layer.query_width + layer.k_width) if shape.architecture in _JOINT else 0
-        if layer.recurrent:
-            size += 3 * u * max(wide, layer.heads * layer.head_k) + inner * u
-            size += choice.slots * (2 * layer.scan_state + layer.conv_state)
+        if layer.recurrent and shape.architecture in _SCANNED:
+            size += u * (3 * wide + 2 * inner) + choice.slots * (2 * layer.scan_state + layer.conv_state)
+        elif layer.recurrent:
+            size += u * max(wide, layer.heads * layer.head_k)
         largest = max(largest, size)
     return _F32 * largest
 

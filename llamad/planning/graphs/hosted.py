@@ -12,7 +12,16 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from llamad.gguf.facts import ModelFacts
-from llamad.planning.graphs.parts import Host, Routing, Site, attention, dense, experts, jointly_attended, parallel
+from llamad.planning.graphs.parts import (
+    Host,
+    Routing,
+    Site,
+    attention,
+    dense,
+    experts,
+    jointly_attended,
+    parallel,
+)
 from llamad.planning.graphs.replay import PROGRAMS, Program, feed, mix
 from llamad.planning.graphs.tape import Block, Holes, Tape
 from llamad.planning.layers import Layer, ModelShape

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from llamad.planning.graphs.tape import Block, Tape
 from llamad.planning.layers import Layer, ModelShape
 
-
 NOTHING: Block = (0, 0)
 NORMED_WHOLE = frozenset({"olmo2"})
 """Architectures that norm all heads of queries and keys at once."""

@@ -121,7 +121,12 @@ def _hosted_bytes(shape: ModelShape, choice: Choice, gates: BuildGates, place: P
     layers = [kept.layer for kept in place.hosted] + list(place.own)
     kinds = dict.fromkeys(layers)
     rotation = 0 if "attention.key_length_mla" in shape.numbers else _rotation_bytes(shape, choice)
-    inputs = {"positions": tokens * _position_bytes(shape), "rotation of keys": max(0, rotation - _VALUES_ROTATION), "rotation of values": min(rotation, _VALUES_ROTATION), "indexes": tokens * 2 * _INDEX_SIZE}
+    inputs = {
+        "positions": tokens * _position_bytes(shape),
+        "rotation of keys": max(0, rotation - _VALUES_ROTATION),
+        "rotation of values": min(rotation, _VALUES_ROTATION),
+        "indexes": tokens * 2 * _INDEX_SIZE,
+    }
     if frequencies := place.hosted[0].matrices.get("rope_freqs", 0):
         inputs["frequencies"] = frequencies
     mask_size = _F16 if gates.mask_f16 else _F16 + _F32
@@ -299,8 +304,8 @@ def _graph_bytes(
         peaks += shape.peaks(shape, layer, choice, extra, scratch + cache)
         if place.copied_bytes:
             copied = place.copied_bytes * max(1, shape.kept_copies)
-            if layer.experts_used and place.copied_bytes > cache:
-                copied += cache  # experts do not fit where the cache's copies were
+            if shape.kept_copies or (layer.experts_used and place.copied_bytes > cache):
+                copied += cache  # they may not fit where the cache's copies were
             beside = scratch if shape.kept_copies else 0
             peaks += (peak + copied for peak in shape.peaks(shape, layer, choice, extra, beside))
     return inputs + masks + max(peaks)

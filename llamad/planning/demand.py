@@ -17,7 +17,6 @@ from llamad.planning.choice import Choice
 from llamad.planning.compute import (
     Place,
     borrowed_bytes,
-    copied_cache_bytes,
     cpu_compute_bytes,
     device_compute_bytes,
     has_late_masks,
@@ -28,7 +27,6 @@ from llamad.planning.compute import (
 from llamad.planning.layers import Layer, ModelShape
 from llamad.planning.plan import BuildGates, Parts
 from llamad.planning.weights import WeightMap
-from llamad.units import MIB
 
 if TYPE_CHECKING:
     from llamad.planning.beside import Beside
@@ -54,7 +52,6 @@ class Known:
 
 
 _NOTHING = Known()
-_SMALL_COPY_BYTES = 48 * MIB
 
 
 class Demand:
@@ -86,6 +83,7 @@ class Demand:
         self._facts = facts
         self._backend = backend
         self._kept: tuple[Kept, ...] | None = None
+        self._computed: dict[tuple[Choice, int, frozenset[Layer], bool], int] = {}
         self._rules = backend_of(backend)
         self._copies_weights = self._rules.copies_weights and op_offload
         self._checkpoints = checkpoints
@@ -122,18 +120,24 @@ class Demand:
         """Whether the computed bytes are llama.cpp's own to the MiB or so, not a bound on the safe side."""
         if self.shape.proof != "proved" or not choice.flash_attention or choice.host_cache or choice.rollback:
             return False
-        if self._hosted(choice):
-            return not self._owners
         copied = self._copied_kinds(choice)
+        if copied:
+            return bool(self._hosted(choice)) and not self._owners
         on_host = self.weights.host_layers(choice.layers) > 0 or choice.overrides
-        if any(self.shape.expert_matrices) and (copied or (choice.host_experts and has_late_masks(self.shape))):
+        if any(self.shape.expert_matrices) and choice.host_experts and has_late_masks(self.shape):
             return False
-        if (self._owners and len(choice.counts) > 1) or (on_host and (self._owners or self.shape.kept_copies)):
-            return False
-        return all(copied_cache_bytes(layer, choice) < _SMALL_COPY_BYTES for layer in copied)
+        return not (
+            (self._owners and len(choice.counts) > 1) or (on_host and (self._owners or self.shape.kept_copies))
+        )
 
     def compute_bytes(self, choice: Choice, index: int, kinds: Collection[Layer], *, outputs: bool) -> int:
         """The compute buffer of device `index` with layers of these kinds, and the output or not."""
+        key = (choice, index, frozenset(kinds), outputs)
+        if key not in self._computed:
+            self._computed[key] = self._compute_bytes(choice, index, kinds, outputs=outputs)
+        return max(0, self._computed[key] + self._known[index].correction_bytes)
+
+    def _compute_bytes(self, choice: Choice, index: int, kinds: Collection[Layer], *, outputs: bool) -> int:
         copying = self._copies_weights
         partial = self.weights.host_layers(choice.layers) > 0
         copied = self.weights.largest_on_host(choice) if copying and index == 0 else 0
@@ -148,8 +152,7 @@ class Demand:
             hosted=hosted,
             own=self._own_layers(choice, kinds) if hosted else (),
         )
-        computed = device_compute_bytes(self.shape, kinds, choice, self._gates, place)
-        return max(0, computed + self._known[index].correction_bytes)
+        return device_compute_bytes(self.shape, kinds, choice, self._gates, place)
 
     def context_bytes(self, choice: Choice, start: int, stop: int) -> int:
         """Caches and states of the blocks from `start` up to `stop`; without a formula half as much again."""

@@ -1,7 +1,7 @@
 """The compute buffer of a device that computes layers of the host as well, from copies of their matrices. Pure.
 
-ggml_backend_sched_split_graph starts a split at each operation with a matrix of the host; ggml_backend_sched_alloc_splits
-places the split's inputs at its start and gives each back after its last use. The host itself stores keys and values
+ggml-backend.cpp (ggml_backend_sched_split_graph) starts a split at each operation with a matrix of the host, places
+the split's inputs at its start and gives each back after its last use. The host itself stores keys and values
 into its caches, so that an attention starts a split too, with copies of the cache it reads.
 """
 
@@ -12,17 +12,9 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from llamad.gguf.facts import ModelFacts
-from llamad.planning.graphs.parts import (
-    Host,
-    Routing,
-    Site,
-    attention,
-    dense,
-    experts,
-    jointly_attended,
-    parallel,
-)
+from llamad.planning.graphs.parts import Routing, attention, dense, experts, jointly_attended, parallel
 from llamad.planning.graphs.replay import PROGRAMS, Program, feed, mix
+from llamad.planning.graphs.site import Host, Site
 from llamad.planning.graphs.tape import Block, Holes, Tape
 from llamad.planning.layers import Layer, ModelShape
 from llamad.planning.weights import copied_matrices
@@ -201,15 +193,18 @@ class _Replay:
         attends: bool,
         turned: bool,
     ) -> _State:
-        """A layer, run twice: to see what starts splits, and with what else these read."""
+        """A layer, run twice if inputs come with it: to see what starts splits, and with what else these read."""
         tape = self._tape
         before = tape.height
-        trial = self._run_layer(self._site(state, layer, matrices, attends=attends, turned=turned))
-        tape.height = before
         site = self._site(state, layer, matrices, attends=attends, turned=turned)
         assert site.host
-        site.host.attached = _attached(trial.events, site.host.pending, closing=closing)
-        site.host.split(tape, "")
+        if closing or attends or (matrices and layer.recurrent) or set(site.host.pending) != _LAST:
+            trial = self._run_layer(site)
+            tape.height = before
+            site = self._site(state, layer, matrices, attends=attends, turned=turned)
+            assert site.host
+            site.host.attached = _attached(trial.events, site.host.pending, closing=closing)
+            site.host.split(tape, "")
         host = self._run_layer(site)
         return tape.holes, site.residual, tuple(host.pending)
 
@@ -233,6 +228,8 @@ class _Replay:
         return tape.height
 
 
+_LAST = {"indexes"}
+"""The inputs that only the device's own layers read."""
 _WHOLE = frozenset(program.attention for program in (*_PARALLEL.values(), _KEYS_FIRST["cohere2"]))
 
 

@@ -6,7 +6,8 @@ state is kept a sequence: `sequences` of them are fetched, and tokens are split 
 
 from __future__ import annotations
 
-from llamad.planning.graphs.parts import NOTHING, Site, attended, projected_attention
+from llamad.planning.graphs.parts import attended, projected_attention
+from llamad.planning.graphs.site import NOTHING, Site
 from llamad.planning.graphs.tape import Block, Tape
 
 F32 = 4

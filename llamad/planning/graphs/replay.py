@@ -11,7 +11,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from llamad.planning.graphs import recurrence
-from llamad.planning.graphs.parts import Host, Routing, Site, attention, dense, experts, latent
+from llamad.planning.graphs.parts import Routing, attention, dense, experts, latent
+from llamad.planning.graphs.site import Host, Site
 from llamad.planning.graphs.tape import Block, Holes, Tape
 from llamad.planning.layers import Layer, ModelShape
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from llamad.gguf.facts import ModelFacts
+from llamad.planning.graphs.gemma import EXPERT_SCALES, gemma4_attention, gemma4_experts
 from llamad.planning.graphs.parts import Routing, attention, dense, experts, jointly_attended, parallel
 from llamad.planning.graphs.replay import PROGRAMS, Program, feed, mix
 from llamad.planning.graphs.site import Host, Site
@@ -40,6 +41,7 @@ _PARALLEL: Mapping[str, Program] = {
     "falcon": Program(attention=partial(parallel, gated=False, joint=True, normed_apart=None, residual_last=True)),
 }
 _WINDOWED = Program(attention=partial(attention, keys_last=False))
+_GEMMA4 = Program(attention=gemma4_attention, experts=gemma4_experts)
 _KEYS_FIRST: Mapping[str, Program] = {
     "gemma2": _WINDOWED,
     "gemma3": _WINDOWED,
@@ -54,6 +56,8 @@ _KEYS_FIRST: Mapping[str, Program] = {
 def program_of(shape: ModelShape) -> Program | None:
     """How the architecture's layers are run with copies from the host, where that is known."""
     name = shape.architecture
+    if name == "gemma4" and not shape.looked_up and not any(layer.shares for layer in shape.layers):
+        return _GEMMA4
     if any(layer.window for layer in shape.layers) and name in _KEYS_FIRST:
         return _KEYS_FIRST[name]
     if name in _PARALLEL:
@@ -198,7 +202,8 @@ class _Replay:
         before = tape.height
         site = self._site(state, layer, matrices, attends=attends, turned=turned)
         assert site.host
-        if closing or attends or (matrices and layer.recurrent) or set(site.host.pending) != _LAST:
+        expects = bool(matrices) and (layer.recurrent or EXPERT_SCALES in matrices)
+        if closing or attends or expects or set(site.host.pending) != _LAST:
             trial = self._run_layer(site)
             tape.height = before
             site = self._site(state, layer, matrices, attends=attends, turned=turned)

@@ -68,7 +68,7 @@ def attended(
     """Attention up to its result, not yet projected; and the projection that has the gate in it."""
     norm = tape.take(site.shape.embd) if normed else NOTHING
     queries, full = projected(tape, site, norm, copied=copied, keys_last=keys_last, gated=gated)
-    return _attended(tape, site, queries, site.layer.heads * site.layer.head_v), full
+    return attended_to(tape, site, queries, site.layer.heads * site.layer.head_v), full
 
 
 def projected(
@@ -83,17 +83,17 @@ def projected(
     following = "attn_v" if keys_last else "attn_k"
     queries, full = _queries(tape, site, following, copied=copied, gated=gated)
     if keys_last:
-        values = _rotated(tape, site, site.product(tape, "attn_v", layer.v_width), layer.v_width, "values")
+        values = rotated(tape, site, site.product(tape, "attn_v", layer.v_width), layer.v_width, "values")
         keys = site.product(tape, "attn_k", layer.k_width)
         tape.drop(norm)
-        keys = _turned(tape, site, keys, "attn_k", "", copied=copied)
+        keys = turned(tape, site, keys, "attn_k", "", copied=copied)
         tape.drop(keys, values)
     else:
         keys = site.product(tape, "attn_k", layer.k_width)
-        keys = _turned(tape, site, keys, "attn_k", "attn_v", copied=copied)
+        keys = turned(tape, site, keys, "attn_k", "attn_v", copied=copied)
         values = site.product(tape, "attn_v", layer.v_width)
         tape.drop(norm)
-        tape.drop(keys, _rotated(tape, site, values, layer.v_width, "values"))
+        tape.drop(keys, rotated(tape, site, values, layer.v_width, "values"))
     return queries, full
 
 
@@ -101,7 +101,7 @@ def jointly_attended(tape: Tape, site: Site) -> None:
     """As `attention`, from one matrix for queries, keys and values."""
     norm = tape.take(site.shape.embd)
     queries = jointly_projected(tape, site, norm)
-    out = unrotated(tape, site, _attended(tape, site, queries, site.layer.heads * site.layer.head_v))
+    out = unrotated(tape, site, attended_to(tape, site, queries, site.layer.heads * site.layer.head_v))
     result = site.product(tape, "attn_output", site.shape.embd)
     tape.drop(out)
     site.add(tape, result)
@@ -114,13 +114,13 @@ def jointly_projected(tape: Tape, site: Site, norm: Block) -> Block:
     tape.drop(norm)
     site.small(tape, "attn_qkv.bias")
     site.turn(tape)
-    queries = _rotated(tape, site, tape.take(layer.query_width), layer.query_width, "keys")
+    queries = rotated(tape, site, tape.take(layer.query_width), layer.query_width, "keys")
     site.read("rotation of values")
     values = _moved(tape, tape.take(layer.v_width), layer.v_width) if site.rotated else NOTHING
     keys = tape.take(layer.k_width)
     if site.rotated:
         tape.drop(joint)
-        tape.drop(_rotated(tape, site, keys, layer.k_width, "keys"), values)
+        tape.drop(rotated(tape, site, keys, layer.k_width, "keys"), values)
     else:
         tape.drop(keys, joint)
     return queries
@@ -128,7 +128,7 @@ def jointly_projected(tape: Tape, site: Site, norm: Block) -> Block:
 
 def unrotated(tape: Tape, site: Site, out: Block) -> Block:
     """The result of an attention over rotated values, turned back."""
-    return _rotated(tape, site, out, site.layer.heads * site.layer.head_v, "values")
+    return rotated(tape, site, out, site.layer.heads * site.layer.head_v, "values")
 
 
 def _queries(
@@ -137,14 +137,14 @@ def _queries(
     width = site.layer.query_width
     full = site.product(tape, "attn_q", 2 * width if gated else width)
     if not gated:
-        return _turned(tape, site, full, "attn_q", following, copied=copied), None
+        return turned(tape, site, full, "attn_q", following, copied=copied), None
     queries = tape.take(width)
     site.small(tape, "attn_q_norm")
     site.turn(tape, following)
-    return _rotated(tape, site, queries, width, "keys"), full
+    return rotated(tape, site, queries, width, "keys"), full
 
 
-def _turned(
+def turned(
     tape: Tape, site: Site, block: Block, name: str, following: str, *, copied: bool
 ) -> Block:
     """Queries or keys, normed and rotated by position: that is in a new place if it is done a head at a time.
@@ -160,7 +160,7 @@ def _turned(
     if copied:
         site.turn(tape, following)
         block = block if a_head else _moved(tape, block, width)
-    return _rotated(tape, site, block, width, "keys")
+    return rotated(tape, site, block, width, "keys")
 
 
 def _moved(tape: Tape, block: Block, width: int) -> Block:
@@ -169,12 +169,12 @@ def _moved(tape: Tape, block: Block, width: int) -> Block:
     return moved
 
 
-def _rotated(tape: Tape, site: Site, block: Block, width: int, kind: str) -> Block:
+def rotated(tape: Tape, site: Site, block: Block, width: int, kind: str) -> Block:
     site.read(f"rotation of {kind}")
     return _moved(tape, block, width) if site.rotated and block[1] else block
 
 
-def _attended(tape: Tape, site: Site, queries: Block, width: int) -> Block:
+def attended_to(tape: Tape, site: Site, queries: Block, width: int) -> Block:
     if site.host and site.host.attends:
         tape.drop(queries)
         return NOTHING
@@ -220,7 +220,7 @@ def latent(tape: Tape, site: Site, *, positions: bool = True) -> None:
         latents = _moved(tape, latents, rope)
     keys = tape.take(rank + rope)
     tape.drop(normed, latents, keys)
-    out = _attended(tape, site, queries, heads * rank)
+    out = attended_to(tape, site, queries, heads * rank)
     unpacked = site.product(tape, "attn_v_b", heads * value)
     tape.drop(out)
     out = _moved(tape, unpacked, heads * value)
@@ -243,12 +243,12 @@ def dense(
     if joint:
         result = _joint_network(tape, site, site.layer.ff, norm)
     else:
-        result = _network(tape, site, site.layer.ff, norm, gated=gated)
+        result = network(tape, site, site.layer.ff, norm, gated=gated)
     site.small(tape, "post_ffw_norm")
     site.add(tape, result, in_result=in_result)
 
 
-def _network(
+def network(
     tape: Tape, site: Site, width: int, inputs: Block | None, *, gated: bool = True, suffix: str = ""
 ) -> Block:
     """Up, gate, their product, down. `inputs` are dropped when the last of them is read."""
@@ -301,10 +301,10 @@ def parallel(
     else:
         copied = layer.window > 0 or not windows_turn
         queries, _ = projected(tape, site, norm if apart else NOTHING, copied=copied, keys_last=keys_last)
-    out = _attended(tape, site, queries, layer.heads * layer.head_v)
+    out = attended_to(tape, site, queries, layer.heads * layer.head_v)
     if apart:
         kept = tape.take(embd)
-    result = _network(tape, site, layer.ff, kept, gated=gated)
+    result = network(tape, site, layer.ff, kept, gated=gated)
     if not residual_last:
         tape.drop(site.residual)
     out = unrotated(tape, site, out)
@@ -334,7 +334,7 @@ def experts(tape: Tape, site: Site, routing: Routing, *, in_result: bool = True)
     layer, embd = site.layer, site.shape.embd
     used, ff = layer.experts_used, layer.ff_expert
     norm = tape.take(embd)
-    chosen, weights = _routed(tape, site, routing)
+    chosen, weights = routed(tape, site, routing)
     if site.experts_elsewhere:
         _received(tape, site, routing, (norm, chosen, weights), in_result=in_result)
         return
@@ -381,10 +381,11 @@ def _received(
     site.add(tape, result, in_result=in_result)
 
 
-def _routed(tape: Tape, site: Site, routing: Routing) -> tuple[Block, Block]:
-    """Which experts each token takes, and their weights."""
+def routed(tape: Tape, site: Site, routing: Routing, inputs: Block = NOTHING) -> tuple[Block, Block]:
+    """Which experts each token takes, and their weights. `inputs` are dropped when they are read."""
     count, used = site.number("expert_count"), site.layer.experts_used
     probabilities = site.product(tape, "ffn_gate_inp", count)
+    tape.drop(inputs)
     ranked = tape.take(count) if routing.biased or routing.weighed_first else None
     if ranked and routing.weighed_first:
         probabilities, ranked = ranked, probabilities
@@ -405,9 +406,9 @@ def _routed(tape: Tape, site: Site, routing: Routing) -> tuple[Block, Block]:
 
 def _shared(tape: Tape, site: Site, routing: Routing, norm: Block) -> None:
     if not routing.shared_gate:
-        tape.drop(_network(tape, site, site.layer.ff, norm, gated=routing.gated, suffix="_shexp"))
+        tape.drop(network(tape, site, site.layer.ff, norm, gated=routing.gated, suffix="_shexp"))
         return
-    result = _network(tape, site, site.layer.ff, None, suffix="_shexp")
+    result = network(tape, site, site.layer.ff, None, suffix="_shexp")
     gate = site.product(tape, "ffn_gate_inp_shexp", 1)
     tape.drop(norm)
     if routing.shared_gate == "ratio":

@@ -118,7 +118,7 @@ class Site:
 
         Such a split takes the next matrix, `following`, in as well.
         """
-        if self.host and "rope_freqs" in self.host.matrices:
+        if self.host and "rope_freqs" in self.host.matrices and not self.layer.window:
             come = self.host.turned or "frequencies" not in self.host.pending
             self.host.turned = True
             self.host.split(tape, "rope_freqs" if not come else following)

@@ -9,12 +9,10 @@ from collections.abc import Iterator
 
 from llamad.planning.choice import Choice
 from llamad.planning.graphs.dense import F32, attention_width, expert_width, held_width
-from llamad.planning.graphs.parts import Routing, attended_to, network, projected_attention, rotated, routed, turned
+from llamad.planning.graphs.parts import attended_to, projected_attention, rotated, turned
 from llamad.planning.graphs.site import Site
 from llamad.planning.graphs.tape import Tape
 from llamad.planning.layers import Layer, ModelShape
-
-EXPERT_SCALES = "ffn_down_exps.scale"
 
 
 def gemma3n_peaks(
@@ -70,30 +68,3 @@ def gemma4_attention(tape: Tape, site: Site) -> None:
     result = projected_attention(tape, site, out)
     site.small(tape, "post_attention_norm")
     site.add(tape, result)
-
-
-def gemma4_experts(tape: Tape, site: Site) -> None:
-    """Experts, then the dense part, each from a norm of its own."""
-    layer, embd = site.layer, site.shape.embd
-    used, ff = layer.experts_used, layer.ff_expert
-    chosen, weights = routed(tape, site, Routing(), tape.take(embd))
-    norm = tape.take(embd)
-    both = site.product(tape, "ffn_gate_up_exps", 2 * used * ff)
-    tape.drop(norm)
-    inner = tape.take(used * ff)
-    tape.drop(both)
-    if site.has(EXPERT_SCALES):
-        site.expect("scales", F32 * site.number("expert_count"))
-    down = site.product(tape, "ffn_down_exps", used * embd)
-    tape.drop(inner)
-    scales = tape.take(site.number("expert_count"))
-    if site.has(EXPERT_SCALES):
-        tape.drop(site.received("scales"))
-    chosen_scales = tape.take(used)
-    tape.drop(scales, chosen, chosen_scales, weights)
-    result = tape.take(embd)
-    tape.drop(down)
-    dense_result = network(tape, site, layer.ff, tape.take(embd))
-    tape.drop(result)
-    site.small(tape, "post_ffw_norm")
-    site.add(tape, dense_result)

@@ -7,12 +7,12 @@ into its caches, so that an attention starts a split too, with copies of the cac
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
 from llamad.gguf.facts import ModelFacts
-from llamad.planning.graphs.gemma import EXPERT_SCALES, gemma4_attention, gemma4_experts
+from llamad.planning.graphs.gemma import gemma4_attention
 from llamad.planning.graphs.parts import Routing, attention, dense, experts, jointly_attended, parallel
 from llamad.planning.graphs.replay import PROGRAMS, Program, feed, mix
 from llamad.planning.graphs.site import Host, Site
@@ -41,7 +41,7 @@ _PARALLEL: Mapping[str, Program] = {
     "falcon": Program(attention=partial(parallel, gated=False, joint=True, normed_apart=None, residual_last=True)),
 }
 _WINDOWED = Program(attention=partial(attention, keys_last=False))
-_GEMMA4 = Program(attention=gemma4_attention, experts=gemma4_experts)
+_GEMMA4 = Program(attention=gemma4_attention)
 _KEYS_FIRST: Mapping[str, Program] = {
     "gemma2": _WINDOWED,
     "gemma3": _WINDOWED,
@@ -56,7 +56,7 @@ _KEYS_FIRST: Mapping[str, Program] = {
 def program_of(shape: ModelShape) -> Program | None:
     """How the architecture's layers are run with copies from the host, where that is known."""
     name = shape.architecture
-    if name == "gemma4" and not shape.looked_up and not any(layer.shares for layer in shape.layers):
+    if name == "gemma4" and not shape.looked_up and not any(layer.experts_used for layer in shape.layers):
         return _GEMMA4
     if any(layer.window for layer in shape.layers) and name in _KEYS_FIRST:
         return _KEYS_FIRST[name]
@@ -202,13 +202,15 @@ class _Replay:
         before = tape.height
         site = self._site(state, layer, matrices, attends=attends, turned=turned)
         assert site.host
-        expects = bool(matrices) and (layer.recurrent or EXPERT_SCALES in matrices)
+        expects = bool(matrices) and layer.recurrent
         if closing or attends or expects or set(site.host.pending) != _LAST:
             trial = self._run_layer(site)
             tape.height = before
             site = self._site(state, layer, matrices, attends=attends, turned=turned)
             assert site.host
-            site.host.attached = _attached(trial.events, site.host.pending, closing=closing)
+            site.host.attached = _attached(
+                trial.events, site.host.pending, trial.pending, closing=closing
+            )
             site.host.split(tape, "")
         host = self._run_layer(site)
         return tape.holes, site.residual, tuple(host.pending)
@@ -239,7 +241,11 @@ _WHOLE = frozenset(program.attention for program in (*_PARALLEL.values(), _KEYS_
 
 
 def _attached(
-    events: Sequence[tuple[str, bool]], pending: Mapping[str, int], *, closing: bool
+    events: Sequence[tuple[str, bool]],
+    pending: Collection[str],
+    expected: Collection[str],
+    *,
+    closing: bool,
 ) -> Mapping[str, Sequence[str]]:
     """The inputs that come with each split; "" = before the first one."""
     found: dict[str, list[str]] = {}
@@ -247,7 +253,7 @@ def _attached(
     for name, is_input in events:
         if not is_input:
             split = name
-        elif name in pending and name not in seen:
+        elif (name in pending or name in expected) and name not in seen:
             seen.add(name)
             found.setdefault(split, []).append(name)
     if closing:

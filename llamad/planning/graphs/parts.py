@@ -243,12 +243,12 @@ def dense(
     if joint:
         result = _joint_network(tape, site, site.layer.ff, norm)
     else:
-        result = network(tape, site, site.layer.ff, norm, gated=gated)
+        result = _network(tape, site, site.layer.ff, norm, gated=gated)
     site.small(tape, "post_ffw_norm")
     site.add(tape, result, in_result=in_result)
 
 
-def network(
+def _network(
     tape: Tape, site: Site, width: int, inputs: Block | None, *, gated: bool = True, suffix: str = ""
 ) -> Block:
     """Up, gate, their product, down. `inputs` are dropped when the last of them is read."""
@@ -304,7 +304,7 @@ def parallel(
     out = attended_to(tape, site, queries, layer.heads * layer.head_v)
     if apart:
         kept = tape.take(embd)
-    result = network(tape, site, layer.ff, kept, gated=gated)
+    result = _network(tape, site, layer.ff, kept, gated=gated)
     if not residual_last:
         tape.drop(site.residual)
     out = unrotated(tape, site, out)
@@ -334,7 +334,7 @@ def experts(tape: Tape, site: Site, routing: Routing, *, in_result: bool = True)
     layer, embd = site.layer, site.shape.embd
     used, ff = layer.experts_used, layer.ff_expert
     norm = tape.take(embd)
-    chosen, weights = routed(tape, site, routing)
+    chosen, weights = _routed(tape, site, routing)
     if site.experts_elsewhere:
         _received(tape, site, routing, (norm, chosen, weights), in_result=in_result)
         return
@@ -381,11 +381,10 @@ def _received(
     site.add(tape, result, in_result=in_result)
 
 
-def routed(tape: Tape, site: Site, routing: Routing, inputs: Block = NOTHING) -> tuple[Block, Block]:
-    """Which experts each token takes, and their weights. `inputs` are dropped when they are read."""
+def _routed(tape: Tape, site: Site, routing: Routing) -> tuple[Block, Block]:
+    """Which experts each token takes, and their weights."""
     count, used = site.number("expert_count"), site.layer.experts_used
     probabilities = site.product(tape, "ffn_gate_inp", count)
-    tape.drop(inputs)
     ranked = tape.take(count) if routing.biased or routing.weighed_first else None
     if ranked and routing.weighed_first:
         probabilities, ranked = ranked, probabilities
@@ -406,9 +405,9 @@ def routed(tape: Tape, site: Site, routing: Routing, inputs: Block = NOTHING) ->
 
 def _shared(tape: Tape, site: Site, routing: Routing, norm: Block) -> None:
     if not routing.shared_gate:
-        tape.drop(network(tape, site, site.layer.ff, norm, gated=routing.gated, suffix="_shexp"))
+        tape.drop(_network(tape, site, site.layer.ff, norm, gated=routing.gated, suffix="_shexp"))
         return
-    result = network(tape, site, site.layer.ff, None, suffix="_shexp")
+    result = _network(tape, site, site.layer.ff, None, suffix="_shexp")
     gate = site.product(tape, "ffn_gate_inp_shexp", 1)
     tape.drop(norm)
     if routing.shared_gate == "ratio":

@@ -238,6 +238,8 @@ def hosted_copies_bytes(kept: Collection[Layer], shape: ModelShape, choice: Choi
 
     It scans states of its own layers itself, and gets a projection whole of which it needs a part.
     """
+    if not shape.has_state and shape.architecture not in _JOINT:
+        return 0
     u, largest = choice.step_tokens, 0
     inner, state = shape.numbers.get("ssm.inner_size", 0), shape.numbers.get("ssm.state_size", 0)
     wide = inner + 2 * shape.numbers.get("ssm.group_count", 0) * state

@@ -82,8 +82,6 @@ class Demand:
         self._gates = gates
         self._facts = facts
         self._backend = backend
-        self._kept: tuple[Kept, ...] | None = None
-        self._computed: dict[tuple[Choice, int, frozenset[Layer], bool], int] = {}
         self._rules = backend_of(backend)
         self._copies_weights = self._rules.copies_weights and op_offload
         self._checkpoints = checkpoints
@@ -132,10 +130,8 @@ class Demand:
 
     def compute_bytes(self, choice: Choice, index: int, kinds: Collection[Layer], *, outputs: bool) -> int:
         """The compute buffer of device `index` with layers of these kinds, and the output or not."""
-        key = (choice, index, frozenset(kinds), outputs)
-        if key not in self._computed:
-            self._computed[key] = self._compute_bytes(choice, index, kinds, outputs=outputs)
-        return max(0, self._computed[key] + self._known[index].correction_bytes)
+        computed = self._compute_bytes(choice, index, kinds, outputs=outputs)
+        return max(0, computed + self._known[index].correction_bytes)
 
     def _compute_bytes(self, choice: Choice, index: int, kinds: Collection[Layer], *, outputs: bool) -> int:
         copying = self._copies_weights
@@ -152,7 +148,13 @@ class Demand:
             hosted=hosted,
             own=self._own_layers(choice, kinds) if hosted else (),
         )
-        return device_compute_bytes(self.shape, kinds, choice, self._gates, place)
+        if not hosted:
+            return device_compute_bytes(self.shape, kinds, choice, self._gates, place)
+        heights = self.shape.hosted_heights
+        key = (self._backend, self._gates, replace(choice, split=()), frozenset(kinds), outputs)
+        if key not in heights:
+            heights[key] = device_compute_bytes(self.shape, kinds, choice, self._gates, place)
+        return heights[key]
 
     def context_bytes(self, choice: Choice, start: int, stop: int) -> int:
         """Caches and states of the blocks from `start` up to `stop`; without a formula half as much again."""
@@ -177,11 +179,12 @@ class Demand:
             return ()
         if not choice.flash_attention or choice.rollback:
             return ()
-        if self._kept is None:
+        kept_by_backend = self.shape.kept
+        if self._backend not in kept_by_backend:
             from llamad.planning.graphs.hosted import kept_layers  # only where some layers stay on the host
 
-            self._kept = kept_layers(self.shape, self._facts, self._backend)
-        return self._kept[:kept]
+            kept_by_backend[self._backend] = kept_layers(self.shape, self._facts, self._backend)
+        return kept_by_backend[self._backend][:kept]
 
     def _own_layers(self, choice: Choice, kinds: Collection[Layer]) -> tuple[Layer, ...]:
         first = self.weights.host_layers(choice.layers)

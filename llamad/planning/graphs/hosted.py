@@ -122,25 +122,29 @@ class _Replay:
     def height(self) -> int:
         run, tape = self._run, self._tape
         residual = self._inputs()
-        pending = [key for key, size in run.inputs.items() if size]
-        steps: dict[tuple[int, tuple[bool, ...], _State], _State] = {}
-        state: _State = (tape.holes, residual, tuple(pending))
+        states: list[_State] = [(tape.holes, residual, tuple(key for key, size in run.inputs.items() if size))]
+        known: dict[_State, int] = {states[0]: 0}
+        steps: dict[tuple[int, bool, bool, bool, int], int] = {}
         numbers = {layer: -1 - index for index, layer in enumerate(dict.fromkeys(run.own))}
         plan = [(kept.number, kept.layer, kept.matrices) for kept in run.kept]
         plan += [(numbers[layer], layer, {}) for layer in run.own]
+        group = _UNTURNED.get(self._shape.architecture, 0)
+        now, closing_index, last_index = 0, len(run.kept) - 1, len(plan) - 1 if run.outputs else -1
         for index, (number, layer, matrices) in enumerate(plan):
-            closing = index == len(run.kept) - 1
-            group = _UNTURNED.get(self._shape.architecture, 0)
-            turned = not group or (index + 1) % group > 0
+            if index == last_index:
+                return self._finish(self._site(states[now], layer, matrices))
+            closing, turned = index == closing_index, not group or (index + 1) % group > 0
             attends = self._host_attends(index)
-            if index == len(plan) - 1 and run.outputs:
-                return self._finish(self._site(state, layer, matrices))
-            key = (number, (closing, attends, turned), state)
+            key = (number, closing, attends, turned, now)
             if key not in steps:
-                steps[key] = self._step(
-                    state, layer, matrices, closing=closing, attends=attends, turned=turned
+                state = self._step(
+                    states[now], layer, matrices, closing=closing, attends=attends, turned=turned
                 )
-            state = steps[key]
+                if state not in known:
+                    known[state] = len(states)
+                    states.append(state)
+                steps[key] = known[state]
+            now = steps[key]
         return tape.height
 
     def _inputs(self) -> Block:

@@ -144,6 +144,7 @@ def _hosted_bytes(shape: ModelShape, choice: Choice, gates: BuildGates, place: P
         scratches={
             kind: scratch_bytes(kind, choice) if place.scratch and gates.scratch_in_graph else 0 for kind in kinds
         },
+        latent_scratch_bytes=_latent_scratch_bytes(shape, choice) if place.scratch and gates.scratch_in_graph else 0,
         caches={kind: _cache_copies(kind, choice, padded=place.scratch) for kind in kinds},
         inputs=inputs,
     )
@@ -153,6 +154,12 @@ def _hosted_bytes(shape: ModelShape, choice: Choice, gates: BuildGates, place: P
 def _position_bytes(shape: ModelShape) -> int:
     """Of one token: four positions if its rotation has sections."""
     return 4 * _POSITION_BYTES if shape.architecture in _SECTIONED else _POSITION_BYTES
+
+
+def _latent_scratch_bytes(shape: ModelShape, choice: Choice) -> int:
+    if choice.type_k == "f16":
+        return 0
+    return _F16 * choice.cells * shape.numbers.get("attention.kv_lora_rank", 0)
 
 
 def _cache_copies(layer: Layer, choice: Choice, *, padded: bool) -> tuple[int, int]:
@@ -357,7 +364,7 @@ def _mask_cells(shape: ModelShape, kinds: Collection[Layer], choice: Choice) -> 
     """Cells in the rows of all masks: one for the layers that see everything, one for each window."""
     if not shape.caches:
         return choice.step_tokens * len({bool(layer.window) for layer in kinds})
-    windows = {layer.window for layer in kinds if layer.k_width or (layer.heads and not layer.recurrent)}
+    windows = {layer.window for layer in kinds if layer.k_width or layer.shares}
     return sum(choice.window_cells(window) for window in windows)
 
 

@@ -101,6 +101,8 @@ class HostedRun:
     mixed: bool
     rotated: bool
     scratches: Mapping[Layer, int]
+    latent_scratch_bytes: int
+    """Latent values that are read from a copy of their own, not from that of the keys, are another f16 copy."""
     caches: Mapping[Layer, tuple[int, int]]
     inputs: Mapping[str, int]
     """Bytes of positions, rotations, masks ("mask" and the window) and, what its own layers read, indexes."""
@@ -176,9 +178,10 @@ class _Replay:
             turns=turned,
             pending={key: run.inputs[key] for key in pending if key in run.inputs},
         )
-        return Site(
-            self._shape, layer, residual, run.sequences, run.scratches.get(layer, 0), run.rotated, host
-        )
+        scratch = run.scratches.get(layer, 0)
+        if matrices and layer.k_width and not layer.v_width:
+            scratch += run.latent_scratch_bytes
+        return Site(self._shape, layer, residual, run.sequences, scratch, run.rotated, host)
 
     def _host_attends(self, index: int) -> bool:
         """Whether the host does this attention: where it fetches the next recurrent layer's state right behind it."""

@@ -120,7 +120,8 @@ class Demand:
             return False
         copied = self._copied_kinds(choice)
         if copied:
-            return bool(self._hosted(choice)) and not self._owners
+            at_border = len(choice.counts) > 1 and any(layer.recurrent for layer in self.shape.layers)
+            return bool(self._hosted(choice)) and not self._owners and not at_border
         on_host = self.weights.host_layers(choice.layers) > 0 or choice.overrides
         if any(self.shape.expert_matrices) and choice.host_experts and has_late_masks(self.shape):
             return False

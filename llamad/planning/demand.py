@@ -289,11 +289,14 @@ class Footprint:
         """The parts of device `index` with the blocks from `start` up to `stop`; block n_layers is the output."""
         demand, choice = self._demand, self._choice
         blocks, first = min(stop, demand.weights.n_layers), max(0, start)
-        weights = demand.weights.on_device(choice, first, stop)
-        context = 0 if choice.host_cache else demand.context_bytes(choice, first, blocks)
-        compute = self._compute(index, first, stop) + demand.borrowed_bytes(choice, first, blocks)
         if index not in self._overheads:
             self._overheads[index] = demand.overhead_bytes(choice, index)
+        if first >= stop:  # a device that is there and computes nothing still has the driver's context
+            return Parts(overhead_bytes=self._overheads[index], margin_bytes=demand.margin_bytes(index, 0))
+        first_cached = min(first, blocks)
+        weights = demand.weights.on_device(choice, first, stop)
+        context = 0 if choice.host_cache else demand.context_bytes(choice, first_cached, blocks)
+        compute = self._compute(index, first, stop) + demand.borrowed_bytes(choice, first_cached, blocks)
         margin = demand.margin_bytes(index, weights + context + compute)
         parts = Parts(weights, context, compute, self._overheads[index], margin)
         return demand.with_beside(parts, choice, index, start, stop) if demand.beside else parts

@@ -245,7 +245,6 @@ class Search:
             if tokens < terms.context_min_tokens:
                 return None
         found = self.placed(self.choice(variant, tokens, layers, host_experts))
-        found = self.balanced(found) if found else None
         # A device that gets nothing is none of the set: the smaller set is tried by itself.
         return found if found and (all(found.counts) or not found.layers or self.terms.tensor_split) else None
 

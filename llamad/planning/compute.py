@@ -15,13 +15,14 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from llamad.planning.cache import row_bytes
+from llamad.planning.cache import is_quantised, row_bytes
 from llamad.planning.choice import Choice
 from llamad.planning.layers import Layer, ModelShape
 from llamad.planning.plan import BuildGates
 from llamad.units import MIB
 
 if TYPE_CHECKING:
+    from llamad.planning.graphs.hosted import Kept
     from llamad.planning.graphs.replay import Replay
 
 _F32 = 4
@@ -29,6 +30,11 @@ _F16 = 2
 _INDEX_SIZE = 8
 # Token ids, positions, cell indexes and output ids of one token: 26 to 40 bytes were seen.
 _INDEX_BYTES = 48
+_POSITION_BYTES = 4
+_VALUES_ROTATION = _F32 * 64 * 64
+_JOINT = frozenset({"phi3", "gptneox", "falcon"})
+_SCANNED = frozenset({"mamba", "mamba2", "granitehybrid", "nemotron_h", "falcon-h1", "jamba"})
+_SECTIONED = frozenset({"qwen35", "qwen35moe"})
 _PIPELINE_COPIES = 4  # GGML_SCHED_MAX_COPIES
 # Copies of activations that cross into a device, in micro-batches of E: measured on build 11669, see tests/data.
 _PIPELINE_FIRST = 12
@@ -47,6 +53,10 @@ class Place:
     """The largest matrix that is copied here from the host to compute with it."""
     copied_kinds: frozenset[Layer] = frozenset()
     """Layers whose caches are on the host and copied here, one at a time, for their attention."""
+    hosted: tuple[Kept, ...] = ()
+    """The same layers in their order, with their matrices, if the copies are known one by one."""
+    own: tuple[Layer, ...] = ()
+    """Then also its own layers in their order."""
     scratch: bool = False
     """The backend copies a cache that is not f16 to f16 inside this buffer."""
     outputs: bool = True
@@ -57,6 +67,8 @@ def device_compute_bytes(
     shape: ModelShape, kinds: Collection[Layer], choice: Choice, gates: BuildGates, place: Place
 ) -> int:
     """The compute buffer of a device that holds layers of these kinds (none: only the output)."""
+    if place.hosted:
+        return _bounded(shape, _hosted_bytes(shape, choice, gates, place))
     if shape.replay and choice.flash_attention and (not place.copied_bytes or any(shape.expert_matrices)):
         replayed = _replayed_bytes(shape, shape.replay, kinds, choice, gates, place)
         return _bounded(shape, replayed + _rollback_bytes(kinds, choice))
@@ -96,6 +108,73 @@ def _replayed_bytes(
     masks = run.copies * (_mask_bytes(shape, run.tokens, kinds, choice, gates) + rotation)
     largest = max(with_masks + masks, behind + (masks if place.copies else rotation))
     return largest + (_split_hole_bytes(shape, run.tokens, choice, place) if any(run.copied) else 0)
+
+
+def _hosted_bytes(shape: ModelShape, choice: Choice, gates: BuildGates, place: Place) -> int:
+    """The allocations one by one, copies of the host's matrices, caches and inputs among them."""
+    from llamad.planning.graphs.hosted import HostedRun, height, program_of
+    from llamad.planning.graphs.replay import padded_tokens
+
+    program = program_of(shape)
+    assert program
+    tokens = padded_tokens(choice)
+    layers = [kept.layer for kept in place.hosted] + list(place.own)
+    kinds = dict.fromkeys(layers)
+    rotation = 0 if "attention.key_length_mla" in shape.numbers else _rotation_bytes(shape, choice)
+    inputs = {
+        "positions": tokens * _position_bytes(shape),
+        "rotation of keys": max(0, rotation - _VALUES_ROTATION),
+        "rotation of values": min(rotation, _VALUES_ROTATION),
+        "indexes": tokens * 2 * _INDEX_SIZE,
+    }
+    if frequencies := place.hosted[0].matrices.get("rope_freqs", 0):
+        inputs["frequencies"] = frequencies
+    mask_size = _F16 if gates.mask_f16 else _F16 + _F32
+    for kind in kinds:
+        if kind.heads:
+            inputs[f"mask {kind.window}"] = mask_size * tokens * choice.window_cells(kind.window)
+    run = HostedRun(
+        kept=place.hosted,
+        own=place.own,
+        tokens=tokens,
+        sequences=choice.slots,
+        outputs=_output_rows(choice, gates) if place.outputs else 0,
+        mixed=gates.mixed_inputs,
+        rotated=rotation > 0,
+        scratches={
+            kind: scratch_bytes(kind, choice) if place.scratch and gates.scratch_in_graph else 0 for kind in kinds
+        },
+        latent_scratch_bytes=_latent_scratch_bytes(shape, choice) if place.scratch and gates.scratch_in_graph else 0,
+        caches={kind: _cache_copies(kind, choice, padded=place.scratch) for kind in kinds},
+        inputs=inputs,
+    )
+    return height(shape, program, run)
+
+
+def _position_bytes(shape: ModelShape) -> int:
+    """Of one token: four positions if its rotation has sections."""
+    return 4 * _POSITION_BYTES if shape.architecture in _SECTIONED else _POSITION_BYTES
+
+
+def _latent_scratch_bytes(shape: ModelShape, choice: Choice) -> int:
+    if choice.type_k == "f16":
+        return 0
+    return _F16 * choice.cells * shape.numbers.get("attention.kv_lora_rank", 0)
+
+
+def _cache_copies(layer: Layer, choice: Choice, *, padded: bool) -> tuple[int, int]:
+    """`padded`: as CUDA does, which fills up the last row of a head to 512 elements where they are quantised."""
+    cells = choice.window_cells(layer.window) * choice.streams
+    sizes = []
+    for kind, width, head in (
+        (choice.type_k, layer.k_width, layer.head_k),
+        (choice.type_v, layer.v_width, layer.head_v),
+    ):
+        extra = row_bytes(kind, -head % 512) if padded and is_quantised(kind) else 0
+        sizes.append(row_bytes(kind, width) * cells + extra if width else 0)
+    if layer.k_width and not layer.v_width:
+        sizes[1] = sizes[0]  # read from the keys' rows, which are copied whole once more
+    return sizes[0], sizes[1]
 
 
 def _split_hole_bytes(shape: ModelShape, tokens: int, choice: Choice, place: Place) -> int:
@@ -161,6 +240,26 @@ def host_compute_bytes(shape: ModelShape, choice: Choice, gates: BuildGates) -> 
     return masks + embeddings + transposed + copies * (u * _INDEX_BYTES) + _rotation_bytes(shape, choice)
 
 
+def hosted_copies_bytes(kept: Collection[Layer], shape: ModelShape, choice: Choice) -> int:
+    """What the host copies from a device that computes its layers: to store and to scan. A bound.
+
+    It scans states of its own layers itself, and gets a projection whole of which it needs a part.
+    """
+    if not shape.has_state and shape.architecture not in _JOINT:
+        return 0
+    u, largest = choice.step_tokens, 0
+    inner, state = shape.numbers.get("ssm.inner_size", 0), shape.numbers.get("ssm.state_size", 0)
+    wide = inner + 2 * shape.numbers.get("ssm.group_count", 0) * state
+    for layer in set(kept):
+        size = u * (layer.query_width + layer.k_width) if shape.architecture in _JOINT else 0
+        if layer.recurrent and shape.architecture in _SCANNED:
+            size += u * (3 * wide + 2 * inner) + choice.slots * (2 * layer.scan_state + layer.conv_state)
+        elif layer.recurrent:
+            size += u * max(wide, layer.heads * layer.head_k)
+        largest = max(largest, size)
+    return _F32 * largest
+
+
 def output_bytes(shape: ModelShape, choice: Choice, gates: BuildGates) -> int:
     """The host's buffer for finished logits. llama-server's breakdown leaves it out."""
     return _F32 * _output_rows(choice, gates) * shape.vocab
@@ -214,8 +313,8 @@ def _graph_bytes(
         peaks += shape.peaks(shape, layer, choice, extra, scratch + cache)
         if place.copied_bytes:
             copied = place.copied_bytes * max(1, shape.kept_copies)
-            if layer.experts_used and place.copied_bytes > cache:
-                copied += cache  # experts do not fit where the cache's copies were
+            if shape.kept_copies or (layer.experts_used and place.copied_bytes > cache):
+                copied += cache  # they may not fit where the cache's copies were
             beside = scratch if shape.kept_copies else 0
             peaks += (peak + copied for peak in shape.peaks(shape, layer, choice, extra, beside))
     return inputs + masks + max(peaks)
@@ -265,7 +364,7 @@ def _mask_cells(shape: ModelShape, kinds: Collection[Layer], choice: Choice) -> 
     """Cells in the rows of all masks: one for the layers that see everything, one for each window."""
     if not shape.caches:
         return choice.step_tokens * len({bool(layer.window) for layer in kinds})
-    windows = {layer.window for layer in kinds if layer.k_width or (layer.heads and not layer.recurrent)}
+    windows = {layer.window for layer in kinds if layer.k_width or layer.shares}
     return sum(choice.window_cells(window) for window in windows)
 
 

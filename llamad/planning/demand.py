@@ -17,20 +17,20 @@ from llamad.planning.choice import Choice
 from llamad.planning.compute import (
     Place,
     borrowed_bytes,
-    copied_cache_bytes,
     cpu_compute_bytes,
     device_compute_bytes,
     has_late_masks,
     host_compute_bytes,
+    hosted_copies_bytes,
     output_bytes,
 )
 from llamad.planning.layers import Layer, ModelShape
 from llamad.planning.plan import BuildGates, Parts
 from llamad.planning.weights import WeightMap
-from llamad.units import MIB
 
 if TYPE_CHECKING:
     from llamad.planning.beside import Beside
+    from llamad.planning.graphs.hosted import Kept
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,6 @@ class Known:
 
 
 _NOTHING = Known()
-_SMALL_COPY_BYTES = 48 * MIB
 
 
 class Demand:
@@ -81,6 +80,8 @@ class Demand:
         backend = devices[0].backend if devices else "CPU"
         self._devices = tuple(devices)
         self._gates = gates
+        self._facts = facts
+        self._backend = backend
         self._rules = backend_of(backend)
         self._copies_weights = self._rules.copies_weights and op_offload
         self._checkpoints = checkpoints
@@ -118,20 +119,26 @@ class Demand:
         if self.shape.proof != "proved" or not choice.flash_attention or choice.host_cache or choice.rollback:
             return False
         copied = self._copied_kinds(choice)
+        if copied:
+            at_border = len(choice.counts) > 1 and any(layer.recurrent for layer in self.shape.layers)
+            return bool(self._hosted(choice)) and not self._owners and not at_border
         on_host = self.weights.host_layers(choice.layers) > 0 or choice.overrides
-        if any(self.shape.expert_matrices) and (copied or (choice.host_experts and has_late_masks(self.shape))):
+        if any(self.shape.expert_matrices) and choice.host_experts and has_late_masks(self.shape):
             return False
-        if (self._owners and len(choice.counts) > 1) or (
-            on_host and (self._owners or self.shape.kept_copies)
-        ):
-            return False
-        return all(copied_cache_bytes(layer, choice) < _SMALL_COPY_BYTES for layer in copied)
+        return not (
+            (self._owners and len(choice.counts) > 1) or (on_host and (self._owners or self.shape.kept_copies))
+        )
 
     def compute_bytes(self, choice: Choice, index: int, kinds: Collection[Layer], *, outputs: bool) -> int:
         """The compute buffer of device `index` with layers of these kinds, and the output or not."""
+        computed = self._compute_bytes(choice, index, kinds, outputs=outputs)
+        return max(0, computed + self._known[index].correction_bytes)
+
+    def _compute_bytes(self, choice: Choice, index: int, kinds: Collection[Layer], *, outputs: bool) -> int:
         copying = self._copies_weights
         partial = self.weights.host_layers(choice.layers) > 0
         copied = self.weights.largest_on_host(choice) if copying and index == 0 else 0
+        hosted = self._hosted(choice) if index == 0 else ()
         place = Place(
             embeds=index == 0 and (copying or not partial),
             copies=choice.pipeline,
@@ -139,9 +146,16 @@ class Demand:
             copied_kinds=self._copied_kinds(choice) if index == 0 else frozenset(),
             scratch=self._rules.cache_scratch,
             outputs=outputs,
+            hosted=hosted,
+            own=self._own_layers(choice, kinds) if hosted else (),
         )
-        computed = device_compute_bytes(self.shape, kinds, choice, self._gates, place)
-        return max(0, computed + self._known[index].correction_bytes)
+        if not hosted:
+            return device_compute_bytes(self.shape, kinds, choice, self._gates, place)
+        heights = self.shape.hosted_heights
+        key = (self._backend, self._gates, replace(choice, split=()), frozenset(kinds), outputs)
+        if key not in heights:
+            heights[key] = device_compute_bytes(self.shape, kinds, choice, self._gates, place)
+        return heights[key]
 
     def context_bytes(self, choice: Choice, start: int, stop: int) -> int:
         """Caches and states of the blocks from `start` up to `stop`; without a formula half as much again."""
@@ -159,6 +173,24 @@ class Demand:
             return frozenset()
         return self.kinds_between(0, self.weights.host_layers(choice.layers))
 
+    def _hosted(self, choice: Choice) -> tuple[Kept, ...]:
+        """The host's layers with their matrices, where their copies are known one by one."""
+        kept = self.weights.host_layers(choice.layers)
+        if not kept or not self._copies_weights or choice.overrides or choice.host_cache:
+            return ()
+        if not choice.flash_attention or choice.rollback:
+            return ()
+        kept_by_backend = self.shape.kept
+        if self._backend not in kept_by_backend:
+            from llamad.planning.graphs.hosted import kept_layers  # only where some layers stay on the host
+
+            kept_by_backend[self._backend] = kept_layers(self.shape, self._facts, self._backend)
+        return kept_by_backend[self._backend][:kept]
+
+    def _own_layers(self, choice: Choice, kinds: Collection[Layer]) -> tuple[Layer, ...]:
+        first = self.weights.host_layers(choice.layers)
+        return tuple(layer for layer in self.shape.layers[first:] if layer in kinds)
+
     def kinds_between(self, start: int, stop: int) -> frozenset[Layer]:
         """The kinds of layers from `start` up to `stop`."""
         places = frozenset(self._kind_of[start:stop])
@@ -170,6 +202,8 @@ class Demand:
         kept = self.weights.host_layers(choice.layers)
         alone = choice.host_cache or ((kept or choice.overrides) and not self._copies_weights)
         computed = (cpu_compute_bytes if alone else host_compute_bytes)(self.shape, choice, self._gates)
+        if not alone:
+            computed += hosted_copies_bytes(self.shape.layers[:kept], self.shape, choice)
         host = Parts(
             weights_bytes=self.weights.on_host(choice),
             context_bytes=self.context_bytes(

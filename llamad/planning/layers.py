@@ -6,7 +6,7 @@ window, which are recurrent, who shares whose cache, what its graph keeps alive)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
@@ -15,6 +15,7 @@ from llamad.planning.graphs import is_replayed
 
 if TYPE_CHECKING:
     from llamad.planning.choice import Choice
+    from llamad.planning.graphs.hosted import Kept
     from llamad.planning.graphs.replay import Replay
 
 Proof = Literal["proved", "bounded", "unknown"]
@@ -95,6 +96,16 @@ class ModelShape:
     def caches(self) -> bool:
         """Whether it keeps a cache or a state at all; an encoder sees its micro-batch only."""
         return any(layer.k_width or layer.recurrent for layer in self.layers)
+
+    @cached_property
+    def hosted_heights(self) -> dict[Hashable, int]:
+        """Buffers that were replayed with layers on the host: the same for each set of devices that is tried."""
+        return {}
+
+    @cached_property
+    def kept(self) -> dict[str, tuple[Kept, ...]]:
+        """The layers as the host would keep them, for each backend that was asked about."""
+        return {}
 
     @cached_property
     def has_state(self) -> bool:

@@ -111,6 +111,23 @@ class WeightMap:
         )
 
 
+def copied_matrices(facts: ModelFacts, backend: str) -> tuple[dict[str, int], ...]:
+    """Bytes that a device takes for a copy of each block's tensors, by their names in the block without ".weight"."""
+    rules = backend_of(backend)
+    found: tuple[dict[str, int], ...] = tuple({} for _ in range(facts.n_layers))
+    shared: dict[str, int] = {}
+    for tensor in facts.tensors:
+        block = _BLOCK.match(tensor.name)
+        if block and int(block[1]) < facts.n_layers:
+            role = tensor.name[block.end() :].removesuffix(".weight")
+            found[int(block[1])][role] = device_bytes(tensor, rules)
+        elif tensor.name.startswith("rope_"):
+            shared["rope_freqs"] = device_bytes(tensor, rules)
+    for roles in found:
+        roles.update(shared)
+    return found
+
+
 def device_bytes(tensor: Tensor, rules: Backend) -> int:
     """What a tensor takes in a device's buffer: quantised rows filled up, the whole aligned."""
     size = tensor.size_bytes

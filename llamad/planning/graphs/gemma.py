@@ -9,6 +9,9 @@ from collections.abc import Iterator
 
 from llamad.planning.choice import Choice
 from llamad.planning.graphs.dense import F32, attention_width, expert_width, held_width
+from llamad.planning.graphs.parts import attended_to, projected_attention, rotated, turned
+from llamad.planning.graphs.site import Site
+from llamad.planning.graphs.tape import Tape
 from llamad.planning.layers import Layer, ModelShape
 
 
@@ -41,3 +44,27 @@ def gemma4_peaks(
     else:
         yield step * attention_width(shape, layer, extra) + scratch_bytes
     yield step * (held + 3 * layer.ff)
+
+
+def gemma4_attention(tape: Tape, site: Site) -> None:
+    """Keys and values of a layer that sees everything may be one product; only such layers have frequencies."""
+    layer = site.layer
+    norm = tape.take(site.shape.embd)
+    queries = turned(tape, site, site.product(tape, "attn_q", layer.query_width), "attn_q", "attn_k", copied=True)
+    projected = site.product(tape, "attn_k", layer.k_width)
+    shared = site.host is not None and bool(site.host.matrices) and not site.has("attn_v")
+    keys = tape.take(layer.k_width)
+    if not shared:
+        tape.drop(projected)
+    keys = turned(tape, site, keys, "attn_k", "attn_v", copied=False)
+    if not shared:
+        projected = site.product(tape, "attn_v", layer.v_width)
+    tape.drop(norm)
+    values = tape.take(layer.v_width)
+    tape.drop(projected)
+    values = rotated(tape, site, values, layer.v_width, "values")
+    tape.drop(keys, values)
+    out = attended_to(tape, site, queries, layer.heads * layer.head_v)
+    result = projected_attention(tape, site, out)
+    site.small(tape, "post_attention_norm")
+    site.add(tape, result)

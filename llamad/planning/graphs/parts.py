@@ -8,50 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from llamad.planning.graphs.site import NOTHING, Site
 from llamad.planning.graphs.tape import Block, Tape
-from llamad.planning.layers import Layer, ModelShape
 
-
-@dataclass(slots=True)
-class Site:
-    """Where a graph is: the layer that comes, and what of earlier layers is still alive."""
-
-    shape: ModelShape
-    layer: Layer
-    residual: Block
-    sequences: int
-    scratch_bytes: int = 0
-    """f16 copies of this layer's cache, behind the result of its attention."""
-    rotated: bool = False
-    """Queries, keys and values are rotated before they meet a quantised cache."""
-    copied: tuple[int, int] = (0, 0)
-    """Bytes of the experts' matrices (up or gate, down) that are copied from the host to compute with them."""
-    experts_elsewhere: bool = False
-    carried: tuple[Block, ...] = ()
-    """Results of earlier layers for this one: its states, already fetched."""
-    fetch_bytes: int = 0
-    """The shifting state that this layer fetches for a later one; 0 = none."""
-
-    def number(self, key: str, otherwise: int = 0) -> int:
-        """A scalar of the header."""
-        return self.shape.numbers.get(key, otherwise)
-
-    def fetch(self, tape: Tape, *, routed: bool = False) -> None:
-        """Fetch for a later layer, where the builder has expanded the graph for the last time in this one.
-
-        `routed`: that is behind the experts, if it has some.
-        """
-        if self.fetch_bytes and routed == (self.layer.experts_used > 0):
-            self.carried = (tape.take_bytes(self.fetch_bytes),)
-
-    def add(self, tape: Tape, result: Block, *, in_result: bool = True) -> Block:
-        """Add to the residual stream: in the place of the result, or of the stream."""
-        if in_result:
-            tape.drop(self.residual)
-            self.residual = result
-        else:
-            tape.drop(result)
-        return self.residual
+NORMED_WHOLE = frozenset({"olmo2"})
+"""Architectures that norm all heads of queries and keys at once."""
 
 
 def attention(
@@ -62,61 +23,144 @@ def attention(
     keys_last: bool = True,
     gated: bool = False,
     in_result: bool = True,
+    normed: bool = True,
 ) -> None:
     """Grouped-query attention. `copied`: queries and keys are normed or rotated by position in a new place.
 
     `keys_last`: values are computed before the keys (where the builder keeps the order of the graph's expansion).
-    `gated`: the query projection has a gate beside each head.
+    `gated`: the query projection has a gate beside each head. `normed`: what it reads is normed first.
     """
-    out, full = attended(tape, site, copied=copied, keys_last=keys_last, gated=gated)
+    out, full = attended(tape, site, copied=copied, keys_last=keys_last, gated=gated, normed=normed)
     out_width = site.layer.heads * site.layer.head_v
-    out = unrotated(tape, site, out)
     if full:
+        out = unrotated(tape, site, out)
         gate = tape.take(out_width)
         tape.drop(full, out)
-        out = gate
-    result = tape.take(site.shape.embd)
-    tape.drop(out)
+        result = site.product(tape, "attn_output", site.shape.embd)
+        tape.drop(gate)
+    else:
+        result = projected_attention(tape, site, out)
+    site.small(tape, "attn_output_norm")
+    site.small(tape, "post_attention_norm")
     site.add(tape, result, in_result=in_result)
 
 
+def projected_attention(tape: Tape, site: Site, out: Block) -> Block:
+    """The result of an attention, projected. The host's own comes with the matrix."""
+    out = unrotated(tape, site, out)
+    attends = site.host is not None and site.host.attends
+    if attends:
+        site.expect("attended", 4 * tape.rows * site.layer.heads * site.layer.head_v)
+    result = site.product(tape, "attn_output", site.shape.embd)
+    tape.drop(site.received("attended") if attends else out)
+    return result
+
+
 def attended(
-    tape: Tape, site: Site, *, copied: bool = True, keys_last: bool = True, gated: bool = False
+    tape: Tape,
+    site: Site,
+    *,
+    copied: bool = True,
+    keys_last: bool = True,
+    gated: bool = False,
+    normed: bool = True,
 ) -> tuple[Block, Block | None]:
     """Attention up to its result, not yet projected; and the projection that has the gate in it."""
+    norm = tape.take(site.shape.embd) if normed else NOTHING
+    queries, full = projected(tape, site, norm, copied=copied, keys_last=keys_last, gated=gated)
+    return attended_to(tape, site, queries, site.layer.heads * site.layer.head_v), full
+
+
+def projected(
+    tape: Tape, site: Site, norm: Block, *, copied: bool = True, keys_last: bool = True, gated: bool = False
+) -> tuple[Block, Block | None]:
+    """Queries, while keys and values go into the cache; and the projection that has the gate in it.
+
+    `norm` is dropped at its last use.
+    """
     layer = site.layer
-    norm = tape.take(site.shape.embd)
-    queries, full = _queries(tape, site, copied=copied, gated=gated)
+    copied = copied and (site.host is None or site.host.turns)
+    following = "attn_v" if keys_last else "attn_k"
+    queries, full = _queries(tape, site, following, copied=copied, gated=gated)
     if keys_last:
-        values = _rotated(tape, site, tape.take(layer.v_width), layer.v_width)
-        keys = tape.take(layer.k_width)
+        values = rotated(tape, site, site.product(tape, "attn_v", layer.v_width), layer.v_width, "values")
+        keys = site.product(tape, "attn_k", layer.k_width)
         tape.drop(norm)
-        keys = _moved(tape, keys, layer.k_width) if copied else keys
-        keys = _rotated(tape, site, keys, layer.k_width)
+        keys = turned(tape, site, keys, "attn_k", "", copied=copied)
         tape.drop(keys, values)
     else:
-        keys = tape.take(layer.k_width)
-        keys = _moved(tape, keys, layer.k_width) if copied else keys
-        keys = _rotated(tape, site, keys, layer.k_width)
-        values = tape.take(layer.v_width)
+        keys = site.product(tape, "attn_k", layer.k_width)
+        keys = turned(tape, site, keys, "attn_k", "attn_v", copied=copied)
+        values = site.product(tape, "attn_v", layer.v_width)
         tape.drop(norm)
-        tape.drop(keys, _rotated(tape, site, values, layer.v_width))
-    return _attended(tape, site, queries, layer.heads * layer.head_v), full
+        tape.drop(keys, rotated(tape, site, values, layer.v_width, "values"))
+    return queries, full
+
+
+def jointly_attended(tape: Tape, site: Site) -> None:
+    """As `attention`, from one matrix for queries, keys and values."""
+    norm = tape.take(site.shape.embd)
+    queries = jointly_projected(tape, site, norm)
+    out = unrotated(tape, site, attended_to(tape, site, queries, site.layer.heads * site.layer.head_v))
+    result = site.product(tape, "attn_output", site.shape.embd)
+    tape.drop(out)
+    site.add(tape, result)
+
+
+def jointly_projected(tape: Tape, site: Site, norm: Block) -> Block:
+    """As `projected`, from one matrix for queries, keys and values."""
+    layer = site.layer
+    joint = site.product(tape, "attn_qkv", layer.query_width + layer.k_width + layer.v_width)
+    tape.drop(norm)
+    site.small(tape, "attn_qkv.bias")
+    site.turn(tape)
+    queries = rotated(tape, site, tape.take(layer.query_width), layer.query_width, "keys")
+    site.read("rotation of values")
+    values = _moved(tape, tape.take(layer.v_width), layer.v_width) if site.rotated else NOTHING
+    keys = tape.take(layer.k_width)
+    if site.rotated:
+        tape.drop(joint)
+        tape.drop(rotated(tape, site, keys, layer.k_width, "keys"), values)
+    else:
+        tape.drop(keys, joint)
+    return queries
 
 
 def unrotated(tape: Tape, site: Site, out: Block) -> Block:
     """The result of an attention over rotated values, turned back."""
-    return _rotated(tape, site, out, site.layer.heads * site.layer.head_v)
+    return rotated(tape, site, out, site.layer.heads * site.layer.head_v, "values")
 
 
-def _queries(tape: Tape, site: Site, *, copied: bool, gated: bool) -> tuple[Block, Block | None]:
+def _queries(
+    tape: Tape, site: Site, following: str, *, copied: bool, gated: bool
+) -> tuple[Block, Block | None]:
     width = site.layer.query_width
-    full = tape.take(2 * width if gated else width)
-    if gated:
-        copied = False
-    queries = tape.take(width) if gated else full
-    queries = _moved(tape, queries, width) if copied else queries
-    return _rotated(tape, site, queries, width), full if gated else None
+    full = site.product(tape, "attn_q", 2 * width if gated else width)
+    if not gated:
+        return turned(tape, site, full, "attn_q", following, copied=copied), None
+    queries = tape.take(width)
+    site.small(tape, "attn_q_norm")
+    site.turn(tape, following)
+    return rotated(tape, site, queries, width, "keys"), full
+
+
+def turned(
+    tape: Tape, site: Site, block: Block, name: str, following: str, *, copied: bool
+) -> Block:
+    """Queries or keys, normed and rotated by position: that is in a new place if it is done a head at a time.
+
+    `following`: the matrix whose product comes next.
+    """
+    width = site.layer.query_width if name == "attn_q" else site.layer.k_width
+    site.small(tape, name + ".bias")
+    a_head = site.has(name + "_norm") and site.shape.architecture not in NORMED_WHOLE
+    if a_head and copied:
+        block = _moved(tape, block, width)
+    site.small(tape, name + "_norm")
+    if copied:
+        site.turn(tape, following)
+        block = block if a_head else _moved(tape, block, width)
+    return rotated(tape, site, block, width, "keys")
 
 
 def _moved(tape: Tape, block: Block, width: int) -> Block:
@@ -125,15 +169,30 @@ def _moved(tape: Tape, block: Block, width: int) -> Block:
     return moved
 
 
-def _rotated(tape: Tape, site: Site, block: Block, width: int) -> Block:
-    return _moved(tape, block, width) if site.rotated else block
+def rotated(tape: Tape, site: Site, block: Block, width: int, kind: str) -> Block:
+    site.read(f"rotation of {kind}")
+    return _moved(tape, block, width) if site.rotated and block[1] else block
 
 
-def _attended(tape: Tape, site: Site, queries: Block, width: int) -> Block:
+def attended_to(tape: Tape, site: Site, queries: Block, width: int) -> Block:
+    if site.host and site.host.attends:
+        tape.drop(queries)
+        return NOTHING
+    copies = _copied_caches(tape, site)
     out = tape.take_scratched(width, site.scratch_bytes)
-    tape.drop(queries)
+    tape.drop(queries, *copies)
     site.fetch(tape)
     return out
+
+
+def _copied_caches(tape: Tape, site: Site) -> list[Block]:
+    """Behind the host's own operation that stores keys and values: copies of the cache, and the masks."""
+    host = site.host
+    copies = [tape.take_bytes(size) for size in host.caches if size] if host else []
+    if host and copies:
+        host.split(tape, "cache")
+    site.read(f"mask {site.layer.window}")
+    return copies
 
 
 def latent(tape: Tape, site: Site, *, positions: bool = True) -> None:
@@ -143,50 +202,117 @@ def latent(tape: Tape, site: Site, *, positions: bool = True) -> None:
     head, value = site.number("attention.key_length_mla"), site.number("attention.value_length_mla")
     norm = tape.take(embd)
     compressed = site.number("attention.q_lora_rank")
-    inner = tape.take(compressed) if compressed else None
-    projected = tape.take(heads * head)
+    inner = site.product(tape, "attn_q_a", compressed) if compressed else None
+    site.small(tape, "attn_q_a_norm")
+    projected = site.product(tape, "attn_q_b" if inner else "attn_q", heads * head)
     if inner:
         tape.drop(inner)
-    absorbed = tape.take(heads * rank)
+    absorbed = site.product(tape, "attn_k_b", heads * rank)
+    site.read("positions")
     if positions:
         projected = _moved(tape, projected, heads * rope)
     queries = tape.take(heads * (rank + rope))
     tape.drop(absorbed, projected)
-    latents = tape.take(rank + rope)
+    latents = site.product(tape, "attn_kv_a_mqa", rank + rope)
     tape.drop(norm)
     normed = tape.take(rank)
     if positions:
         latents = _moved(tape, latents, rope)
     keys = tape.take(rank + rope)
     tape.drop(normed, latents, keys)
-    out = _attended(tape, site, queries, heads * rank)
-    out = _moved(tape, out, heads * value)
-    out = _moved(tape, out, heads * value)
-    result = tape.take(embd)
+    out = attended_to(tape, site, queries, heads * rank)
+    unpacked = site.product(tape, "attn_v_b", heads * value)
+    tape.drop(out)
+    out = _moved(tape, unpacked, heads * value)
+    result = site.product(tape, "attn_output", embd)
     tape.drop(out)
     site.add(tape, result)
 
 
-def dense(tape: Tape, site: Site, *, gated: bool = True, in_result: bool = True) -> None:
-    """A feed-forward network."""
-    norm = tape.take(site.shape.embd)
-    result = _network(tape, site.layer.ff, site.shape.embd, norm, gated=gated)
+def dense(
+    tape: Tape,
+    site: Site,
+    *,
+    gated: bool = True,
+    in_result: bool = True,
+    normed: bool = True,
+    joint: bool = False,
+) -> None:
+    """A feed-forward network. `normed`: what it reads is normed first. `joint`: gate and up are one matrix."""
+    norm = tape.take(site.shape.embd) if normed else NOTHING
+    if joint:
+        result = _joint_network(tape, site, site.layer.ff, norm)
+    else:
+        result = _network(tape, site, site.layer.ff, norm, gated=gated)
+    site.small(tape, "post_ffw_norm")
     site.add(tape, result, in_result=in_result)
 
 
-def _network(tape: Tape, width: int, embd: int, inputs: Block | None, *, gated: bool = True) -> Block:
+def _network(
+    tape: Tape, site: Site, width: int, inputs: Block | None, *, gated: bool = True, suffix: str = ""
+) -> Block:
     """Up, gate, their product, down. `inputs` are dropped when the last of them is read."""
-    inner = tape.take(width)
-    gate = tape.take(width) if gated else None
+    gate = site.product(tape, "ffn_gate" + suffix, width) if gated else None
+    inner = site.product(tape, "ffn_up" + suffix, width)
     if inputs:
         tape.drop(inputs)
     if gate:
         product = tape.take(width)
         tape.drop(inner, gate)
         inner = product
-    result = tape.take(embd)
+    result = site.product(tape, "ffn_down" + suffix, site.shape.embd)
     tape.drop(inner)
     return result
+
+
+def _joint_network(tape: Tape, site: Site, width: int, inputs: Block) -> Block:
+    both = site.product(tape, "ffn_up", 2 * width)
+    tape.drop(inputs)
+    inner = tape.take(width)
+    tape.drop(both)
+    result = site.product(tape, "ffn_down", site.shape.embd)
+    tape.drop(inner)
+    return result
+
+
+def parallel(
+    tape: Tape,
+    site: Site,
+    *,
+    gated: bool = True,
+    joint: bool = False,
+    keys_last: bool = True,
+    windows_turn: bool = False,
+    normed_apart: bool | None = False,
+    residual_last: bool = False,
+) -> None:
+    """Attention and feed-forward read the same stream; the attention's result is projected behind both.
+
+    `joint`: queries, keys and values are one product. `normed_apart`: the feed-forward part has a norm of its own;
+    None = if there is more than one head of keys. `windows_turn`: only layers with a window rotate by position.
+    `residual_last`: the stream is added last.
+    """
+    embd, layer = site.shape.embd, site.layer
+    apart = layer.heads_kv > 1 if normed_apart is None else normed_apart
+    norm = tape.take(embd)
+    kept = NOTHING if apart else norm
+    if joint:
+        queries = jointly_projected(tape, site, norm if apart else NOTHING)
+    else:
+        copied = layer.window > 0 or not windows_turn
+        queries, _ = projected(tape, site, norm if apart else NOTHING, copied=copied, keys_last=keys_last)
+    out = attended_to(tape, site, queries, layer.heads * layer.head_v)
+    if apart:
+        kept = tape.take(embd)
+    result = _network(tape, site, layer.ff, kept, gated=gated)
+    if not residual_last:
+        tape.drop(site.residual)
+    out = unrotated(tape, site, out)
+    projection = site.product(tape, "attn_output", embd)
+    tape.drop(out, projection)
+    if residual_last:
+        tape.drop(site.residual)
+    site.residual = result
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,8 +342,8 @@ def experts(tape: Tape, site: Site, routing: Routing, *, in_result: bool = True)
     if routing.weighed_first:
         inputs = tape.take(embd * used)
         tape.drop(weights)
-    inner = _with_copy(tape, site.copied[0], used * ff)
-    gate = _with_copy(tape, site.copied[0], used * ff) if routing.gated else None
+    inner = site.product(tape, "ffn_up_exps", used * ff)
+    gate = site.product(tape, "ffn_gate_exps", used * ff) if routing.gated else None
     if routing.weighed_first:
         tape.drop(inputs)
     elif not layer.ff:
@@ -226,7 +352,7 @@ def experts(tape: Tape, site: Site, routing: Routing, *, in_result: bool = True)
         product = tape.take(used * ff)
         tape.drop(inner, gate)
         inner = product
-    down = _with_copy(tape, site.copied[1], used * embd)
+    down = site.product(tape, "ffn_down_exps", used * embd)
     tape.drop(inner, chosen)
     if not routing.weighed_first:
         tape.drop(weights)
@@ -255,19 +381,10 @@ def _received(
     site.add(tape, result, in_result=in_result)
 
 
-def _with_copy(tape: Tape, copied_bytes: int, width: int) -> Block:
-    """A product with a matrix that is copied here first, or is here already."""
-    copy = tape.take_bytes(copied_bytes) if copied_bytes else None
-    block = tape.take(width)
-    if copy:
-        tape.drop(copy)
-    return block
-
-
 def _routed(tape: Tape, site: Site, routing: Routing) -> tuple[Block, Block]:
     """Which experts each token takes, and their weights."""
     count, used = site.number("expert_count"), site.layer.experts_used
-    probabilities = tape.take(count)
+    probabilities = site.product(tape, "ffn_gate_inp", count)
     ranked = tape.take(count) if routing.biased or routing.weighed_first else None
     if ranked and routing.weighed_first:
         probabilities, ranked = ranked, probabilities
@@ -287,12 +404,11 @@ def _routed(tape: Tape, site: Site, routing: Routing) -> tuple[Block, Block]:
 
 
 def _shared(tape: Tape, site: Site, routing: Routing, norm: Block) -> None:
-    embd = site.shape.embd
     if not routing.shared_gate:
-        tape.drop(_network(tape, site.layer.ff, embd, norm, gated=routing.gated))
+        tape.drop(_network(tape, site, site.layer.ff, norm, gated=routing.gated, suffix="_shexp"))
         return
-    result = _network(tape, site.layer.ff, embd, None)
-    gate = tape.take(1)
+    result = _network(tape, site, site.layer.ff, None, suffix="_shexp")
+    gate = site.product(tape, "ffn_gate_inp_shexp", 1)
     tape.drop(norm)
     if routing.shared_gate == "ratio":
         gate = _moved(tape, gate, 1)

@@ -6,7 +6,8 @@ state is kept a sequence: `sequences` of them are fetched, and tokens are split 
 
 from __future__ import annotations
 
-from llamad.planning.graphs.parts import Site, attended, unrotated
+from llamad.planning.graphs.parts import attended, projected_attention
+from llamad.planning.graphs.site import NOTHING, Site
 from llamad.planning.graphs.tape import Block, Tape
 
 F32 = 4
@@ -17,14 +18,27 @@ def state_bytes(sequences: int, elements: int) -> int:
     return F32 * sequences * elements
 
 
+def _expect_states(site: Site) -> None:
+    """The host keeps the states of its layers: copies of them come with a matrix."""
+    if site.hosted:
+        site.expect("conv", state_bytes(site.sequences, site.layer.conv_state))
+
+
 def _conv_state(tape: Tape, site: Site) -> Block:
     """The shifting state of this layer: fetched now unless an earlier layer did."""
+    if site.hosted:
+        return NOTHING
     carried, site.carried = site.carried, ()
     return carried[0] if carried else tape.take_bytes(state_bytes(site.sequences, site.layer.conv_state))
 
 
 def _joined(tape: Tape, site: Site, width: int, kernel: int) -> Block:
     """Old columns before the new ones."""
+    if site.hosted:
+        old = site.received("conv")
+        joined = tape.take_bytes(F32 * width * (tape.rows + (kernel - 1) * site.sequences))
+        tape.drop(old)
+        return joined
     return tape.take_bytes(F32 * width * (tape.rows + (kernel - 1) * site.sequences))
 
 
@@ -37,33 +51,48 @@ def mamba1(tape: Tape, site: Site, *, inner_norms: bool = False) -> None:
     """A state-space model with one decay a channel."""
     inner, state = site.number("ssm.inner_size"), site.number("ssm.state_size")
     rank, kernel = site.number("ssm.time_step_rank"), site.number("ssm.conv_kernel")
+    _expect_states(site)
     old = _conv_state(tape, site)
     norm = tape.take(site.shape.embd)
-    both = tape.take(2 * inner)
+    both = site.product(tape, "ssm_in", 2 * inner)
     tape.drop(norm)
     joined = _joined(tape, site, inner, kernel)
     tape.drop(old)
     mixed = tape.take(inner)
     tape.drop(joined)
-    projected = tape.take(rank + 2 * state)
+    projected = site.product(tape, "ssm_x", rank + 2 * state)
     step = tape.take(rank)
-    steps = tape.take(inner)
+    steps = site.product(tape, "ssm_dt", inner)
     tape.drop(step)
     used = [steps, projected]
     if inner_norms:
         used = [steps, tape.take(state), tape.take(state)]
         tape.drop(projected)
-    scanned = tape.take_bytes(F32 * inner * (tape.rows + state * site.sequences))
-    tape.drop(*used)
-    _spare_states(tape, site)
-    site.fetch(tape)
-    gate = tape.take(inner)
-    tape.drop(both, scanned)
+    if site.hosted:
+        tape.drop(*used)
+        scanned = _scanned_by_host(tape, site, inner)
+        gate = tape.take(inner)
+        tape.drop(both, mixed)
+        mixed = scanned
+    else:
+        scanned = tape.take_bytes(F32 * inner * (tape.rows + state * site.sequences))
+        tape.drop(*used)
+        _spare_states(tape, site)
+        site.fetch(tape)
+        gate = tape.take(inner)
+        tape.drop(both, scanned)
     product = tape.take(inner)
     tape.drop(gate, mixed)
-    result = tape.take(site.shape.embd)
+    result = site.product(tape, "ssm_out", site.shape.embd)
     tape.drop(product)
     site.add(tape, result, in_result=False)
+
+
+def _scanned_by_host(tape: Tape, site: Site, inner: int) -> Block:
+    """The host scans its own states: the result comes with the next vector."""
+    scanned = tape.take(inner)
+    site.small(tape, "ssm_d")
+    return scanned
 
 
 def mamba2(tape: Tape, site: Site) -> None:
@@ -88,34 +117,49 @@ def _scanned(
     inner, state = site.number("ssm.inner_size"), site.number("ssm.state_size")
     heads, groups = site.number("ssm.time_step_rank"), site.number("ssm.group_count", 1)
     wide = inner + 2 * groups * state
+    _expect_states(site)
+    if not normed and site.host and site.hosted:  # behind the host's attention: the split starts at the norm
+        site.host.placed["ssm_in"] = tape.take_bytes(site.host.matrices["ssm_in"])
     norm = tape.take(site.shape.embd)
-    projected = tape.take(inner + wide + heads)
+    projected = site.product(tape, "ssm_in", inner + wide + heads)
     tape.drop(norm)
     joined = _joined(tape, site, wide, site.number("ssm.conv_kernel"))
     tape.drop(old)
     mixed = tape.take(wide)
     tape.drop(joined)
     steps = tape.take(heads)
-    scanned = tape.take_bytes(F32 * inner * (tape.rows + state * site.sequences))
-    tape.drop(steps)
-    _spare_states(tape, site)
-    if beside[1]:
-        out = unrotated(tape, site, beside)
-        beside = tape.take(site.shape.embd)
-        tape.drop(out)
+    if site.hosted:
+        tape.drop(steps)
+        scanned = NOTHING
+    else:
+        scanned = tape.take_bytes(F32 * inner * (tape.rows + state * site.sequences))
+        tape.drop(steps)
+        _spare_states(tape, site)
+    if not normed:
+        beside = projected_attention(tape, site, beside)
     else:
         site.fetch(tape)
-    gate = tape.take(inner)
-    tape.drop(projected)
+    gate = NOTHING
+    if site.hosted and not normed:
+        gate = tape.take(inner)
+        tape.drop(projected)
+    if site.hosted:
+        scanned = _scanned_by_host(tape, site, inner)
+    if not gate[1]:
+        gate = tape.take(inner)
+        tape.drop(projected)
     skipped = tape.take(inner)
-    tape.drop(mixed, scanned)
+    tape.drop(mixed)
+    if site.hosted:
+        scanned, skipped = skipped, scanned
+    tape.drop(scanned)
     product = tape.take(inner)
     tape.drop(gate, skipped)
     if normed:
         gate = tape.take(inner)
         tape.drop(product)
         product = gate
-    result = tape.take(site.shape.embd)
+    result = site.product(tape, "ssm_out", site.shape.embd)
     tape.drop(product)
     return result, beside
 
@@ -125,28 +169,39 @@ def delta_net(tape: Tape, site: Site, *, repeated: bool = False) -> None:
     values, state = site.number("ssm.inner_size"), site.number("ssm.state_size")
     heads, keys = site.number("ssm.time_step_rank"), state * site.number("ssm.group_count")
     wide = values + 2 * keys
+    _expect_states(site)
     norm = tape.take(site.shape.embd)
     old = _conv_state(tape, site)
-    projected = tape.take(wide)
+    projected = site.product(tape, "attn_qkv", wide)
     joined = _joined(tape, site, wide, site.number("ssm.conv_kernel"))
     tape.drop(old, projected)
-    states = tape.take_bytes(state_bytes(site.sequences, site.layer.scan_state))
+    states = _scan_states(tape, site)
     mixed = tape.take(wide)
     tape.drop(joined)
     queries = _repeated(tape, keys, values if repeated and values > keys else 0)
     columns = _repeated(tape, keys, values if repeated and values > keys else 0)
-    decay, beta = _gates(tape, heads, joined=repeated)
+    decay, beta = _gates(tape, site, heads, joined=repeated)
+    if site.hosted:
+        states = site.received("scan")
     out = tape.take_bytes(F32 * values * (tape.rows + state * site.sequences))
     tape.drop(queries, columns, mixed, decay, beta, states)
     normed = tape.take(values)
     tape.drop(out)
-    gate = tape.take(values)
+    gate = site.product(tape, "attn_gate", values)
     tape.drop(norm)
     opened = tape.take(values)
     tape.drop(gate, opened)
-    result = tape.take(site.shape.embd)
+    result = site.product(tape, "ssm_out", site.shape.embd)
     tape.drop(normed)
     site.add(tape, result, in_result=False)
+
+
+def _scan_states(tape: Tape, site: Site) -> Block:
+    size = state_bytes(site.sequences, site.layer.scan_state)
+    if not site.hosted:
+        return tape.take_bytes(size)
+    site.expect("scan", size)
+    return NOTHING
 
 
 def _repeated(tape: Tape, width: int, widened: int) -> Block:
@@ -158,13 +213,14 @@ def _repeated(tape: Tape, width: int, widened: int) -> Block:
     return wide
 
 
-def _gates(tape: Tape, heads: int, *, joined: bool) -> tuple[Block, Block]:
+def _gates(tape: Tape, site: Site, heads: int, *, joined: bool) -> tuple[Block, Block]:
     """Decay and step size: from one projection, or from one each."""
-    projected = tape.take(2 * heads if joined else heads)
+    projected = site.product(tape, "ssm_ba" if joined else "ssm_alpha", 2 * heads if joined else heads)
     decay = tape.take(heads)
+    site.small(tape, "ssm_a")
     if not joined:
         tape.drop(projected)
-        projected = tape.take(heads)
+        projected = site.product(tape, "ssm_beta", heads)
     beta = tape.take(heads)
     tape.drop(projected)
     return decay, beta
@@ -227,9 +283,10 @@ def _gated_out(tape: Tape, site: Site, norm: Block, out: Block, width: int) -> N
 def short_convolution(tape: Tape, site: Site) -> None:
     """LFM2's gated convolution."""
     embd = site.shape.embd
+    _expect_states(site)
     old = _conv_state(tape, site)
     norm = tape.take(embd)
-    three = tape.take(3 * embd)
+    three = site.product(tape, "shortconv.in_proj", 3 * embd)
     tape.drop(norm)
     product = tape.take(embd)
     joined = _joined(tape, site, embd, site.number("shortconv.l_cache"))
@@ -237,7 +294,7 @@ def short_convolution(tape: Tape, site: Site) -> None:
     site.fetch(tape)
     mixed = tape.take(embd)
     tape.drop(joined, three)
-    result = tape.take(embd)
+    result = site.product(tape, "shortconv.out_proj", embd)
     tape.drop(mixed)
     site.add(tape, result, in_result=False)
 

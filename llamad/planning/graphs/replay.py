@@ -11,7 +11,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from llamad.planning.graphs import recurrence
-from llamad.planning.graphs.parts import Routing, Site, attention, dense, experts, latent
+from llamad.planning.graphs.parts import Routing, attention, dense, experts, latent
+from llamad.planning.graphs.site import Host, Site
 from llamad.planning.graphs.tape import Block, Holes, Tape
 from llamad.planning.layers import Layer, ModelShape
 
@@ -188,15 +189,15 @@ class Replay:
                     run.sequences,
                     scratches.get(layer, 0),
                     run.rotated,
-                    run.copied,
+                    _expert_copies(run.copied),
                     run.experts_elsewhere,
                     carried,
                     fetches[index],
                 )
                 if last:
                     return self._finish(tape, site, run)
-                _mix(tape, self._program, site)
-                _feed(tape, self._program, site)
+                mix(tape, self._program, site)
+                feed(tape, self._program, site)
                 state = (tape.holes, site.residual, site.carried)
                 if state not in known:
                     known[state] = len(states)
@@ -249,12 +250,12 @@ class Replay:
 
     def _finish(self, tape: Tape, site: Site, run: Run) -> tuple[int, int]:
         """The last layer: behind its mixer only the rows go on that logits are wanted of."""
-        _mix(tape, self._program, site)
+        mix(tape, self._program, site)
         body = tape.height
         tape.height = 0
         tape.rows = run.outputs
         site.add(tape, tape.take(self._shape.embd))
-        _feed(tape, self._program, site)
+        feed(tape, self._program, site)
         tape.take(self._shape.vocab)
         return body, tape.height
 
@@ -293,19 +294,28 @@ def replayed_peaks(
     yield shape.replay.heights(run)[0]
 
 
+def _expert_copies(copied: tuple[int, int]) -> Host | None:
+    if not any(copied):
+        return None
+    up, down = copied
+    return Host({"ffn_up_exps": up, "ffn_gate_exps": up, "ffn_down_exps": down}, experts_only=True)
+
+
 def padded_tokens(choice: Choice) -> int:
     """Tokens of the largest graph: a micro-batch, evenly split over the sequences."""
     return -(-choice.step_tokens // choice.slots) * choice.slots
 
 
-def _mix(tape: Tape, program: Program, site: Site) -> None:
+def mix(tape: Tape, program: Program, site: Site) -> None:
+    """The part of a layer that mixes tokens."""
     if site.layer.recurrent and program.recurrence:
         program.recurrence(tape, site)
     elif site.layer.k_width:
         program.attention(tape, site)
 
 
-def _feed(tape: Tape, program: Program, site: Site) -> None:
+def feed(tape: Tape, program: Program, site: Site) -> None:
+    """The feed-forward part, with experts or without."""
     if site.layer.experts_used:
         program.experts(tape, site)
     elif site.layer.ff:

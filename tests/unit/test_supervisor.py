@@ -59,7 +59,7 @@ def play(rig: Rig, scene: Callable[[Rig], Awaitable[None]] | None = None) -> Exi
                 act.result()
             else:
                 act.cancel()
-        code = await asyncio.wait_for(run, 30)
+        code = await asyncio.wait_for(run, 100)
         assert rig.supervisor.child_pid == 0
         return code
 

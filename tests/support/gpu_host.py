@@ -7,6 +7,7 @@ Models are served by `serve_one.py`, with llamad's own planner, ledger and super
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -15,10 +16,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 ROOT = Path(__file__).parents[2]
 GIB = 1 << 30
@@ -46,6 +47,14 @@ class Gpu:
     free: int = TOTAL - RESERVED
     held: dict[str, int] = field(default_factory=dict)
     """Bytes by the name of the model whose processes have them."""
+    returning: dict[str, int] = field(default_factory=dict)
+    """Bytes by the name of the model whose processes had them, which the driver does not show as free yet."""
+
+
+def _lines(file: TextIO) -> Iterator[str]:
+    """What a process says until it ends, or is ended."""
+    with contextlib.suppress(ConnectionResetError):
+        yield from file
 
 
 class GpuHost:
@@ -116,7 +125,7 @@ class GpuHost:
         pid = int.from_bytes(credentials[:4], "little")
         taken: list[tuple[str, str, int]] = []
         with connection, connection.makefile("rw") as file:
-            for line in file:
+            for line in _lines(file):
                 name, uuid, size = line.split()
                 file.write("ok\n" if self._take(pid, name, uuid, int(size), taken) else "no\n")
                 file.flush()
@@ -124,11 +133,14 @@ class GpuHost:
             for uuid in self.gpus:
                 self._processes.pop((pid, uuid), None)
             for name, uuid, size in taken:
-                self.gpus[uuid].held[name] -= size
+                gpu = self.gpus[uuid]
+                gpu.held[name] -= size
+                gpu.returning[name] = gpu.returning.get(name, 0) + size
             self._write()
         time.sleep(RETURN_S)
         with self.lock:
-            for _, uuid, size in taken:
+            for name, uuid, size in taken:
+                self.gpus[uuid].returning[name] -= size
                 self.gpus[uuid].free += size
             self._write()
 

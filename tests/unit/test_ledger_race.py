@@ -68,7 +68,9 @@ class Bench:
         open_ones = [lease for lease in leases if lease.phase in (Phase.PROMISED, Phase.LOADING)]
         self.most_loading = max(self.most_loading, len(open_ones))
         for uuid, gpu in self.host.gpus.items():
-            left = sum(max(0, lease.promised.get(uuid, 0) - gpu.held.get(lease.name, 0)) for lease in open_ones)
+            # What a model's own llama-server, that was only asked, gives back in a moment is its own as well.
+            own = {lease.name: gpu.held.get(lease.name, 0) + gpu.returning.get(lease.name, 0) for lease in open_ones}
+            left = sum(max(0, lease.promised.get(uuid, 0) - own[lease.name]) for lease in open_ones)
             if left > gpu.free:
                 self.faults.append(f"{left} promised, {gpu.free} free on {uuid}: {open_ones}")
 

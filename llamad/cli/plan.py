@@ -9,6 +9,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llamad.cli.unprivileged import rerun_in_sandbox
 from llamad.config.definition import Definition
@@ -16,12 +17,13 @@ from llamad.config.load import Loaded, load_definition, load_host, load_path
 from llamad.errors import UsageError
 from llamad.hardware.device import Device
 from llamad.planning.explain import explain
-from llamad.service.overview import leases
 from llamad.service.planner import Made, PlanMaker
-from llamad.service.sharing import Sharing
 from llamad.service.status import RUNTIME_ROOT
 from llamad.supervision.learned import LearnedFile
 from llamad.units import parse_size
+
+if TYPE_CHECKING:
+    from llamad.service.sharing import Sharing
 
 CACHE_ROOT = Path("/var/cache/llamad")
 STATE_ROOT = Path("/var/lib/llamad/state")
@@ -70,7 +72,7 @@ def make(loaded: Loaded, what_if: list[Device], *, computed: bool) -> Made:
             engine=engine,
             cache=cache,
             scratch=Path(scratch),
-            sharing=_sharing(loaded, cache),
+            sharing=None if what_if else _sharing(loaded, cache),
             learned=LearnedFile(STATE_ROOT / loaded.name),
         )
         return maker.make(what_if, computed=computed)
@@ -80,6 +82,9 @@ def _sharing(loaded: Loaded, cache: Path) -> Sharing | None:
     """With whom the devices are shared, as far as everybody may see; None for a file that is no definition."""
     if not loaded.digest:
         return None
+    from llamad.service.overview import leases
+    from llamad.service.sharing import Sharing
+
     return Sharing(loaded.file.parent, cache, lambda: [one for one in leases() if one.name != loaded.name])
 
 

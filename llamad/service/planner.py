@@ -19,17 +19,13 @@ from llamad.config.loaded import Loaded
 from llamad.engine.breakdowns import BreakdownCache
 from llamad.engine.build import Capabilities, Mode
 from llamad.engine.capabilities import read_capabilities
-from llamad.engine.devices import DeviceFinder
 from llamad.engine.environment import child_environment
 from llamad.engine.flags import can_ask, dry_run_args, server_args
 from llamad.engine.names import plan_names, visible_uuids
 from llamad.errors import DeviceError, LlamadError
 from llamad.gguf.facts import ModelFacts
-from llamad.hardware.amdgpu import AmdGpus
 from llamad.hardware.device import Device, Probe
 from llamad.hardware.host import host_memory
-from llamad.hardware.nvml import Nvml
-from llamad.ledger.booking import Booking
 from llamad.planning.confirm import Asked
 from llamad.planning.plan import BuildGates, Parts, Plan, Reason
 from llamad.planning.problem import Problem
@@ -37,14 +33,14 @@ from llamad.planning.refusal import NeverFits, NoRoomNow
 from llamad.planning.settle import settled
 from llamad.planning.solve import plan as solve
 from llamad.service.checks import FactsReader, extras_of, located_facts
-from llamad.service.desk import Desk
-from llamad.service.sharing import Share, Sharing
 from llamad.supervision.launch import Launch
 from llamad.supervision.learned import Learned, LearnedFile, in_words, key_of
 from llamad.units import MIB
 
 if TYPE_CHECKING:
+    from llamad.ledger.booking import Booking
     from llamad.planning.extras import Extras
+    from llamad.service.sharing import Sharing
 
 SOCKET_NAME = "llama.sock"
 _LOG_ROUNDING_BYTES = MIB // 100
@@ -90,7 +86,7 @@ class PlanMaker:
         self._sharing = sharing
         self._learned_file = learned
         self._read = read or FactsReader()
-        self._nvml = nvml or Nvml()
+        self._nvml = nvml
         self._hints: tuple[str, ...] = ()
         self._left_out: tuple[str, ...] = ()
         self.engine = engine
@@ -135,6 +131,11 @@ class PlanMaker:
         """The devices as they are now, in llama-server's order and by its names."""
         known = caps or self._capabilities(needed=True)
         assert known is not None
+        from llamad.engine.devices import DeviceFinder  # not for devices that need not be here
+        from llamad.hardware.amdgpu import AmdGpus
+        from llamad.hardware.nvml import Nvml
+
+        self._nvml = self._nvml or Nvml()
         finder = DeviceFinder(
             known,
             self.env,
@@ -204,11 +205,11 @@ class PlanMaker:
             definition.server.cache_ram,
             extras=extras,
         )
-        share = self._sharing.share(self._loaded.name, problem) if self._sharing and here else Share()
+        room, others = self._sharing.share(self._loaded.name, problem) if self._sharing and here else (None, ())
         solver = partial(
             solve, facts, devices, host, definition.placement, self._loaded.written, gates,
             cache_ram=definition.server.cache_ram, lessons=learned.corrections, rooms=learned.rooms, extras=extras,
-            share=share.bytes_by_place, others=share.others,
+            share=room, others=others,
         )  # fmt: skip
 
         def known(plan: Plan) -> tuple[Mapping[str, Parts], Parts] | None:
@@ -230,6 +231,10 @@ class PlanMaker:
                 grows=definition.placement.context == "auto",
             )
             return replace(plan, source="learned") if known(plan) else plan
+
+        if self._booking is None:
+            return confirmed(solver(reserved={}), {})
+        from llamad.service.desk import Desk  # a plan that nothing is promised for has no use for it
 
         return Desk(self._booking, self._loaded, devices, host).promised(solver, confirmed)
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests.system.conftest import Bed, run
 
-ATTEMPTS = 3  # the figure is about llamad: a neighbour that was busy for a minute may spoil one, not three
+ATTEMPTS = 5  # the figure is about llamad: a neighbour that was busy for a minute may spoil some, not all
 BENCH = Path(__file__).parents[2] / "bench" / "start_overhead"
 
 

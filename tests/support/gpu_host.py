@@ -16,10 +16,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 GIB = 1 << 30
@@ -49,12 +49,6 @@ class Gpu:
     """Bytes by the name of the model whose processes have them."""
     returning: dict[str, int] = field(default_factory=dict)
     """Bytes by the name of the model whose processes had them, which the driver does not show as free yet."""
-
-
-def _lines(file: TextIO) -> Iterator[str]:
-    """What a process says until it ends, or is ended."""
-    with contextlib.suppress(ConnectionResetError):
-        yield from file
 
 
 class GpuHost:
@@ -124,8 +118,9 @@ class GpuHost:
         credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
         pid = int.from_bytes(credentials[:4], "little")
         taken: list[tuple[str, str, int]] = []
-        with connection, connection.makefile("rw") as file:
-            for line in _lines(file):
+        gone = (ConnectionResetError, BrokenPipeError)  # a process that is killed says no farewell
+        with contextlib.suppress(*gone), connection, connection.makefile("rw") as file:
+            for line in file:
                 name, uuid, size = line.split()
                 file.write("ok\n" if self._take(pid, name, uuid, int(size), taken) else "no\n")
                 file.flush()

@@ -1,4 +1,8 @@
-"""Small JSON caches: written atomically, never needed."""
+"""Small JSON caches: written atomically, never needed; and each user's own folder for them.
+
+Own caches are safe by who may write them. Each user has a folder of his own; root's is in /var/cache/llamad, a folder
+of root's that the service's user cannot write to. So whatever the service's user leaves anywhere, root never reads.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import contextlib
 import json
 import os
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,3 +59,46 @@ def store_cache(path: Path, value: object) -> bool:
             scratch.unlink(missing_ok=True)
         return False
     return True
+
+
+def cache_folder(environ: Mapping[str, str]) -> Path:
+    """Where this user's cache is: root's in the system's folder, everybody else's at home; or as the caller says."""
+    if environ.get("CACHE_DIRECTORY"):
+        return Path(environ["CACHE_DIRECTORY"])
+    if os.geteuid() == 0:
+        return Path("/var/cache/llamad")
+    base = environ.get("XDG_CACHE_HOME") or os.path.join(environ.get("HOME") or "/nonexistent", ".cache")
+    return Path(base) / "llamad"
+
+
+def is_ours(folder: Path) -> bool:
+    """Whether only we can put files there; a home without a cache folder yet gets one."""
+    if not folder.is_dir() and os.geteuid() != 0:
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError:
+            return False
+    try:
+        status = folder.lstat()
+    except OSError:
+        return False
+    return (
+        stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o022
+    )
+
+
+def own_folder(environ: Mapping[str, str], *names: str) -> Path | None:
+    """A folder in this user's cache that only he can put files into, made where it is missing; None if it cannot be."""
+    folder = cache_folder(environ)
+    if not is_ours(folder):
+        return None
+    for name in names:
+        folder /= name
+        try:
+            folder.mkdir(mode=0o700)
+        except FileExistsError:
+            if not is_ours(folder):
+                return None
+        except OSError:
+            return None
+    return folder

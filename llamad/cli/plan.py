@@ -6,19 +6,21 @@ import argparse
 import contextlib
 import json
 import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llamad.cli.unprivileged import rerun_in_sandbox
 from llamad.config.definition import Definition
-from llamad.config.load import Loaded, load_definition, load_host, load_path
+from llamad.config.kept import load_kept
+from llamad.config.loaded import Loaded
+from llamad.config.names import check_name
 from llamad.errors import UsageError
 from llamad.hardware.device import Device
-from llamad.planning.explain import explain
+from llamad.service.facts import CACHE_NAME as FACTS_NAME
+from llamad.service.facts import FactsReader
 from llamad.service.planner import Made, PlanMaker
 from llamad.service.status import RUNTIME_ROOT
+from llamad.store import own_folder
 from llamad.supervision.learned import LearnedFile
 from llamad.units import parse_size
 
@@ -27,7 +29,8 @@ if TYPE_CHECKING:
 
 CACHE_ROOT = Path("/var/cache/llamad")
 STATE_ROOT = Path("/var/lib/llamad/state")
-KEPT = ("capabilities.json", "breakdowns.json", "devices.json")
+BARE = ".bare"
+"""What stands for the name of a model without a definition. No definition is named so."""
 
 
 def run(args: argparse.Namespace) -> int:
@@ -59,23 +62,36 @@ def _print_both(names: tuple[str, str], made: tuple[Made, Made], *, as_json: boo
 
 
 def make(loaded: Loaded, what_if: list[Device], *, computed: bool) -> Made:
-    """The plan, leaving nothing behind but what the model's own cache folder keeps; root leaves nothing at all."""
-    cache, engine = CACHE_ROOT / loaded.name, RUNTIME_ROOT / loaded.name / "engine"
-    with tempfile.TemporaryDirectory(prefix="llamad-plan-") as scratch:
-        if os.geteuid() == 0 or not os.access(cache, os.W_OK):
-            for kept in KEPT:
-                with contextlib.suppress(OSError):
-                    shutil.copyfile(cache / kept, Path(scratch) / kept)
-            cache = Path(scratch)
+    """The plan, leaving nothing behind but what the model's or the user's own cache keeps."""
+    with contextlib.ExitStack() as stack:
+        cache = cache_of(loaded.name) or _scratch(stack)
         maker = PlanMaker(
             loaded,
-            engine=engine,
+            engine=RUNTIME_ROOT / loaded.name / "engine",
             cache=cache,
-            scratch=Path(scratch),
+            read=FactsReader(cache / FACTS_NAME),
+            scratch=None if what_if or computed else _scratch(stack),
             sharing=None if what_if else _sharing(loaded, cache),
             learned=LearnedFile(STATE_ROOT / loaded.name),
         )
         return maker.make(what_if, computed=computed)
+
+
+def cache_of(name: str) -> Path | None:
+    """Where to keep what was found out about a model: with its service if we may, else with this user's own caches.
+
+    Never with the service as root, who must not read what others may write. None where nothing can be kept.
+    """
+    served = CACHE_ROOT / name
+    if os.geteuid() != 0 and os.access(served, os.W_OK):
+        return served
+    return own_folder(os.environ, ".plan", name)
+
+
+def _scratch(stack: contextlib.ExitStack) -> Path:
+    import tempfile  # seldom needed, and it takes as long as the plan
+
+    return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="llamad-plan-")))
 
 
 def _sharing(loaded: Loaded, cache: Path) -> Sharing | None:
@@ -93,6 +109,8 @@ def print_plan(made: Made, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(made.plan.to_json(list(made.args)), indent=2))
     else:
+        from llamad.planning.explain import explain
+
         print(explain(made.plan, made.args), end="")
 
 
@@ -101,14 +119,20 @@ def load_target(word: str, root: Path) -> Loaded:
     if word.endswith(".gguf"):
         return bare(Path(word).absolute(), root)
     if word.endswith(".toml") or "/" in word:
+        from llamad.config.load import load_path
+
         return load_path(Path(word).absolute(), root)
-    return load_definition(word, root)
+    check_name(word, root)
+    cache = cache_of(word)
+    return load_kept(word, root, cache / "definition.json" if cache else None)
 
 
 def bare(file: Path, root: Path) -> Loaded:
     """A definition that names a file and leaves the rest to the planner; `allow_cpu` as everywhere is false."""
+    from llamad.config.load import load_host  # it brings the TOML parser along
+
     host = load_host(root).settings.host
-    return Loaded("bare", file, Definition(model=str(file)), host, {}, frozenset(), (), "")
+    return Loaded(BARE, file, Definition(model=str(file)), host, {}, frozenset(), (), "")
 
 
 def parse_device(text: str) -> Device:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 from llamad.errors import LlamadError, ModelMissingError, Where
 from llamad.gguf.header import Header, read_header, shown
+from llamad.gguf.identity import shard_of, shard_path
 from llamad.gguf.window import bad_model
 
-_SHARD_NAME = re.compile(r"(?s)(?P<prefix>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 _RENAME = "give all shards the names that they were published under"
 
 
@@ -20,7 +19,7 @@ class _ShardName:
     count: int
 
     def other(self, number: int) -> str:
-        return f"{self.prefix}-{number:05d}-of-{self.count:05d}.gguf"
+        return shard_path(self.prefix, number, self.count)
 
 
 def read_model(path: str) -> tuple[Header, ...]:
@@ -47,8 +46,8 @@ def read_model(path: str) -> tuple[Header, ...]:
 
 
 def _shard_name(path: str) -> _ShardName | None:
-    match = _SHARD_NAME.fullmatch(path)
-    return _ShardName(match["prefix"], int(match["number"]), int(match["count"])) if match else None
+    shard = shard_of(path)
+    return _ShardName(*shard) if shard else None
 
 
 def _not_the_first(path: str, name: _ShardName) -> LlamadError:

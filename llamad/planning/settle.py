@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from llamad.planning.confirm import Asked, Refit, confirmed, corrections_from
-from llamad.planning.plan import Plan
+from llamad.planning.plan import NextContext, Plan
 from llamad.planning.refusal import NeverFits, NoRoomNow, NoSettlement
 from llamad.units import MIB
 
@@ -20,8 +20,8 @@ Ask = Callable[[Plan], Asked | None]
 """llama-server's own figures for a plan; None where it cannot tell."""
 
 ROUNDS = 5
-_WORTH_BYTES = 48 * MIB
-_WORTH_SHARE = 100  # a hundredth of the context's bytes
+_WORTH_BYTES = 4 * MIB
+"""Less than this is rounding: a breakdown has whole MiB for each part."""
 
 
 def settled(solve: Solve, ask: Ask, *, grows: bool = True, rounds: int = ROUNDS) -> Plan:
@@ -64,12 +64,19 @@ def settled(solve: Solve, ask: Ask, *, grows: bool = True, rounds: int = ROUNDS)
 
 
 def _worth_another(plan: Plan, answer: Plan) -> bool:
-    """Whether less was taken than planned, by enough that a larger context may fit."""
+    """Whether less was taken than planned, by enough for a hundredth more context."""
     if plan.next_context is None:
         return False
     spare = [
         old.parts.held_bytes - new.parts.held_bytes
         for old, new in zip(plan.devices, answer.devices, strict=True)
     ] or [plan.host.held_bytes - answer.host.held_bytes]
-    context = sum(device.parts.context_bytes for device in answer.devices) or answer.host.context_bytes
-    return min(spare) > max(_WORTH_BYTES, context // _WORTH_SHARE)
+    return min(spare) > max(_WORTH_BYTES, _token_bytes(plan, plan.next_context) * plan.context_tokens / 100)
+
+
+def _token_bytes(plan: Plan, following: NextContext) -> float:
+    """What a token more costs where it is dearest: the step to the next context, with what is left unused now."""
+    unused = next(
+        (one.budget_bytes - one.parts.total_bytes for one in plan.devices if one.name == following.device), 0
+    )
+    return (following.missing_bytes + unused) / (following.context_tokens - plan.context_tokens)

@@ -13,8 +13,8 @@ from llamad.errors import BusyError, LlamadError
 from llamad.hardware.device import Device, Probe
 from llamad.hardware.host import host_memory
 from llamad.ledger.booking import Booking, MustWait
-from llamad.service.checks import FactsReader
 from llamad.service.desk import Desk, place_of
+from llamad.service.facts import FactsReader
 from llamad.service.lessons import Lessons
 from llamad.service.paths import Paths
 from llamad.service.planner import PlanMaker, make_launch, remove_stale

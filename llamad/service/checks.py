@@ -14,37 +14,12 @@ from llamad.config.loaded import Loaded
 from llamad.config.named_files import named_files
 from llamad.errors import AccessError, BadModelError, ConfigErrors, LlamadError, ModelMissingError
 from llamad.gguf.facts import ModelFacts
-from llamad.gguf.read import read_facts
+from llamad.service.facts import FactsReader
 
 if TYPE_CHECKING:
     from llamad.planning.extras import Extras
 
 CREDENTIAL_STORES = ("/etc/credstore", "/run/credstore", "/usr/lib/credstore", "/etc/credstore.encrypted")
-
-
-class FactsReader:
-    """Reads headers, each once for as long as the file stays as it is."""
-
-    def __init__(self) -> None:
-        self._kept: dict[str, tuple[tuple[int, ...], ModelFacts]] = {}
-
-    def __call__(self, path: str) -> ModelFacts:
-        """The facts of the model at `path`. Raises BadModelError, ModelMissingError, AccessError."""
-        identity = _identity(path)
-        kept = self._kept.get(path)
-        if kept and identity and kept[0] == identity:
-            return kept[1]
-        facts = read_facts(path)
-        self._kept = {path: (identity, facts)}
-        return facts
-
-
-def _identity(path: str) -> tuple[int, ...]:
-    try:
-        status = os.stat(path)
-    except OSError:
-        return ()
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def check_name(name: str, root: Path) -> list[LlamadError]:

@@ -1,31 +1,27 @@
 """The model files under the folders of `[host] models`, as `llamad list` shows them, with a cache of what was read.
 
-The cache is for display alone: nothing is planned, refused or started by it. It is safe by who may write it. Each
-user has one of his own; root's is in /var/cache/llamad, a folder of root's that the service's user cannot write to.
-A cache is used only if the file that was opened is ours and nobody else may write it, and it is written only into a
-folder of which the same is true, so whatever the service's user leaves anywhere is never read by root. Texts of it are
-as hostile as those of the files: they are escaped when they are printed, not when they are kept.
+The cache is for display alone: nothing is planned, refused or started by it. It is used only if the file that was
+opened is ours and nobody else may write it, and it is written only into a folder of which the same is true. Texts of
+it are as hostile as those of the files: they are escaped when they are printed, not when they are kept.
 """
 
 from __future__ import annotations
 
 import os
-import re
-import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from llamad.errors import BadModelError, LlamadError
 from llamad.gguf.glance import Glance, glance
-from llamad.store import load_cache, store_cache
+from llamad.gguf.identity import identity, shard_of, shard_path
+from llamad.store import is_ours, load_cache, store_cache
 
 CACHE_NAME = ".headers.json"
 """No name of a definition begins with a point."""
 FILES_LIMIT = 10_000
 DEPTH_LIMIT = 5
 _FORMAT = 1
-_SHARD = re.compile(r"(?s)(?P<prefix>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 
 
 @dataclass(frozen=True)
@@ -41,16 +37,6 @@ class ModelFile:
         """For `--json`."""
         about = asdict(self.glance) if self.glance else {"problem": self.problem}
         return {"path": self.path, **about, "used_by": list(self.used_by)}
-
-
-def cache_folder(environ: Mapping[str, str]) -> Path:
-    """Where this user's cache is: root's in the system's folder, everybody else's at home; or as the caller says."""
-    if environ.get("CACHE_DIRECTORY"):
-        return Path(environ["CACHE_DIRECTORY"])
-    if os.geteuid() == 0:
-        return Path("/var/cache/llamad")
-    base = environ.get("XDG_CACHE_HOME") or os.path.join(environ.get("HOME") or "/nonexistent", ".cache")
-    return Path(base) / "llamad"
 
 
 def model_files(
@@ -69,7 +55,7 @@ def model_files(
         made = ModelFile(path, None, problem) if problem else _looked_at(path, kept, seen)
         names = tuple(users.get(path, ()))
         found.append(ModelFile(made.path, made.glance, made.problem, names) if names else made)
-    if cache is not None and seen != kept and _is_ours(cache):
+    if cache is not None and seen != kept and is_ours(cache):
         store_cache(cache / CACHE_NAME, {"format": _FORMAT, "files": seen})
     return found
 
@@ -115,16 +101,12 @@ def _is_a_folder(entry: os.DirEntry[str]) -> bool:
 
 def _is_later_shard(name: str, names: set[str]) -> bool:
     """Whether the file is shown with its first shard, which is beside it."""
-    shard = _SHARD.fullmatch(name)
-    return shard is not None and int(shard["number"]) > 1 and _nth(shard, 1) in names
-
-
-def _nth(shard: re.Match[str], number: int) -> str:
-    return f"{shard['prefix']}-{number:05d}-of-{shard['count']}.gguf"
+    shard = shard_of(name)
+    return shard is not None and shard[1] > 1 and shard_path(shard[0], 1, shard[2]) in names
 
 
 def _looked_at(path: str, kept: Mapping[str, object], seen: dict[str, object]) -> ModelFile:
-    key = _identity(path)
+    key = identity(path)
     row = kept.get(key) if key else None
     made = _from_row(path, row)
     if made is None:
@@ -138,20 +120,6 @@ def _looked_at(path: str, kept: Mapping[str, object], seen: dict[str, object]) -
     if key:
         seen[key] = row
     return made
-
-
-def _identity(path: str) -> str:
-    """Device, inode, size and time of change of the file, or of all the shards that stand beside it."""
-    shard = _SHARD.fullmatch(path)
-    count = min(int(shard["count"]), 1000) if shard else 1
-    parts = []
-    for number in range(1, count + 1):
-        try:
-            status = os.stat(_nth(shard, number) if shard else path)
-        except (OSError, ValueError):
-            return ""
-        parts.append(f"{status.st_dev}:{status.st_ino}:{status.st_size}:{status.st_mtime_ns}")
-    return " ".join(parts)
 
 
 def _from_row(path: str, row: object) -> ModelFile | None:
@@ -173,19 +141,3 @@ def _kept(folder: Path | None) -> dict[str, object]:
         return {}
     files: dict[str, object] = raw["files"]
     return files
-
-
-def _is_ours(folder: Path) -> bool:
-    """Whether only we can put files there; a home without a cache folder yet gets one."""
-    if not folder.is_dir() and os.geteuid() != 0:
-        try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError:
-            return False
-    try:
-        status = folder.lstat()
-    except OSError:
-        return False
-    return (
-        stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o022
-    )

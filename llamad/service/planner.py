@@ -32,7 +32,8 @@ from llamad.planning.problem import Problem
 from llamad.planning.refusal import NeverFits, NoRoomNow
 from llamad.planning.settle import settled
 from llamad.planning.solve import plan as solve
-from llamad.service.checks import FactsReader, extras_of, located_facts
+from llamad.service.checks import extras_of, located_facts
+from llamad.service.facts import FactsReader
 from llamad.supervision.launch import Launch
 from llamad.supervision.learned import Learned, LearnedFile, in_words, key_of
 from llamad.units import MIB

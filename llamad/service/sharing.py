@@ -8,7 +8,6 @@ or file costs a start the reading of another model's header.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -16,11 +15,13 @@ from typing import NamedTuple
 from llamad.config.kept import load_all_kept
 from llamad.config.loaded import Loaded
 from llamad.errors import LlamadError
+from llamad.gguf.identity import identity
 from llamad.hardware.device import Device
 from llamad.ledger.lease import HOST, Lease, Phase
 from llamad.planning.problem import Problem
 from llamad.planning.shares import Claim, Claimant, shares
-from llamad.service.checks import FactsReader, extras_of, located_facts
+from llamad.service.checks import extras_of, located_facts
+from llamad.service.facts import FactsReader
 from llamad.service.neighbours import ENABLED_UNITS, enabled_names
 from llamad.store import load_cache, store_cache
 
@@ -130,13 +131,8 @@ def _capacity(devices: Iterable[Device], running: Iterable[Lease]) -> dict[str, 
 
 def _key(loaded: Loaded, problem: Problem) -> str:
     """Everything that the claim depends on: the definition, the file, the devices, the build."""
-    try:
-        status = os.stat(loaded.definition.model)
-        identity: tuple[int, ...] = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
-    except OSError:
-        identity = ()
     devices = [(device.name, device.uuid, device.total_bytes) for device in problem.devices]
-    words = repr((loaded.name, loaded.digest, loaded.definition.model, identity, devices, problem.gates))
+    words = repr((loaded.name, loaded.digest, identity(loaded.definition.model), devices, problem.gates))
     return hashlib.sha256(words.encode("utf-8", "surrogateescape")).hexdigest()
 
 

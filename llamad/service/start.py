@@ -23,7 +23,8 @@ from llamad.front.keys import KeySet
 from llamad.hardware.nvml import Nvml
 from llamad.ledger.booking import Booking, MustWait
 from llamad.ledger.ledger import Ledger
-from llamad.service.checks import FactsReader, require_usable
+from llamad.service.checks import require_usable
+from llamad.service.facts import CACHE_NAME, FactsReader
 from llamad.service.journal import Journal, make_journal
 from llamad.service.keys import read_keys
 from llamad.service.notify import Notifier, make_notifier
@@ -57,7 +58,7 @@ class Start:
     paths: Paths
 
     def __post_init__(self) -> None:
-        self.read = FactsReader()
+        self.read = FactsReader(self.paths.cache / CACHE_NAME)
         self.status = StatusFile(self.paths.runtime, self.name)
         self.reporter = DaemonReporter(self.name, self.journal, self.notifier, self.status)
         self.ledger = Ledger(self.paths.ledger, self.name, self.paths.public_ledger)

@@ -11,7 +11,8 @@ from llamad.config.kept import load_kept
 from llamad.config.load import load_definition
 from llamad.config.show import show_rows
 from llamad.errors import ConfigErrors, ExitCode, LlamadError
-from llamad.service.checks import FactsReader, require_usable
+from llamad.service.checks import require_usable
+from llamad.service.facts import FactsReader
 from tests.unit.test_config_check import check, model_in, write
 from tests.unit.test_config_load import MODEL, problem
 

@@ -12,7 +12,8 @@ import pytest
 
 from llamad.cli.main import main
 from llamad.gguf.glance import glance
-from llamad.service.models import CACHE_NAME, ModelFile, cache_folder, model_files
+from llamad.service.models import CACHE_NAME, ModelFile, model_files
+from llamad.store import cache_folder
 from tests.support.gguf_fuzz import keys, model, read_all
 from tests.support.gguf_writer import Tensor, string, u32, write_gguf, write_shards
 

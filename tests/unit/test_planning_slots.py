@@ -13,7 +13,7 @@ import pytest
 from llamad.planning.architectures import shape_of
 from llamad.planning.cache import CacheMap
 from llamad.planning.choice import Choice
-from llamad.service.checks import FactsReader
+from llamad.service.facts import FactsReader
 from llamad.units import MIB
 from tests.support.models import build_hollow
 from tests.support.random_models import SMALL

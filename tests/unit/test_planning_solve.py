@@ -21,7 +21,7 @@ from llamad.planning.problem import Problem
 from llamad.planning.refusal import NeverFits, NoDevice, NoRoomNow, PromiseError
 from llamad.planning.refuse import changed
 from llamad.planning.solve import plan
-from llamad.service.checks import FactsReader
+from llamad.service.facts import FactsReader
 from llamad.units import GIB, MIB
 from tests.support.models import build_hollow
 from tests.support.planning import HOST, card, facts_of

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING
 
 from llamad.cli.unprivileged import rerun_in_sandbox
 from llamad.config.definition import Definition
-from llamad.config.kept import load_kept
+from llamad.config.kept import load_host_kept, load_kept
 from llamad.config.loaded import Loaded
 from llamad.config.names import check_name
 from llamad.errors import UsageError
 from llamad.hardware.device import Device
 from llamad.service.facts import CACHE_NAME as FACTS_NAME
 from llamad.service.facts import FactsReader
+from llamad.service.paths import RUNTIME_ROOT
 from llamad.service.planner import Made, PlanMaker
-from llamad.service.status import RUNTIME_ROOT
 from llamad.store import own_folder
 from llamad.supervision.learned import LearnedFile
 from llamad.units import parse_size
@@ -129,9 +129,8 @@ def load_target(word: str, root: Path) -> Loaded:
 
 def bare(file: Path, root: Path) -> Loaded:
     """A definition that names a file and leaves the rest to the planner; `allow_cpu` as everywhere is false."""
-    from llamad.config.load import load_host  # it brings the TOML parser along
-
-    host = load_host(root).settings.host
+    cache = cache_of(BARE)
+    host = load_host_kept(root, cache / "host.json" if cache else None)
     return Loaded(BARE, file, Definition(model=str(file)), host, {}, frozenset(), (), "")
 
 

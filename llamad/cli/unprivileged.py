@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import pwd
-import subprocess
 import sys
 from pathlib import Path
 
@@ -70,6 +69,7 @@ def rerun_in_sandbox(argv: list[str], unit: str, cache: Path | None) -> int | No
     if os.geteuid() != 0:
         return None
     import shutil  # not for `serve`: it brings the compressors along
+    import subprocess
 
     if not Path("/run/systemd/system").is_dir() or shutil.which("systemd-run") is None:
         drop_root()
@@ -94,6 +94,8 @@ def own_command() -> list[str]:
 
 def sandbox_of(unit: str) -> list[str]:
     """The unit's sandbox settings with all drop-ins, as `Key=value`, in their order; [] if it is unknown."""
+    import subprocess
+
     shown = subprocess.run(
         ["systemctl", "cat", "--no-pager", unit], capture_output=True, text=True, check=False
     )

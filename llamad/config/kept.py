@@ -18,10 +18,10 @@ from typing import Any, TypeVar
 
 from llamad import __version__
 from llamad.config.definition import Definition, Host, Table
-from llamad.config.files import digest_of, read_definition
+from llamad.config.files import digest_of, read_all, read_definition
 from llamad.config.keys import Path as KeyPath
 from llamad.config.loaded import Loaded, make_loaded
-from llamad.config.names import DEFAULT_ROOT, check_name, definition_names
+from llamad.config.names import DEFAULT_ROOT, HOST_FILE, check_name, definition_names
 from llamad.errors import LlamadError, Where
 from llamad.store import load_cache, store_cache
 
@@ -69,6 +69,28 @@ def load_kept(
     shelf.put(name, contents, _text_of(loaded))
     shelf.save([name])
     return loaded
+
+
+def load_host_kept(root: Path = DEFAULT_ROOT, cache_file: Path | None = None) -> Host:
+    """The host settings of a folder, exactly as `load_host` gives them, and with the same errors."""
+    file = root / HOST_FILE
+    contents = read_all([file])
+    if not contents:
+        return Host()
+    shelf = _Shelf(cache_file, None)
+    text = shelf.find(HOST_FILE, contents)
+    try:
+        kept = _table(Host, json.loads(text)) if text is not None else None
+    except (ValueError, TypeError, KeyError, AttributeError):
+        kept = None
+    if kept is not None:
+        return kept
+    from llamad.config.load import load_host
+
+    host = load_host(root).settings.host
+    shelf.put(HOST_FILE, contents, json.dumps(asdict(host)))
+    shelf.save([HOST_FILE])
+    return host
 
 
 def load_all_kept(

@@ -7,13 +7,17 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llamad.engine.build import Capabilities
 from llamad.engine.files import identity
-from llamad.engine.query import QueryResult, find_server, run_query
+from llamad.engine.find import find_server
 from llamad.errors import ConfigError, DeviceError
 from llamad.planning.plan import BuildGates
 from llamad.store import load_cache, store_cache
+
+if TYPE_CHECKING:
+    from llamad.engine.query import QueryResult
 
 _FORMAT = 2
 
@@ -42,7 +46,10 @@ def read_capabilities(
 
 
 def _ask(path: str, env: Mapping[str, str], deadline_s: float) -> tuple[QueryResult, QueryResult]:
-    from concurrent.futures import ThreadPoolExecutor  # only here, and the cache nearly always answers
+    # Only here, and the cache nearly always answers.
+    from concurrent.futures import ThreadPoolExecutor
+
+    from llamad.engine.query import run_query
 
     with ThreadPoolExecutor(2) as pool:
         help_ = pool.submit(run_query, [path, "--help"], env, deadline_s)

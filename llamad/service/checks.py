@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from llamad.config.access import access_problem
 from llamad.config.check import World, check_definition
@@ -13,11 +12,7 @@ from llamad.config.keys import dotted, shown
 from llamad.config.loaded import Loaded
 from llamad.config.named_files import named_files
 from llamad.errors import AccessError, BadModelError, ConfigErrors, LlamadError, ModelMissingError
-from llamad.gguf.facts import ModelFacts
-from llamad.service.facts import FactsReader
-
-if TYPE_CHECKING:
-    from llamad.planning.extras import Extras
+from llamad.service.facts import FactsReader, extras_of, located_facts
 
 CREDENTIAL_STORES = ("/etc/credstore", "/run/credstore", "/usr/lib/credstore", "/etc/credstore.encrypted")
 
@@ -61,33 +56,6 @@ def credential_stored(name: str) -> bool:
     stores = [store for store in CREDENTIAL_STORES if os.path.isdir(store)]
     unreadable = any(not os.access(store, os.X_OK) for store in stores)
     return unreadable or any(os.path.exists(f"{store}/llamad.api-key.{name}") for store in stores)
-
-
-def located_facts(loaded: Loaded, read: FactsReader) -> ModelFacts:
-    """The facts of a definition's model; what is wrong with the file is located at the `model` line."""
-    path = loaded.definition.model
-    try:
-        return read(path)
-    except (BadModelError, ModelMissingError) as error:
-        if loaded.files:
-            error.what = f"model: {path}: {error.what}"
-            error.where = loaded.where("model")
-        raise
-
-
-def extras_of(loaded: Loaded, facts: ModelFacts) -> Extras | None:
-    """What the definition wants beside the model with these facts; None where there is nothing.
-
-    Raises BadModelError, ModelMissingError or AccessError located at the key that it is about.
-    """
-    definition = loaded.definition
-    lora = definition.lora
-    wanted = definition.vision.mmproj or lora.adapters or lora.control_vectors or definition.draft.types
-    if not wanted:
-        return None
-    from llamad.service.beside import read_extras  # only where there is something beside the model
-
-    return read_extras(loaded, facts)
 
 
 def require_usable(

@@ -11,11 +11,17 @@ import os
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llamad import __version__
+from llamad.config.loaded import Loaded
+from llamad.errors import BadModelError, ModelMissingError
 from llamad.gguf.facts import ModelFacts, Tensor
 from llamad.gguf.identity import files_of, identity
 from llamad.store import load_cache, store_cache
+
+if TYPE_CHECKING:
+    from llamad.planning.extras import Extras
 
 CACHE_NAME = "facts.json"
 _ENTRIES_LIMIT = 8
@@ -70,6 +76,33 @@ class FactsReader:
         return {}
 
 
+def located_facts(loaded: Loaded, read: FactsReader) -> ModelFacts:
+    """The facts of a definition's model; what is wrong with the file is located at the `model` line."""
+    path = loaded.definition.model
+    try:
+        return read(path)
+    except (BadModelError, ModelMissingError) as error:
+        if loaded.files:
+            error.what = f"model: {path}: {error.what}"
+            error.where = loaded.where("model")
+        raise
+
+
+def extras_of(loaded: Loaded, facts: ModelFacts) -> Extras | None:
+    """What the definition wants beside the model with these facts; None where there is nothing.
+
+    Raises BadModelError, ModelMissingError or AccessError located at the key that it is about.
+    """
+    definition = loaded.definition
+    lora = definition.lora
+    wanted = definition.vision.mmproj or lora.adapters or lora.control_vectors or definition.draft.types
+    if not wanted:
+        return None
+    from llamad.service.beside import read_extras  # only where there is something beside the model
+
+    return read_extras(loaded, facts)
+
+
 def raw_of(facts: ModelFacts) -> dict[str, object]:
     """The facts as JSON can hold them."""
     raw: dict[str, object] = {name: getattr(facts, name) for name in _FACTS}
@@ -80,12 +113,12 @@ def raw_of(facts: ModelFacts) -> dict[str, object]:
 def facts_of(raw: Mapping[str, object]) -> ModelFacts | None:
     """What `raw_of` was given; None for anything else that JSON can hold."""
     try:
-        if raw.keys() != _FACTS.keys():
+        if raw.keys() != _FACTS.keys() or not isinstance(raw["tensors"], list):
             return None
         values = {name: _value(raw[name], kind) for name, kind in _FACTS.items() if name not in ("tensors", "hparams")}
         tensors = tuple(
             Tensor(_value(name, "str"), _value(dims, "tuple[int, ...]"), _value(kind, "int"), _value(size, "int"))  # type: ignore[arg-type]
-            for name, dims, kind, size in raw["tensors"]  # type: ignore[attr-defined]
+            for name, dims, kind, size in raw["tensors"]
         )
         hparams = {
             key: tuple(value) if isinstance(value, list) else value

@@ -12,8 +12,8 @@ from typing import TypeGuard
 
 from llamad.ledger.lease import HOST, Lease, Phase
 from llamad.ledger.public import read_public
-from llamad.service.paths import PUBLIC_LEDGER, SYSTEM_RUN, user_run
-from llamad.service.status import RUNTIME_ROOT, read_status
+from llamad.service.paths import PUBLIC_LEDGER, RUNTIME_ROOT, SYSTEM_RUN, user_run
+from llamad.service.status import read_status
 from llamad.units import format_bytes
 
 _KEYS = ("Id", "ActiveState", "SubState", "StatusText", "UnitFileState", "ExecMainStatus", "Result")

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from llamad.errors import AccessError, os_error
 
+RUNTIME_ROOT = Path("/run/llamad/model")
+
 SYSTEM_RUN = Path("/run/llamad")
 PUBLIC_LEDGER = Path("public", "ledger.json")
 

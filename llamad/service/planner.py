@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 
 from llamad.config.definition import Definition
 from llamad.config.loaded import Loaded
-from llamad.engine.breakdowns import BreakdownCache
 from llamad.engine.build import Capabilities, Mode
 from llamad.engine.capabilities import read_capabilities
 from llamad.engine.environment import child_environment
@@ -32,9 +31,7 @@ from llamad.planning.problem import Problem
 from llamad.planning.refusal import NeverFits, NoRoomNow
 from llamad.planning.settle import settled
 from llamad.planning.solve import plan as solve
-from llamad.service.checks import extras_of, located_facts
-from llamad.service.facts import FactsReader
-from llamad.supervision.launch import Launch
+from llamad.service.facts import FactsReader, extras_of, located_facts
 from llamad.supervision.learned import Learned, LearnedFile, in_words, key_of
 from llamad.units import MIB
 
@@ -42,6 +39,7 @@ if TYPE_CHECKING:
     from llamad.ledger.booking import Booking
     from llamad.planning.extras import Extras
     from llamad.service.sharing import Sharing
+    from llamad.supervision.launch import Launch
 
 SOCKET_NAME = "llama.sock"
 _LOG_ROUNDING_BYTES = MIB // 100
@@ -257,6 +255,8 @@ class PlanMaker:
         args = dry_run_args(
             plan, self._loaded.definition, caps, socket_path=str(socket_path), written=self._loaded.written
         )
+        from llamad.engine.breakdowns import BreakdownCache  # not for what is only computed
+
         cache = BreakdownCache(self._cache / "breakdowns.json")
         fingerprint = self.fingerprint(facts, extras)
         draft = extras.draft if extras and extras.draft and extras.draft.has_context else None
@@ -302,6 +302,8 @@ def stretched(facts: ModelFacts, definition: Definition) -> ModelFacts:
 
 def make_launch(maker: PlanMaker, loaded: Loaded) -> Launch:
     """Plan, and put together the command that carries the plan out. Blocking. Raises LlamadError."""
+    from llamad.supervision.launch import Launch  # not for what is only planned
+
     made = maker.make()
     assert made.caps is not None
     socket_path = str(maker.engine / SOCKET_NAME)

@@ -20,8 +20,7 @@ from llamad.hardware.device import Device
 from llamad.ledger.lease import HOST, Lease, Phase
 from llamad.planning.problem import Problem
 from llamad.planning.shares import Claim, Claimant, shares
-from llamad.service.checks import extras_of, located_facts
-from llamad.service.facts import FactsReader
+from llamad.service.facts import FactsReader, extras_of, located_facts
 from llamad.service.neighbours import ENABLED_UNITS, enabled_names
 from llamad.store import load_cache, store_cache
 

@@ -9,11 +9,11 @@ import stat
 import time
 from pathlib import Path
 
+from llamad.service.paths import RUNTIME_ROOT
 from llamad.supervision.launch import Launch
 from llamad.units import mib
 
 STATUS_NAME = "status.json"
-RUNTIME_ROOT = Path("/run/llamad/model")
 _LIMIT_BYTES = 64 << 10
 
 

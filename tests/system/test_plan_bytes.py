@@ -81,18 +81,31 @@ def test_planned_bytes(folder: Path, rpc: str, name: str, context: int, cache: s
     assert buffers == pytest.approx(total, rel=0.02)
 
 
-def test_the_command_takes_at_most_400_ms(folder: Path) -> None:
-    """With a vocabulary of 150,000 tokens, the median of five, the first one not counted."""
+BAR_S = 0.25
+
+
+@pytest.mark.parametrize("how", ["file", "name"])
+def test_the_command_takes_at_most_a_quarter_of_a_second(folder: Path, how: str) -> None:
+    """With a vocabulary of 150,000 tokens and a warm cache, the median of five."""
     model = hollow(folder, "qwen3-8b", QWEN3_8B, vocab=True)
-    medians_s = []
-    for _ in range(6):  # a busy neighbour may spoil some
+    definition = Path("/etc/llamad/quick.toml")
+    definition.write_text(f'model = "{model}"\n')
+    try:
+        medians_s = list(medians(str(model) if how == "file" else "quick"))
+    finally:
+        definition.unlink()
+    print(f"llamad plan --computed {how}: {min(medians_s):.3f} s")
+    assert min(medians_s) <= BAR_S, medians_s
+
+
+def medians(what: str) -> Iterator[float]:
+    """Until one is good: a busy neighbour may spoil some."""
+    for _ in range(6):
         took_s = []
         for _ in range(6):
             start = time.monotonic()
-            run("llamad", "plan", "--computed", "--gpu", "RPC0=60GiB", "--json", str(model))
+            run("llamad", "plan", "--computed", "--gpu", "RPC0=60GiB", "--json", what)
             took_s.append(time.monotonic() - start)
-        medians_s.append(statistics.median(took_s[1:]))
-        if medians_s[-1] <= 0.4:
-            break
-    print(f"llamad plan --computed: {min(medians_s):.3f} s")
-    assert min(medians_s) <= 0.4, medians_s
+        yield statistics.median(took_s[1:])
+        if statistics.median(took_s[1:]) <= BAR_S:
+            return

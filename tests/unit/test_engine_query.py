@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from llamad.engine.query import OUTPUT_LIMIT_BYTES, find_server, run_query, run_until
+from llamad.engine.find import find_server
+from llamad.engine.query import OUTPUT_LIMIT_BYTES, run_query, run_until
 from llamad.errors import AccessError, ConfigError
 
 ENV = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}

@@ -14,8 +14,8 @@ from llamad.config.load import load_definition
 from llamad.config.loaded import Loaded
 from llamad.errors import BadModelError, LlamadError, ModelMissingError
 from llamad.planning.plan import Plan
-from llamad.service.checks import check_name, extras_of, require_usable
-from llamad.service.facts import FactsReader
+from llamad.service.checks import check_name, require_usable
+from llamad.service.facts import FactsReader, extras_of
 from llamad.service.planner import Made, PlanMaker
 from llamad.units import MIB
 from tests.support.gguf_writer import GgmlType, Tensor, string, u32, write_gguf

@@ -59,6 +59,14 @@ class Booking:
         self.problems: tuple[str, ...] = ()
         """Files of the ledger that said nothing sensible when it was looked at last."""
 
+    def onlooker(self) -> Booking:
+        """Another one for the same ledger, to look with while this one plans."""
+        return Booking(self.ledger, self._held)
+
+    def held_by(self, pid: int) -> dict[str, int]:
+        """Bytes by device that the driver says a process holds; {} where it does not tell."""
+        return {place: by_pid[pid] for place, by_pid in self._held().items() if by_pid.get(pid)}
+
     def look(self) -> None:
         """Note what is visible of the others' leases. Call it before the drivers are asked what is free."""
         self.looked_s = self.ledger.now()

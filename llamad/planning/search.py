@@ -250,7 +250,7 @@ class Search:
 
     def largest_tokens(self, variant: Variant, layers: int, host_experts: int | None = None) -> int:
         """The largest context that fits, whatever was promised; 0 if not even one step does."""
-        limit = self.terms.context_limit_tokens
+        limit = self.terms.largest_tokens
         step = CELL_PADDING * (1 if self.terms.unified else self.terms.slots)
 
         def room_for(steps: int) -> bool:

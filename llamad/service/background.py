@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,15 +14,19 @@ from llamad.errors import BusyError, LlamadError
 from llamad.hardware.device import Device, Probe
 from llamad.hardware.host import host_memory
 from llamad.ledger.booking import Booking, MustWait
+from llamad.ledger.lease import Phase
+from llamad.planning.plan import Plan
 from llamad.service.desk import Desk, place_of
 from llamad.service.facts import FactsReader
 from llamad.service.lessons import Lessons
+from llamad.service.lookout import Lookout
 from llamad.service.paths import Paths
 from llamad.service.planner import PlanMaker, make_launch, remove_stale
 from llamad.service.records import LeaseRecorder
 from llamad.service.reporter import DaemonReporter
 from llamad.service.sharing import Sharing
 from llamad.service.turn import wait_for_change
+from llamad.supervision.growth import Offer
 from llamad.supervision.launch import Launch, needs_no_new_child
 from llamad.supervision.learned import LearnedFile
 from llamad.supervision.step_down import ENVIRONMENT_BYTES, Failure
@@ -66,9 +71,13 @@ class BackgroundPlanner:
         self._first = first
         self._lessons = Lessons(reporter)
         self._proving: set[asyncio.Task[None]] = set()
+        self._lookout = Lookout(booking)
+        self._pid = 0
         self._learned = LearnedFile(paths.state, self._warn)
 
-    async def plan(self, loaded: Loaded, previous: Launch | None) -> Launch:
+    async def plan(
+        self, loaded: Loaded, previous: Launch | None, most_tokens: int | None = None
+    ) -> Launch:
         first, self._first = self._first, None
         if first is not None and first.loaded == loaded:
             return first
@@ -78,23 +87,32 @@ class BackgroundPlanner:
             await _off_the_loop(self._booking.returning, self._booking.promise_id, what="writing the lease")
         if self._waits:
             previous = None  # its bytes were awaited before it had to stand in the queue
-        again = (
+        same = (
             previous is not None
             and not self._lessons.pending
             and needs_no_new_child(previous.loaded, loaded)
         )
+        if same and previous and most_tokens is None:
+            launch = await _off_the_loop(self._grown, loaded, previous, what=what)
+            if launch is not None:
+                self._reporter.planned(launch.plan)
+                self._launch = launch
+                return launch
+        again = same and previous and previous.plan.context_tokens <= (most_tokens or 0)
         if again and previous and await _off_the_loop(self._is_back, loaded, previous, what=what):
             self._launch = replace(previous, loaded=loaded)
             return self._launch
-        launch = await self._make_or_wait(loaded, previous, what)
+        launch = await self._make_or_wait(loaded, previous, most_tokens, what)
         self._reporter.planned(launch.plan)
         self._launch = launch
         return launch
 
-    async def _make_or_wait(self, loaded: Loaded, previous: Launch | None, what: str) -> Launch:
+    async def _make_or_wait(
+        self, loaded: Loaded, previous: Launch | None, most_tokens: int | None, what: str
+    ) -> Launch:
         """Plan anew; a wait is told once when it begins and once when it has ended well."""
         try:
-            launch = await _off_the_loop(self._make, loaded, previous, what=what)
+            launch = await _off_the_loop(self._make, loaded, previous, most_tokens, what=what)
             self._tell_problems()
         except MustWait as wait:
             if not self._waits:
@@ -120,6 +138,7 @@ class BackgroundPlanner:
         await wait_for_change(self._booking)
 
     def spawned(self, pid: int, observed: Callable[[], Observed]) -> None:
+        self._pid, self._observed = pid, observed
         if self._launch is not None:
             self._leases.spawned(pid, self._launch.plan, observed)
 
@@ -161,6 +180,17 @@ class BackgroundPlanner:
             return {}
         return {uuids[device.uuid]: device.free_bytes for device in found if device.uuid in uuids}
 
+    async def look(self, launch: Launch, *, used: bool, grows: bool) -> Offer | None:
+        try:
+            return await _off_the_loop(self._look, launch, self._pid, grows, what="looking at the devices")
+        except LlamadError:
+            return None  # a driver that does not answer now offers nothing; a start would say so
+
+    def _look(self, launch: Launch, pid: int, grows: bool) -> Offer | None:
+        held = self._booking.held_by(pid)
+        maker = self._maker(launch.loaded, promised=False)
+        return self._lookout.offer(maker, launch, held, pid) if grows else None
+
     def _warn(self, text: str) -> None:
         self._reporter.event("learned-lost", text, CAUSE=text)
 
@@ -182,15 +212,34 @@ class BackgroundPlanner:
     def _is_back(self, loaded: Loaded, previous: Launch) -> bool:
         """Whether the memory of the child that just ended is back and promised again, so that its plan still holds."""
         remove_stale(previous.socket_path)
-        maker, plan = self._maker(loaded), previous.plan
-        wanted = {d.name: d.parts.total_bytes - d.parts.margin_bytes for d in plan.devices}
-        if not self._wait_for(maker, wanted):
-            return False
+        maker = self._maker(loaded)
+        wanted = {d.name: d.parts.total_bytes - d.parts.margin_bytes for d in previous.plan.devices}
+        return self._wait_for(maker, wanted) and self._take_again(maker, loaded, previous.plan)
+
+    def _take_again(self, maker: PlanMaker, loaded: Loaded, plan: Plan) -> bool:
         self._booking.look()
-        desk = Desk(self._booking, loaded, maker.devices() if wanted else [], host_memory())
+        desk = Desk(self._booking, loaded, maker.devices() if plan.devices else [], host_memory())
         return desk.take_again(plan)
 
-    def _make(self, loaded: Loaded, previous: Launch | None) -> Launch:
+    def _grown(self, loaded: Loaded, previous: Launch) -> Launch | None:
+        """A larger plan for a model that served a moment ago and gave its place up for it; the same plan again where
+        there is none after all. None where not even that can be had.
+
+        What it had is promised to it again first: nobody who came later may take that for the sake of the growth.
+        """
+        maker, before = self._maker(loaded), previous.plan
+        remove_stale(previous.socket_path)
+        self._wait_for(maker, self._lookout.expected(before))
+        if not self._take_again(maker, loaded, before):
+            return None
+        if not any(lease.phase is Phase.WAITING for lease in self._booking.others()):
+            with contextlib.suppress(LlamadError):
+                launch = make_launch(maker, loaded)
+                if launch.plan.context_tokens > before.context_tokens:
+                    return replace(launch, grown_from=before.context_tokens)
+        return replace(previous, loaded=loaded) if self._take_again(maker, loaded, before) else None
+
+    def _make(self, loaded: Loaded, previous: Launch | None, most_tokens: int | None) -> Launch:
         maker = self._maker(loaded)
         if self._launch is not None and not needs_no_new_child(self._launch.loaded, loaded):
             self._lessons.drop()
@@ -203,7 +252,7 @@ class BackgroundPlanner:
             remove_stale(previous.socket_path)
             before = {d.name: d.free_bytes - d.held_back_bytes - ENVIRONMENT_BYTES for d in previous.plan.devices}
             self._lessons.learn(maker, previous, lambda: self._wait_for(maker, before))
-        return self._lessons.tell(make_launch(maker, loaded))
+        return self._lessons.tell(make_launch(maker, loaded, most_tokens))
 
     def _check(self, loaded: Loaded, running: Launch) -> None:
         """As if the running child were gone: its devices as they would be free then, and no more than they were."""
@@ -221,7 +270,7 @@ class BackgroundPlanner:
                     device.name, device.total_device_bytes, left, device.uuid, driver=driver, source="returning"
                 )
             )
-        maker.make(computed=True, returning=devices)
+        maker.make(computed=True, returning=devices or None)
 
     def _wait_for(self, maker: PlanMaker, wanted: dict[str, int]) -> bool:
         """Whether the driver shows these free bytes, before the deadline and before nothing moves any more: a killed

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 
 from llamad.clock import Clock
 from llamad.config.loaded import Loaded
@@ -20,12 +20,16 @@ from llamad.supervision import words
 from llamad.supervision.backoff import Backoff
 from llamad.supervision.causes import CAUSES, Cause, Policy
 from llamad.supervision.child import Child, Spawner, stop_ladder
+from llamad.supervision.growth import Growth, Offer
 from llamad.supervision.hang import Hung, watch_hang
 from llamad.supervision.host import oom_kills
 from llamad.supervision.intake import Intake
+from llamad.supervision.jobs import Jobs
 from llamad.supervision.launch import Launch, Seams, needs_no_new_child, tail
 from llamad.supervision.loading import NotUsable, watch_load
+from llamad.supervision.lookout import watch_memory
 from llamad.supervision.machine import Effect, Event, State, step
+from llamad.supervision.message import Message
 from llamad.supervision.reload import Reload
 
 SETTLE_S = 2.0
@@ -33,16 +37,6 @@ STEP_S = 300.0
 MOST_SHORTAGES = 8
 """More than the steps of a start: each is one death for lack of memory, some of which others caused."""
 _HAS_CHILD = (State.LOADING, State.WARMING, State.READY)
-
-
-@dataclass(frozen=True)
-class _Message:
-    event: Event
-    epoch: int | None = None
-    """The state's epoch that posted it; None for what comes from outside and always counts."""
-    launch: Launch | None = None
-    error: LlamadError | None = None
-    cause: Cause | None = None
 
 
 class Supervisor:
@@ -66,9 +60,11 @@ class Supervisor:
         self._clock = clock
         self._exit_on_failure = exit_on_failure
         self._backoff = Backoff(loaded.definition.limits.restarts, jitter)
-        self._queue: asyncio.Queue[_Message] = asyncio.Queue()
+        self._queue: asyncio.Queue[Message] = asyncio.Queue()
         self._epoch = 0
-        self._jobs: set[asyncio.Task[None]] = set()
+        self._jobs = Jobs()
+        self._growth = Growth()
+        self._jitter = jitter
         self._child: Child | None = None
         self._intake: Intake | None = None
         self._killed_because = ""
@@ -77,19 +73,18 @@ class Supervisor:
         self._warming = False
         self._batch_s = 0.0
         self._shortages = 0
-        self._ready_at_s = 0.0
         self._last_cause: Cause | None = None
         self._exit: ExitCode | None = None
         self._failure: ExitCode = ExitCode.OK
         self._failure_text = ""
-        self._queued_text = ""
+        self._waiting_text = ""
         self.restarts = 0
 
     # -- what others may call ---------------------------------------------------------------------------
 
     def stop(self) -> None:
         """Drain, stop the child, and let `run` return."""
-        self._post(_Message(Event.STOP))
+        self._post(Message(Event.STOP))
 
     async def reload(self, loaded: Loaded) -> None:
         """Put a new definition into force; return when it serves, or the old one serves again.
@@ -105,7 +100,7 @@ class Supervisor:
             await self._seams.planner.check(loaded, self.launch)
         waiter = self._reload.begin(self.loaded if self.state is State.READY else None)
         self.loaded = loaded
-        self._post(_Message(Event.RELOAD))
+        self._post(Message(Event.RELOAD))
         await asyncio.shield(waiter)
 
     @property
@@ -115,9 +110,8 @@ class Supervisor:
 
     def status_text(self) -> str:
         """The one line of `systemctl status`."""
-        plan, stepped_from = (self.launch.plan, self.launch.stepped_from) if self.launch else (None, 0)
-        text = self._queued_text if self.state is State.WAITING else self._failure_text
-        return words.status_words(self.state, plan, stepped_from, text, self._last_cause)
+        text = self._failure_text if self.state is State.FAILED else self._waiting_text
+        return words.status_words(self.state, self.launch, text, self._last_cause)
 
     @property
     def child_pid(self) -> int:
@@ -126,30 +120,32 @@ class Supervisor:
 
     async def run(self) -> ExitCode:
         """Carry the model through its life; returns the exit code for the service."""
-        self._post(_Message(Event.START))
+        self._post(Message(Event.START))
         try:
             while self._exit is None:
                 await self._handle(await self._queue.get())
         finally:
-            self._cancel_jobs()
+            self._jobs.cancel()
             if self._child:
                 self._child.kill_group()
         return self._exit
 
     # -- the loop ---------------------------------------------------------------------------------------
 
-    def _post(self, message: _Message) -> None:
+    def _post(self, message: Message) -> None:
         self._queue.put_nowait(message)
 
-    async def _handle(self, message: _Message) -> None:
+    async def _handle(self, message: Message) -> None:
         if message.epoch is not None and message.epoch != self._epoch:
             return
         if message.event in (Event.REFUSED, Event.DIED, Event.DOOMED) and self._reverts(message):
-            message = _Message(Event.REVERT)
+            message = Message(Event.REVERT)
+        if message.offer and not self._takes(message.offer):
+            return
         before = self.state
         self.state, effects = step(before, message.event)
-        if self.state is not before or effects:
-            self._cancel_jobs()
+        if self.state is not before or set(effects) - {Effect.FORGIVE}:  # what a stable child is watched for goes on
+            self._jobs.cancel()
             self._epoch += 1
         self._take_facts(message)
         for effect in effects:
@@ -157,13 +153,15 @@ class Supervisor:
         if self.state is not before:
             self._announce()
 
-    def _take_facts(self, message: _Message) -> None:
+    def _take_facts(self, message: Message) -> None:
+        self._growth.note(message.event)
         if message.launch:
             self.launch = message.launch
+            self._growth.planned(message.launch.plan.context_tokens)
         if message.cause and message.cause.name != "stopped":
             self._last_cause = message.cause
 
-    def _reverts(self, message: _Message) -> bool:
+    def _reverts(self, message: Message) -> bool:
         """Whether this failure belongs to a new definition that has an older one to fall back to."""
         if message.cause and message.cause.policy is Policy.STEP_DOWN and message.event is Event.DIED:
             return False
@@ -179,47 +177,32 @@ class Supervisor:
         self._reload.settle(message.error or ChildError("the new definition could not be started", why=why))
         return True
 
-    def _cancel_jobs(self) -> None:
-        for job in self._jobs:
-            job.cancel()
-        self._jobs.clear()
-
-    def _job(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.create_task(work)
-        self._jobs.add(task)
-        task.add_done_callback(self._job_done)
-
-    def _job_done(self, task: asyncio.Task[None]) -> None:
-        self._jobs.discard(task)
-        if not task.cancelled() and (error := task.exception()):
-            raise error  # a bug: the loop's exception handler ends the daemon
-
     # -- effects ----------------------------------------------------------------------------------------
 
-    async def _carry_out(self, effect: Effect, message: _Message) -> None:
+    async def _carry_out(self, effect: Effect, message: Message) -> None:
         match effect:
             case Effect.PLAN:
-                self._job(self._plan(self._epoch))
+                self._jobs.start(self._plan(self._epoch))
             case Effect.AWAIT_TURN:
-                self._queued_text = str(message.error)
+                self._waiting_text = str(message.error)
                 self._announce()
-                self._job(self._await_turn(self._epoch))
+                self._jobs.start(self._await_turn(self._epoch))
             case Effect.SPAWN:
                 await self._spawn()
             case Effect.WARM_UP:
-                self._job(self._warm_up(self._epoch))
+                self._jobs.start(self._warm_up(self._epoch))
             case Effect.OPEN:
                 self._open()
             case Effect.HOLD:
                 self._seams.front.hold(f"the model is {self.state}")
             case Effect.DRAIN:
-                self._job(self._drain(self._epoch))
+                self._jobs.start(self._drain(self._epoch))
             case Effect.STOP_CHILD:
                 self._stop_child()
             case Effect.KILL_CHILD:
-                self._job(self._kill_child(self._epoch))
+                self._jobs.start(self._kill_child(self._epoch))
             case Effect.ARM_BACKOFF:
-                self._job(self._back_off(self._epoch, message.cause))
+                self._jobs.start(self._back_off(self._epoch, message.cause))
             case Effect.FORGIVE:
                 self._backoff.forgive()
                 self._shortages = 0
@@ -231,18 +214,18 @@ class Supervisor:
 
     async def _plan(self, epoch: int) -> None:
         try:
-            launch = await self._seams.planner.plan(self.loaded, self.launch)
+            launch = await self._seams.planner.plan(self.loaded, self.launch, self._growth.most_tokens)
         except MustWait as wait:
-            self._post(_Message(Event.QUEUED, epoch, error=wait))
+            self._post(Message(Event.QUEUED, epoch, error=wait))
         except LlamadError as error:
-            self._post(_Message(Event.REFUSED, epoch, error=error))
+            self._post(Message(Event.REFUSED, epoch, error=error))
         else:
-            self._queued_text = ""
-            self._post(_Message(Event.PLANNED, epoch, launch=launch))
+            self._waiting_text = ""
+            self._post(Message(Event.PLANNED, epoch, launch=launch))
 
     async def _await_turn(self, epoch: int) -> None:
         await self._seams.planner.turn()
-        self._post(_Message(Event.TURN, epoch))
+        self._post(Message(Event.TURN, epoch))
 
     async def _spawn(self) -> None:
         launch = self.launch
@@ -261,9 +244,8 @@ class Supervisor:
             "loading", f"Loading {launch.definition.model} on {words.place_text(launch.plan)}",
             DEVICE=words.device_names(launch.plan),
         )  # fmt: skip
-        task = asyncio.create_task(self._watch_exit(child, intake, kills_before))
-        task.add_done_callback(self._job_done)
-        self._job(self._watch_load(self._epoch, child, intake, launch))
+        self._jobs.start_lasting(self._watch_exit(child, intake, kills_before))
+        self._jobs.start(self._watch_load(self._epoch, child, intake, launch))
 
     async def _watch_exit(self, child: Child, intake: Intake, kills_before: int) -> None:
         """Lives as long as the child, whatever the states do meanwhile."""
@@ -271,7 +253,7 @@ class Supervisor:
         self._child = None
         self._seams.planner.ended()
         if self._killed_because == "stop" or self.state in (State.STOPPING, State.REPLACING):
-            self._post(_Message(Event.DIED, cause=CAUSES["stopped"]))
+            self._post(Message(Event.DIED, cause=CAUSES["stopped"]))
             return
         assert self.launch is not None
         from llamad.supervision.inquest import inquest
@@ -293,8 +275,9 @@ class Supervisor:
         if cause.policy is Policy.STEP_DOWN:
             self._shortages += 1
         stepping = cause.policy is Policy.STEP_DOWN and self._shortages <= MOST_SHORTAGES
-        final = cause.final or not (stepping or self._backoff.may_retry())
-        self._post(_Message(Event.DOOMED if final else Event.DIED, cause=cause))
+        shrinks = self._growth.died(short=cause.policy is Policy.STEP_DOWN)
+        final = not shrinks and (cause.final or not (stepping or self._backoff.may_retry()))
+        self._post(Message(Event.DOOMED if final else Event.DIED, cause=cause))
 
     async def _watch_load(self, epoch: int, child: Child, intake: Intake, launch: Launch) -> None:
         try:
@@ -302,7 +285,7 @@ class Supervisor:
         except NotUsable as unusable:
             self._condemn(epoch, unusable.because, unusable.error)
         else:
-            self._post(_Message(Event.LOADED, epoch))
+            self._post(Message(Event.LOADED, epoch))
 
     async def _warm_up(self, epoch: int) -> None:
         assert self.launch is not None and self._intake is not None
@@ -316,20 +299,20 @@ class Supervisor:
             self._seams.reporter.event("warm-up-failed", f"The warm-up failed: {error}", CAUSE=str(error))
             self._condemn(epoch, "warm-up", error)
         else:
-            self._post(_Message(Event.WARMED, epoch))
+            self._post(Message(Event.WARMED, epoch))
 
     def _condemn(self, epoch: int, because: str, error: LlamadError) -> None:
         if epoch == self._epoch and self._child:
             self._killed_because, self._condemned = because, error
-            self._post(_Message(Event.CONDEMN, epoch))
+            self._post(Message(Event.CONDEMN, epoch))
 
     def _open(self) -> None:
         assert self.launch is not None and self._intake is not None
         self._intake.served()
         self._warming = False
         self._seams.planner.proved(self.launch, self._intake.observer.observed())
-        self._ready_at_s = self._clock.monotonic()
-        self._backoff.ready_at(self._ready_at_s)
+        self._backoff.ready_at(self._clock.monotonic())
+        self._growth.serves(self.launch.plan.context_tokens)
         self._failure = ExitCode.OK
         self._seams.planner.settled(self.child_pid)
         self._seams.front.open(self.launch)
@@ -341,8 +324,29 @@ class Supervisor:
 
     def _watch_while_ready(self) -> None:
         if self._child and self._intake and self.launch:
-            self._job(self._watch_hang(self._epoch, self._child, self._intake, self.launch))
-        self._job(self._become_stable(self._epoch))
+            self._jobs.start(self._watch_hang(self._epoch, self._child, self._intake, self.launch))
+            self._jobs.start(self._watch_memory(self._epoch, self.launch))
+        self._jobs.start(self._become_stable(self._epoch))
+
+    async def _watch_memory(self, epoch: int, launch: Launch) -> None:
+        offer = await watch_memory(launch, self._seams, self._clock, self._growth, self._jitter)
+        if offer is not None:
+            self._post(Message(Event.GROW, epoch, offer=offer))
+
+    def _takes(self, offer: Offer) -> bool:
+        """Take a larger plan, unless a request has come since it was offered: then the watch goes on."""
+        assert self.launch is not None
+        if self._seams.front.quiet_s() <= 0:
+            self._jobs.start(self._watch_memory(self._epoch, self.launch))
+            return False
+        self._growth.takes(offer)
+        former, text = self.launch.plan.context_tokens, words.growing_text(self.launch.plan, offer)
+        self._seams.reporter.event(
+            "context-grows", text[0].upper() + text[1:], CAUSE=words.offered_text(self.launch.plan, offer),
+            CONTEXT=str(offer.context_tokens), DEVICE=words.device_names(self.launch.plan), FORMER=str(former),
+        )  # fmt: skip
+        self._waiting_text = text
+        return True
 
     async def _watch_hang(self, epoch: int, child: Child, intake: Intake, launch: Launch) -> None:
         batch_s = self._batch_s * launch.plan.batch_tokens / launch.warm_up_tokens
@@ -353,7 +357,7 @@ class Supervisor:
 
     async def _become_stable(self, epoch: int) -> None:
         await self._clock.sleep(self.loaded.definition.limits.stable_s)
-        self._post(_Message(Event.STABLE, epoch))
+        self._post(Message(Event.STABLE, epoch))
 
     async def _drain(self, epoch: int) -> None:
         front, limits = self._seams.front, self.loaded.definition.limits
@@ -362,35 +366,34 @@ class Supervisor:
             await front.farewell(limits.drain_s)
         elif await front.drain(limits.drain_s):
             front.cut("reload", f"the request ran longer than drain_s ({limits.drain_s:g} s)")
-        self._post(_Message(Event.DRAINED, epoch))
+        self._post(Message(Event.DRAINED, epoch))
 
     def _stop_child(self) -> None:
         """The ladder survives a change of the goal on its way, so it is no job of the state."""
         if self._child is None:
-            self._post(_Message(Event.DIED, cause=CAUSES["stopped"]))
+            self._post(Message(Event.DIED, cause=CAUSES["stopped"]))
             return
         self._killed_because = "stop"
-        task = asyncio.create_task(self._climb_down(self._child))
-        task.add_done_callback(self._job_done)
+        self._jobs.start_lasting(self._climb_down(self._child))
 
     async def _climb_down(self, child: Child) -> None:
         await self._seams.front.close_upstreams()
         if self.launch:
             await self._seams.engine.settle(self.launch.socket_path, SETTLE_S)
         if not await stop_ladder(child, self.loaded.definition.limits.stop_s):
-            self._post(_Message(Event.UNKILLABLE))
+            self._post(Message(Event.UNKILLABLE))
 
     async def _kill_child(self, epoch: int) -> None:
         if self._child:
             self._child.kill_group()
         await self._clock.sleep(10.0)
-        self._post(_Message(Event.UNKILLABLE, epoch))
+        self._post(Message(Event.UNKILLABLE, epoch))
 
     async def _back_off(self, epoch: int, cause: Cause | None) -> None:
         self.restarts += 1
         if cause and cause.policy is Policy.STEP_DOWN and self._shortages <= MOST_SHORTAGES:
             self._seams.reporter.extend(STEP_S)  # told when it is known what comes instead
-            self._post(_Message(Event.TIMER, epoch))
+            self._post(Message(Event.TIMER, epoch))
             return
         delay_s = self._backoff.next_delay_s(self._clock.monotonic())
         text = cause.text if cause else "it ended"
@@ -398,13 +401,11 @@ class Supervisor:
         self._seams.reporter.extend(delay_s + 60.0)
         if delay_s:
             await self._clock.sleep(delay_s)
-        self._post(_Message(Event.TIMER, epoch))
+        self._post(Message(Event.TIMER, epoch))
 
-    def _give_up(self, message: _Message) -> None:
-        error, cause = message.error, message.cause
-        self._failure = error.exit_code if error else cause.exit_code if cause else ExitCode.CRASH_LOOP
-        text = str(error) if error else cause.text if cause else "llama-server ended"
-        fix = (error.fix if error else cause.fix if cause else "") or "see the lines before"
+    def _give_up(self, message: Message) -> None:
+        error = message.error
+        self._failure, text, fix = words.failure_words(error, message.cause)
         self._failure_text = text if fix in text else f"{text}; {fix}"
         lines = tail(self._intake.recent()) if self._intake and not error else ""
         event = "gave-up-waiting" if isinstance(error, GaveUpWaiting) else words.event_of(self._failure)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from llamad.errors import ExitCode
+from llamad.errors import ExitCode, LlamadError
 from llamad.planning.plan import Plan
-from llamad.units import GIB, listed
+from llamad.units import GIB, format_bytes, listed
 
 if TYPE_CHECKING:
     from llamad.supervision.causes import Cause
+    from llamad.supervision.growth import Offer
+    from llamad.supervision.launch import Launch
     from llamad.supervision.machine import State
 
 
@@ -18,29 +20,31 @@ def device_names(plan: Plan) -> str:
     return ", ".join(device.name for device in plan.devices if device.layers) or "CPU"
 
 
-def status_words(
-    state: State, plan: Plan | None, stepped_from: int, text: str, cause: Cause | None
-) -> str:
-    """The one line of `systemctl status`. `text`: what a waiting model waits for, or why a failed one has failed."""
+def status_words(state: State, launch: Launch | None, text: str, cause: Cause | None) -> str:
+    """The one line of `systemctl status`. `text`: what a waiting model waits for, what one is replaced for, or why a
+    failed one has failed.
+    """
     from llamad.supervision.machine import State  # a start needs other words than these
 
-    if state is State.READY and plan:
-        return ready_text(plan)
-    if state in (State.LOADING, State.WARMING) and plan:
-        return loading_text(str(state), plan, stepped_from)
+    if state is State.READY and launch:
+        return ready_text(launch.plan)
+    if state in (State.LOADING, State.WARMING) and launch:
+        return loading_text(str(state), launch)
     if state is State.FAILED:
         return f"failed: {text}"
-    if state is State.WAITING and text:
+    if state in (State.WAITING, State.REPLACING) and text:
         return text
     if state in (State.BACKOFF, State.STUCK) and cause:
         return f"{state}: {cause.text}"
     return str(state)
 
 
-def loading_text(state: str, plan: Plan, stepped_from: int) -> str:
-    """`loading: ctx 8192 on CUDA0`, and from which context lack of memory brought it down."""
-    stepped = f", stepped down from {stepped_from}" if stepped_from else ""
-    return f"{state}: ctx {plan.context_tokens} on {place_text(plan)}{stepped}"
+def loading_text(state: str, launch: Launch) -> str:
+    """`loading: ctx 8192 on CUDA0`, and from which context it came down, or grew."""
+    plan = launch.plan
+    stepped = f", stepped down from {launch.stepped_from}" if launch.stepped_from else ""
+    grown = f", grown from {launch.grown_from}" if launch.grown_from else ""
+    return f"{state}: ctx {plan.context_tokens} on {place_text(plan)}{stepped}{grown}"
 
 
 def ready_text(plan: Plan) -> str:
@@ -60,6 +64,23 @@ def ready_text(plan: Plan) -> str:
     taken = [(d.parts.total_bytes - d.parts.margin_bytes, d.free_bytes) for d in used]
     sizes = listed(f"{_gib(mine)} of {_gib(free)} GiB" for mine, free in taken)
     return f"{context}, {layers}, {sizes}, {slots}"
+
+
+def growing_text(plan: Plan, offer: Offer) -> str:
+    """`growing the context from 8192 to 16384 tokens: ...`, with what has become free."""
+    change = f"from {plan.context_tokens} to {offer.context_tokens} tokens"
+    return f"growing the context {change}: {offered_text(plan, offer)}"
+
+
+def offered_text(plan: Plan, offer: Offer) -> str:
+    """`14.1 GiB of CUDA0 can be had, 9.8 GiB when it was planned, and no request is in work`."""
+    before = {device.name: device.free_bytes - device.held_back_bytes for device in plan.devices}
+    before = before or {"host": plan.host_available_bytes}
+    had = listed(
+        f"{format_bytes(size)} of {name}" + (f" ({format_bytes(before[name])} when it was planned)" * (name in before))
+        for name, size in offer.free_bytes.items()
+    )
+    return f"{had} can be had for ten minutes now, and no request is in work"
 
 
 def restarting_text(delay_s: float, why: str) -> str:
@@ -93,6 +114,14 @@ def verdict(code: ExitCode) -> str:
     """How a failure with this exit code begins."""
     retried = (ExitCode.NO_MODEL_FILE, ExitCode.NO_DEVICE, ExitCode.TEMPORARY)
     return "Cannot serve now" if code in retried else "Giving up"
+
+
+def failure_words(error: LlamadError | None, cause: Cause | None) -> tuple[ExitCode, str, str]:
+    """Of a final failure: the exit code, why, and what to do."""
+    code = error.exit_code if error else cause.exit_code if cause else ExitCode.CRASH_LOOP
+    text = str(error) if error else cause.text if cause else "llama-server ended"
+    fix = (error.fix if error else cause.fix if cause else "") or "see the lines before"
+    return code, text, fix
 
 
 def exit_words(returncode: int) -> str:

@@ -60,8 +60,8 @@ class ToldPlanner(BackgroundPlanner):
     folder: Path
     pause_s: float
 
-    async def plan(self, loaded: Loaded, previous: Launch | None) -> Launch:
-        launch = await super().plan(loaded, previous)
+    async def plan(self, loaded: Loaded, previous: Launch | None, most_tokens: int | None = None) -> Launch:
+        launch = await super().plan(loaded, previous, most_tokens)
         write_plan(self.folder, launch.plan, self.pause_s)
         return launch
 

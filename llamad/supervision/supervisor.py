@@ -76,8 +76,7 @@ class Supervisor:
         self._last_cause: Cause | None = None
         self._exit: ExitCode | None = None
         self._failure: ExitCode = ExitCode.OK
-        self._failure_text = ""
-        self._waiting_text = ""
+        self._failure_text = self._waiting_text = ""
         self.restarts = 0
 
     # -- what others may call ---------------------------------------------------------------------------
@@ -157,7 +156,7 @@ class Supervisor:
         self._growth.note(message.event)
         if message.launch:
             self.launch = message.launch
-            self._growth.planned(message.launch.plan.context_tokens)
+            self._growth.planned(self.launch.plan.context_tokens)
         if message.cause and message.cause.name != "stopped":
             self._last_cause = message.cause
 
@@ -340,12 +339,12 @@ class Supervisor:
             self._jobs.start(self._watch_memory(self._epoch, self.launch))
             return False
         self._growth.takes(offer)
-        former, text = self.launch.plan.context_tokens, words.growing_text(self.launch.plan, offer)
+        plan, why = self.launch.plan, words.offered_text(self.launch.plan, offer)
+        self._waiting_text = f"growing the context from {plan.context_tokens} to {offer.context_tokens} tokens: {why}"
         self._seams.reporter.event(
-            "context-grows", text[0].upper() + text[1:], CAUSE=words.offered_text(self.launch.plan, offer),
-            CONTEXT=str(offer.context_tokens), DEVICE=words.device_names(self.launch.plan), FORMER=str(former),
+            "context-grows", f"Memory came back: {self._waiting_text}", CAUSE=why, CONTEXT=str(offer.context_tokens),
+            DEVICE=words.device_names(plan), FORMER=str(plan.context_tokens),
         )  # fmt: skip
-        self._waiting_text = text
         return True
 
     async def _watch_hang(self, epoch: int, child: Child, intake: Intake, launch: Launch) -> None:

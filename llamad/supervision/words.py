@@ -66,12 +66,6 @@ def ready_text(plan: Plan) -> str:
     return f"{context}, {layers}, {sizes}, {slots}"
 
 
-def growing_text(plan: Plan, offer: Offer) -> str:
-    """`growing the context from 8192 to 16384 tokens: ...`, with what has become free."""
-    change = f"from {plan.context_tokens} to {offer.context_tokens} tokens"
-    return f"growing the context {change}: {offered_text(plan, offer)}"
-
-
 def offered_text(plan: Plan, offer: Offer) -> str:
     """`14.1 GiB of CUDA0 can be had, 9.8 GiB when it was planned, and no request is in work`."""
     before = {device.name: device.free_bytes - device.held_back_bytes for device in plan.devices}

@@ -56,8 +56,10 @@ LOAD_LINES = [
 ]
 
 
-def loaded_of(name: str = "tiny", *, digest: str = "1", context: int | str = "auto", **limits: Any) -> Loaded:
-    placement: dict[str, Any] = {"context": context}
+def loaded_of(
+    name: str = "tiny", *, digest: str = "1", context: int | str = "auto", kv_cache: str = "f16", **limits: Any
+) -> Loaded:
+    placement: dict[str, Any] = {"context": context, "kv_cache": kv_cache}
     definition = Definition(model="/m/tiny.gguf", placement=Placement(**placement), limits=Limits(**limits))
     return Loaded(name, Path(f"/etc/llamad/{name}.toml"), definition, Host(), {}, frozenset(), (), digest)
 
@@ -210,6 +212,7 @@ class FakeReporter:
     def __init__(self) -> None:
         self.events: list[tuple[str, str, dict[str, str]]] = []
         self.states: list[str] = []
+        self.texts: list[str] = []
         self.lines: list[tuple[str, str]] = []
         self.extended = 0
         self._changed = asyncio.Event()
@@ -220,6 +223,7 @@ class FakeReporter:
 
     def state(self, state: str, text: str) -> None:
         self.states.append(state)
+        self.texts.append(text)
         self._changed.set()
 
     def serving(self, launch: Launch) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from llamad.errors import InternalError
+from llamad.supervision.growth import Growth, Offer
 from llamad.supervision.machine import IGNORED, TRANSITIONS, Effect, Event, State, step
 from tests.support.states_dot import states_dot
 
@@ -77,18 +78,47 @@ def test_the_diagram_is_the_table() -> None:
     assert written == states_dot(), "python3 -m tests.support.states_dot > docs/states.dot"
 
 
-class Life:
-    """A life by the table alone: one child at most, started only by SPAWN, gone only by a death or a revert."""
+CAUSES = {Event.RELOAD, Event.REVERT, Event.GROW, Event.QUEUED}
+"""Without one of these between two plans the second has no larger context."""
 
-    def __init__(self) -> None:
+
+class Life:
+    """A life by the table alone: one child at most, started only by SPAWN, gone only by a death or a revert; and no
+    context that rises without cause, though each plan takes all that it may and memory comes and goes as it likes.
+    """
+
+    def __init__(self, memory: random.Random) -> None:
         self.state, _ = step(State.STOPPED, Event.START)
         self.child = False
         self.ended = False
+        self.growth = Growth()
+        self.growth.note(Event.START)
+        self.memory = memory
+        self.context, self.served = 0, 0
+        self.unproved = 0
+        """What served before a growth that has not lasted yet."""
+        self.may_rise = True
+        self.rises = 0
 
     def take(self, event: Event) -> None:
+        if event is Event.GROW and self.state is State.READY:
+            self.growth.takes(Offer(self.context * 2, {"CUDA0": 1}))
+            self.unproved = self.context
+        if event in GONE and self.state not in (State.DRAINING, State.STOPPING, State.REPLACING, State.SWAPPING):
+            self.growth.died(short=self.memory.random() < 0.5)
+            self.context = min(self.context, self.unproved or self.context)
+            self.unproved = 0
         if event in GONE or event is Event.REVERT:
             self.child = False
+        self.may_rise |= event in CAUSES
+        if event in (Event.RELOAD, Event.REVERT, Event.STABLE):
+            self.unproved = 0
         self.state, effects = step(self.state, event)
+        self.growth.note(event)
+        if Effect.SPAWN in effects:
+            self.plan()
+        if Effect.OPEN in effects:
+            self.growth.serves(self.context)
         if Effect.SPAWN in effects:
             assert not self.child, "a second child"
             self.child = True
@@ -97,17 +127,28 @@ class Life:
             assert event is Event.WARMED, "only a warmed child is opened"
         self.ended = Effect.EXIT in effects
 
+    def plan(self) -> None:
+        """As much as fits in the memory that is there now, and no more than is allowed."""
+        most = self.growth.most_tokens
+        room = self.memory.randrange(1, 100)
+        context = room if most is None else min(room, most)
+        assert context <= self.context or self.may_rise, "the context rose without a cause"
+        self.rises += context > self.context > 0
+        self.growth.planned(context)
+        self.context, self.may_rise = context, False
 
-def test_random_lives_have_one_child_at_most_and_always_end() -> None:
+
+def test_random_lives_have_one_child_at_most_no_context_without_cause_and_always_end() -> None:
     """100,000 lives."""
     choose = random.Random(20261)
+    rises = 0
     choices = {
         (state, child): [event for event in Event if possible(state, event, child) and not impossible(state, event)]
         for state in State
         for child in (False, True)
     }
     for _ in range(100_000):
-        life = Life()
+        life = Life(choose)
         for _ in range(choose.randrange(4, 24)):
             life.take(choose.choice(choices[life.state, life.child]))
             if life.ended and not life.child:
@@ -117,3 +158,5 @@ def test_random_lives_have_one_child_at_most_and_always_end() -> None:
                 if not (event in GONE and not life.child) and not impossible(life.state, event):
                     life.take(event)
             assert not life.child and life.ended, "a stop that does not end"
+        rises += life.rises
+    assert rises > 1000, "contexts that never rise would show nothing"

@@ -18,7 +18,8 @@ CacheWord = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"
 COMFORT_TOKENS = 32768
 """Under `auto`, other things give way before the context falls below this (or the trained length)."""
 _AUTO_SLOTS = 4
-_AUTO_UBATCHES = (512, 256)
+LARGEST_AUTO_UBATCH_TOKENS = 512
+_AUTO_UBATCHES = (LARGEST_AUTO_UBATCH_TOKENS, 256)
 _PIPELINE_BATCH = 2048
 _QUANT_BLOCK = 32
 # CUDA's flash attention (fattn.cu): head sizes where K and V are alike, and the pairs where they are not. For

@@ -60,7 +60,7 @@ class BackgroundPlanner:
         uses can take seconds.
         """
         self._booking = booking
-        self._leases = LeaseRecorder(booking, reporter, paths.state)
+        self._leases = LeaseRecorder(booking, reporter)
         self._problems: tuple[str, ...] = booking.problems
         self._launch = first
         self._waits = False
@@ -73,6 +73,7 @@ class BackgroundPlanner:
         self._proving: set[asyncio.Task[None]] = set()
         self._lookout = Lookout(booking)
         self._pid = 0
+        self._observed: Callable[[], Observed] | None = None
         self._learned = LearnedFile(paths.state, self._warn)
 
     async def plan(
@@ -159,15 +160,15 @@ class BackgroundPlanner:
 
     async def _prove(self, launch: Launch, observed: Observed) -> None:
         try:
-            await _off_the_loop(
-                self._lessons.proved,
-                self._maker(launch.loaded),
-                launch,
-                observed,
-                what="keeping what was learned",
-            )
+            await _off_the_loop(self._keep_load, launch, observed, self._pid, what="keeping what was learned")
         except LlamadError as error:
             self._warn(str(error))
+
+    def _keep_load(self, launch: Launch, observed: Observed, pid: int) -> None:
+        maker = self._maker(launch.loaded)
+        self._lessons.proved(maker, launch, observed)
+        held = self._booking.held_by(pid)
+        self._lessons.measured(maker, launch, observed, held, ready=True, used=False)
 
     async def free_bytes(self, launch: Launch) -> dict[str, int]:
         """From NVML alone: other sources take a run of llama-server."""
@@ -182,13 +183,17 @@ class BackgroundPlanner:
 
     async def look(self, launch: Launch, *, used: bool, grows: bool) -> Offer | None:
         try:
-            return await _off_the_loop(self._look, launch, self._pid, grows, what="looking at the devices")
+            return await _off_the_loop(
+                self._look, launch, self._pid, used, grows, what="looking at the devices"
+            )
         except LlamadError:
             return None  # a driver that does not answer now offers nothing; a start would say so
 
-    def _look(self, launch: Launch, pid: int, grows: bool) -> Offer | None:
+    def _look(self, launch: Launch, pid: int, used: bool, grows: bool) -> Offer | None:
         held = self._booking.held_by(pid)
         maker = self._maker(launch.loaded, promised=False)
+        if self._observed is not None:
+            self._lessons.measured(maker, launch, self._observed(), held, ready=False, used=used)
         return self._lookout.offer(maker, launch, held, pid) if grows else None
 
     def _warn(self, text: str) -> None:
@@ -252,7 +257,7 @@ class BackgroundPlanner:
             remove_stale(previous.socket_path)
             before = {d.name: d.free_bytes - d.held_back_bytes - ENVIRONMENT_BYTES for d in previous.plan.devices}
             self._lessons.learn(maker, previous, lambda: self._wait_for(maker, before))
-        return self._lessons.tell(make_launch(maker, loaded, most_tokens))
+        return self._lessons.tell(maker, make_launch(maker, loaded, most_tokens))
 
     def _check(self, loaded: Loaded, running: Launch) -> None:
         """As if the running child were gone: its devices as they would be free then, and no more than they were."""

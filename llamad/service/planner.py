@@ -31,6 +31,7 @@ from llamad.planning.problem import Problem
 from llamad.planning.refusal import NeverFits, NoRoomNow
 from llamad.planning.settle import settled
 from llamad.planning.solve import plan as solve
+from llamad.planning.terms import LARGEST_AUTO_UBATCH_TOKENS
 from llamad.service.facts import FactsReader, extras_of, located_facts
 from llamad.supervision.learned import Learned, LearnedFile, in_words, key_of
 from llamad.units import MIB
@@ -230,6 +231,7 @@ class PlanMaker:
             solve, facts, devices, host, definition.placement, self._loaded.written, gates,
             cache_ram=definition.server.cache_ram, lessons=learned.corrections, rooms=learned.rooms, extras=extras,
             share=room, others=others, most_tokens=most_tokens,
+            measured_overhead=_overheads(learned, definition, gates),
         )  # fmt: skip
 
         def known(plan: Plan) -> tuple[Mapping[str, Parts], Parts] | None:
@@ -310,6 +312,15 @@ class PlanMaker:
             plan, self._loaded.definition, caps,
             socket_path=socket_path, alias_names=names, written=self._loaded.written,
         )  # fmt: skip
+
+
+def _overheads(learned: Learned, definition: Definition, gates: BuildGates) -> Mapping[str, int]:
+    """What a former llama-server was seen to take beyond its buffers, where that holds for any plan that may come."""
+    if not gates.scratch_in_graph:  # it grows with the context, which may be a larger one now
+        return {}
+    ubatch, batch = definition.placement.ubatch, definition.placement.batch
+    largest = LARGEST_AUTO_UBATCH_TOKENS if ubatch == "auto" else ubatch
+    return learned.overheads(largest if batch == "auto" else min(largest, batch))
 
 
 def stretched(facts: ModelFacts, definition: Definition) -> ModelFacts:

@@ -80,6 +80,7 @@ class FakePlanner:
         self.bounds: list[int | None] = []
         self.offer: Offer | None = None
         self.looks = 0
+        self.looked = asyncio.Event()
         self.turns = self.ends = 0
         self.may_go = asyncio.Event()
         self.spawns: list[int] = []
@@ -128,7 +129,14 @@ class FakePlanner:
 
     async def look(self, launch: Launch, *, used: bool, grows: bool) -> Offer | None:
         self.looks += 1
+        self.looked.set()
         return self.offer if grows else None
+
+    async def looks_more(self, count: int) -> None:
+        """Return after so many more looks."""
+        for _ in range(count):
+            self.looked.clear()
+            await self.looked.wait()
 
     async def check(self, loaded: Loaded, running: Launch) -> None:
         if self.refuse_check:

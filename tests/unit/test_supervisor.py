@@ -463,9 +463,7 @@ def test_nothing_grows_while_somebody_waits_for_an_answer(tmp_path: Path) -> Non
 
     async def scene(rig: Rig) -> None:
         await can_have(rig, 4096)
-        looks = rig.planner.looks
-        while rig.planner.looks < looks + 30:
-            await asyncio.sleep(0.01)
+        await rig.planner.looks_more(30)
         assert rig.planner.plans == 1
         rig.supervisor.stop()
 
@@ -508,9 +506,7 @@ def test_a_growth_that_cannot_be_loaded_gives_the_former_context_back_and_is_not
         await can_have(rig, 4096)
         await rig.until_ready(2)
         assert rig.supervisor.launch and rig.supervisor.launch.plan.context_tokens == 2048
-        looks = rig.planner.looks
-        while rig.planner.looks < looks + 40:
-            await asyncio.sleep(0.01)
+        await rig.planner.looks_more(40)
         assert rig.reporter.names().count("context-grows") == 1
         rig.planner.offer = Offer(4096, {"CUDA0": 10 << 30})
         await rig.until_ready(3)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +22,7 @@ from llamad.engine.environment import child_environment
 from llamad.engine.flags import can_ask, dry_run_args, server_args
 from llamad.engine.names import plan_names, visible_uuids
 from llamad.errors import DeviceError, LlamadError
+from llamad.frozen import dataclass
 from llamad.gguf.facts import ModelFacts
 from llamad.hardware.device import Device, Probe
 from llamad.hardware.host import host_memory

@@ -7,9 +7,8 @@ Errors are raised with plain facts and turned into text and an exit code at one 
 from __future__ import annotations
 
 import errno
+from dataclasses import dataclass
 from enum import IntEnum
-
-from llamad.frozen import dataclass
 
 
 class ExitCode(IntEnum):

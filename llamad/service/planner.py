@@ -39,6 +39,7 @@ from llamad.units import MIB
 if TYPE_CHECKING:
     from llamad.ledger.booking import Booking
     from llamad.planning.extras import Extras
+    from llamad.service.onlooker import Onlooker
     from llamad.service.sharing import Sharing
     from llamad.supervision.launch import Launch
 
@@ -65,7 +66,8 @@ class PlanMaker:
 
     `engine` is the folder of the child's socket, `cache` the model's cache folder, `scratch` the folder for the
     socket of a llama-server that is only asked. With a `booking` the plan's bytes are promised to it; with a
-    `sharing` it leaves room for other models. `learned` is what former starts taught.
+    `sharing` it leaves room for other models. `learned` is what former starts taught. Without a booking, an
+    `onlooker` tells what the ledger has of this model and of others.
     """
 
     def __init__(
@@ -80,11 +82,13 @@ class PlanMaker:
         booking: Booking | None = None,
         sharing: Sharing | None = None,
         learned: LearnedFile | None = None,
+        onlooker: Onlooker | None = None,
     ) -> None:
         self._loaded = loaded
         self._booking = booking
         self._sharing = sharing
         self._learned_file = learned
+        self._onlooker = onlooker
         self._read = read or FactsReader()
         self._nvml = nvml
         self._hints: tuple[str, ...] = ()
@@ -109,6 +113,8 @@ class PlanMaker:
         if self._booking:
             self._booking.look()
         devices = list(what_if) or list(returning) or (self.devices(caps) if caps else [])
+        if self._onlooker:
+            devices = self._onlooker.devices(devices)
         learned = self.learned(self._key(self.fingerprint(facts, extras), caps, devices))
         lessons = learned.reserved((one.name, one.uuid, one.free_bytes) for one in devices)
         left_out = in_words(lessons, self._loaded.name)
@@ -233,7 +239,8 @@ class PlanMaker:
             return replace(plan, source="learned") if known(plan) else plan
 
         if self._booking is None:
-            return confirmed(solver(reserved={}), {})
+            reserved = self._onlooker.reserved() if self._onlooker else {}
+            return confirmed(solver(reserved=reserved), reserved)
         from llamad.service.desk import Desk  # a plan that nothing is promised for has no use for it
 
         return Desk(self._booking, self._loaded, devices, host).promised(solver, confirmed)

@@ -41,14 +41,15 @@ def test_the_kernels_word_for_a_process() -> None:
 
 
 def run_with(
-    rig: Rig, at_work: int, *, moves: bool = False, slots_move: bool = False, turns: int = 40
+    rig: Rig, at_work: int, *, moves: bool = False, slots_move: bool = False, idle_s: float = 0.0
 ) -> list[str]:
     """Serve with requests at work for a while; the events."""
 
     async def scene(rig: Rig) -> None:
         await rig.until_ready()
+        await asyncio.sleep(idle_s)
         rig.front.working = at_work
-        for turn in range(turns):
+        for turn in range(40):
             rig.front.progressed += moves
             rig.engine.slots = str(turn) if slots_move else "0"
             if "child-exited" in rig.reporter.names():
@@ -132,5 +133,5 @@ def test_a_picture_may_take_ten_times_as_long(tmp_path: Path, heard: list[str], 
         "encoding": "0.00.100.000 I encoding image slice...",
         "encoded": "0.00.200.000 I image slice encoded in 71234 ms",
     }
-    rig = Rig(tmp_path, {"after": [lines[word] for word in heard]}, hang_s=30.0)
-    assert ("no-progress" in run_with(rig, 1, turns=100)) is hung
+    rig = Rig(tmp_path, {"after": [lines[word] for word in heard]}, hang_s=10.0)
+    assert ("no-progress" in run_with(rig, 1, idle_s=0.7)) is hung  # by then it has said so

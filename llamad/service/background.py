@@ -76,6 +76,7 @@ class BackgroundPlanner:
         self._booking.start_wait_s = loaded.definition.limits.start_wait_s
         if previous is not None:
             await _off_the_loop(self._booking.returning, self._booking.promise_id, what="writing the lease")
+            await _off_the_loop(refuse_upgraded_driver, previous, loaded, what="looking at the driver")
         if self._waits:
             previous = None  # its bytes were awaited before it had to stand in the queue
         again = (
@@ -184,8 +185,8 @@ class BackgroundPlanner:
         remove_stale(previous.socket_path)
         maker, plan = self._maker(loaded), previous.plan
         wanted = {d.name: d.parts.total_bytes - d.parts.margin_bytes for d in plan.devices}
-        if not self._wait_for(maker, wanted):
-            return False
+        if not self._wait_for(maker, wanted) or maker.capabilities().key != previous.engine_key:
+            return False  # another engine may want other flags
         self._booking.look()
         desk = Desk(self._booking, loaded, maker.devices() if wanted else [], host_memory())
         return desk.take_again(plan)
@@ -241,6 +242,21 @@ class BackgroundPlanner:
             if now_s - began_s > BYTES_BACK_S or now_s - since_s > BYTES_STILL_S:
                 return False
             time.sleep(BYTES_BACK_POLL_S)  # in a worker thread; no driver tells when memory returns
+
+
+def refuse_upgraded_driver(previous: Launch, loaded: Loaded) -> None:
+    """Raise DeviceError where a new llama-server could not have the NVIDIA GPUs that the last one had.
+
+    Our own view of them is the old library's, which still works: memory would come back, and nothing could use it.
+    """
+    uses = any(device.uuid.startswith(("GPU-", "MIG-")) for device in previous.plan.devices)
+    if not uses or loaded.definition.placement.allow_cpu:
+        return
+    from llamad.hardware.driver import driver_upgrade
+    from llamad.hardware.nvml_errors import driver_upgraded
+
+    if versions := driver_upgrade():
+        raise driver_upgraded(*versions)
 
 
 async def _off_the_loop(work: Callable[..., T], *args: object, what: str) -> T:

@@ -64,7 +64,7 @@ async def watch_load(child: Child, intake: Intake, launch: Launch, seams: Seams,
     seams.reporter.extend(stall_s + 30.0)
     while True:
         loaded = intake.loaded.is_set()
-        await _either(intake.loaded, poll_s if not loaded else FIRST_POLL_S, clock)
+        await either(intake.loaded, poll_s if not loaded else FIRST_POLL_S, clock)
         if await seams.engine.healthy(launch.socket_path):
             break
         poll_s = min(POLL_S, poll_s * 1.5)
@@ -79,7 +79,7 @@ async def watch_load(child: Child, intake: Intake, launch: Launch, seams: Seams,
                 seams.reporter.extend(stall_s + 30.0)
         elif now_s - since_s > stall_s:
             raise _stalled(launch, seams, stall_s)
-    await _either(intake.loaded, LAST_LINES_S, clock)
+    await either(intake.loaded, LAST_LINES_S, clock)
     prove(intake, launch, seams)
 
 
@@ -122,7 +122,7 @@ def _stalled(launch: Launch, seams: Seams, stall_s: float) -> NotUsable:
     return NotUsable("stalled", ChildError(text, fix=fix))
 
 
-async def _either(event: asyncio.Event, timeout_s: float, clock: Clock) -> None:
+async def either(event: asyncio.Event, timeout_s: float, clock: Clock) -> None:
     """Return when the event is set, or after the time."""
     if event.is_set():
         if timeout_s <= FIRST_POLL_S:

@@ -15,17 +15,18 @@ from dataclasses import dataclass, replace
 from llamad.clock import Clock
 from llamad.config.loaded import Loaded
 from llamad.errors import ChildError, ExitCode, LlamadError
-from llamad.ledger.booking import GaveUpWaiting, MustWait
+from llamad.ledger.booking import MustWait
 from llamad.supervision import words
 from llamad.supervision.backoff import Backoff
 from llamad.supervision.causes import CAUSES, Cause, Policy
 from llamad.supervision.child import Child, Spawner, stop_ladder
+from llamad.supervision.ending import Parking, ending, may_park
 from llamad.supervision.hang import Hung, watch_hang
 from llamad.supervision.host import oom_kills
 from llamad.supervision.intake import Intake
 from llamad.supervision.launch import Launch, Seams, needs_no_new_child, tail
 from llamad.supervision.loading import NotUsable, watch_load
-from llamad.supervision.machine import Effect, Event, State, step
+from llamad.supervision.machine import Effect, Event, State, parks, step
 from llamad.supervision.reload import Reload
 
 SETTLE_S = 2.0
@@ -56,6 +57,7 @@ class Supervisor:
         clock: Clock,
         *,
         exit_on_failure: bool = True,
+        parks: bool = False,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self.state = State.STOPPED
@@ -65,6 +67,7 @@ class Supervisor:
         self._spawner = spawner
         self._clock = clock
         self._exit_on_failure = exit_on_failure
+        self._parking = Parking(jitter) if parks else None
         self._backoff = Backoff(loaded.definition.limits.restarts, jitter)
         self._queue: asyncio.Queue[_Message] = asyncio.Queue()
         self._epoch = 0
@@ -83,6 +86,7 @@ class Supervisor:
         self._failure: ExitCode = ExitCode.OK
         self._failure_text = ""
         self._queued_text = ""
+        self._remarks: dict[str, str] = {}
         self.restarts = 0
 
     # -- what others may call ---------------------------------------------------------------------------
@@ -117,7 +121,20 @@ class Supervisor:
         """The one line of `systemctl status`."""
         plan, stepped_from = (self.launch.plan, self.launch.stepped_from) if self.launch else (None, 0)
         text = self._queued_text if self.state is State.WAITING else self._failure_text
-        return words.status_words(self.state, plan, stepped_from, text, self._last_cause)
+        remarks = self._remarks.values()
+        return words.status_words(self.state, plan, stepped_from, text, self._last_cause, remarks)
+
+    def remark(self, topic: str, text: str) -> None:
+        """Add this to the status of a child that serves, in place of what was said of the topic; "" takes it back."""
+        if self._remarks.get(topic, "") != text:
+            self._remarks = {**self._remarks, topic: text}
+            self._remarks = {about: said for about, said in self._remarks.items() if said}
+            self._announce()
+
+    def condemn(self, because: str, error: LlamadError) -> None:
+        """Have the child that serves replaced; nothing if none does. `because` is a word of the classifier."""
+        if self.state is State.READY:
+            self._condemn(self._epoch, because, error)
 
     @property
     def child_pid(self) -> int:
@@ -146,6 +163,8 @@ class Supervisor:
             return
         if message.event in (Event.REFUSED, Event.DIED, Event.DOOMED) and self._reverts(message):
             message = _Message(Event.REVERT)
+        if self._is_parked(message):
+            message = replace(message, event=Event.PARKED)
         before = self.state
         self.state, effects = step(before, message.event)
         if self.state is not before or effects:
@@ -179,6 +198,10 @@ class Supervisor:
         self._reload.settle(message.error or ChildError("the new definition could not be started", why=why))
         return True
 
+    def _is_parked(self, message: _Message) -> bool:
+        ends = message.event in (Event.REFUSED, Event.DOOMED)
+        return ends and bool(self._parking) and parks(self.state) and may_park(message.error or message.cause)
+
     def _cancel_jobs(self) -> None:
         for job in self._jobs:
             job.cancel()
@@ -204,6 +227,8 @@ class Supervisor:
                 self._queued_text = str(message.error)
                 self._announce()
                 self._job(self._await_turn(self._epoch))
+            case Effect.AWAIT_DEVICE:
+                self._job(self._await_device(self._epoch, message.error or message.cause))
             case Effect.SPAWN:
                 await self._spawn()
             case Effect.WARM_UP:
@@ -242,6 +267,15 @@ class Supervisor:
 
     async def _await_turn(self, epoch: int) -> None:
         await self._seams.planner.turn()
+        self._post(_Message(Event.TURN, epoch))
+
+    async def _await_device(self, epoch: int, why: LlamadError | Cause | None) -> None:
+        assert self._parking is not None and why is not None
+        self._queued_text = self._parking.text(why)
+        self._parking.tell(self._seams.reporter, why)
+        self._reload.settle(why if isinstance(why, LlamadError) else ChildError(why.text, fix=why.fix))
+        self._announce()
+        await self._clock.sleep(self._parking.next_delay_s())
         self._post(_Message(Event.TURN, epoch))
 
     async def _spawn(self) -> None:
@@ -331,6 +365,9 @@ class Supervisor:
         self._ready_at_s = self._clock.monotonic()
         self._backoff.ready_at(self._ready_at_s)
         self._failure = ExitCode.OK
+        self._queued_text = ""
+        if self._parking:
+            self._parking.over()
         self._seams.planner.settled(self.child_pid)
         self._seams.front.open(self.launch)
         if self._reload.take_back():
@@ -401,18 +438,13 @@ class Supervisor:
         self._post(_Message(Event.TIMER, epoch))
 
     def _give_up(self, message: _Message) -> None:
-        error, cause = message.error, message.cause
-        self._failure = error.exit_code if error else cause.exit_code if cause else ExitCode.CRASH_LOOP
-        text = str(error) if error else cause.text if cause else "llama-server ended"
-        fix = (error.fix if error else cause.fix if cause else "") or "see the lines before"
-        self._failure_text = text if fix in text else f"{text}; {fix}"
+        error = message.error
         lines = tail(self._intake.recent()) if self._intake and not error else ""
-        event = "gave-up-waiting" if isinstance(error, GaveUpWaiting) else words.event_of(self._failure)
-        self._seams.reporter.event(
-            event, f"{words.verdict(self._failure)}: {text}" + (f"\n{lines}" if lines else ""), CAUSE=text, FIX=fix
-        )
-        self._seams.front.refuse(text)
-        self._reload.settle(error or ChildError(text, fix=fix))
+        end = ending(error or message.cause, lines, served=bool(self._ready_at_s))
+        self._failure, self._failure_text = end.code, end.status
+        self._seams.reporter.event(end.event, end.message, CAUSE=end.text, FIX=end.fix)
+        self._seams.front.refuse(end.text)
+        self._reload.settle(error or ChildError(end.text, fix=end.fix))
         if self._exit_on_failure:
             self._exit = self._failure
 

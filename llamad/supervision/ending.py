@@ -1,0 +1,85 @@
+"""How a model's life ends in failure, in words; or is parked, where its device may come back.
+
+Under systemd llamad ends with exit status 69: which devices a unit may open is fixed when it starts, so waiting
+within would be in vain. Where nobody starts it again, it waits itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from llamad.errors import ExitCode, LlamadError
+from llamad.ledger.booking import GaveUpWaiting
+from llamad.supervision import words
+from llamad.supervision.causes import Cause
+from llamad.supervision.launch import Reporter
+
+FIRST_S = 1.0
+LONGEST_S = 60.0
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What a failure comes to."""
+
+    code: ExitCode
+    event: str
+    message: str
+    """Of the record, the last lines of llama-server below it."""
+    text: str
+    fix: str
+    status: str
+
+
+def ending(why: LlamadError | Cause | None, lines: str, *, served: bool) -> Ending:
+    """The end for a refusal or a cause of death. `served`: whether it had been ready in this life."""
+    code = why.exit_code if why else ExitCode.CRASH_LOOP
+    text, fix = _text(why), (why.fix if why else "") or "see the lines before"
+    event = words.event_of(code)
+    if isinstance(why, GaveUpWaiting):
+        event = "gave-up-waiting"
+    elif served and code is ExitCode.NO_DEVICE:
+        event = "waiting-for-device"
+    message = f"{words.verdict(code)}: {text}" + (f"\n{lines}" if lines else "")
+    return Ending(code, event, message, text, fix, text if fix in text else f"{text}; {fix}")
+
+
+def may_park(why: LlamadError | Cause | None) -> bool:
+    """Whether what failed is a device that does not answer."""
+    return why is not None and why.exit_code is ExitCode.NO_DEVICE
+
+
+class Parking:
+    """Waits that grow while a device does not answer: they are no crash loop and never end by themselves."""
+
+    def __init__(self, jitter: Callable[[], float]) -> None:
+        self._jitter = jitter
+        self._waits = 0
+
+    def text(self, why: LlamadError | Cause) -> str:
+        """For the status line: which device, and what to do."""
+        text = _text(why)
+        return f"waiting for a device: {text}" + ("" if why.fix in text else f"; {why.fix}")
+
+    def tell(self, reporter: Reporter, why: LlamadError | Cause) -> None:
+        """One record for the whole wait."""
+        if not self._waits:
+            text = _text(why)
+            reporter.event("waiting-for-device", f"Waiting for a device: {text}", CAUSE=text, FIX=why.fix)
+
+    def next_delay_s(self) -> float:
+        """Seconds until it is tried again."""
+        delay_s = min(LONGEST_S, FIRST_S * 2.0 ** min(self._waits, 16))
+        self._waits += 1
+        return delay_s * (1.0 + 0.1 * self._jitter())
+
+    def over(self) -> None:
+        """It serves again."""
+        self._waits = 0
+
+
+def _text(why: LlamadError | Cause | None) -> str:
+    if why is None:
+        return "llama-server ended"
+    return why.text if isinstance(why, Cause) else str(why)

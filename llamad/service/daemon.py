@@ -32,10 +32,12 @@ class Service:
 
     start: Start
 
+    def __post_init__(self) -> None:
+        self._ground_task: asyncio.Task[None] | None = None
+
     async def run(self) -> ExitCode:
         """Serve until told to stop or failed. Raises LlamadError for what fails before the supervisor runs."""
         start = self.start
-        self._ground_task: asyncio.Task[None] | None
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(self._on_loop_error)
         self.name, self.reporter = start.name, start.reporter
@@ -48,7 +50,7 @@ class Service:
         spawner = ProcessSpawner(start.process, lambda: start.ledger.lease_fds)
         parks = UNDER_SYSTEMD not in start.environ  # systemd starts us again, with the devices that are there then
         self.supervisor = Supervisor(start.loaded, seams, spawner, SystemClock(), parks=parks)
-        self._seams, self._ground_task = seams, None
+        self._seams = seams
         self.reporter.on_state = self._state_changed
         self.front.state = lambda: str(self.supervisor.state)
         self.front.child_lives = lambda: self.supervisor.child_pid != 0
@@ -115,6 +117,8 @@ class Service:
         self._reload_again = True
         while self._reload_again:
             self._reload_again = False
+            if self._ground_task is not None:
+                self._ground.state_changed()  # who reloads has often installed something
             self.reporter.reloading()
             text = await self._reload_once()
             if self.supervisor.state == "ready":

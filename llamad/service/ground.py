@@ -22,7 +22,10 @@ from llamad.units import listed
 class MachineGround:
     """`Ground` of this machine. `cache` is the model's cache folder, `nvml` the open probe of its daemon."""
 
-    def __init__(self, cache: Path, nvml: Probe) -> None:
+    def __init__(
+        self, cache: Path, nvml: Probe, upgrade: Callable[[], tuple[str, str] | None] = driver_upgrade
+    ) -> None:
+        self._upgrade = upgrade
         self._cache = cache
         self._nvml = nvml
 
@@ -38,7 +41,7 @@ class MachineGround:
     def driver(self, launch: Launch) -> str:
         if not _nvidia(launch):
             return ""
-        versions = driver_upgrade()
+        versions = self._upgrade()
         if versions:
             return f"the kernel runs {versions[0]}, the libraries are {versions[1]}"
         try:

@@ -105,6 +105,7 @@ class GroundWatch:
                 await either(self._woken, TICK_S, self._clock)
                 if self._woken.is_set():
                     await self._clock.sleep(SETTLE_S)
+                    self._looked_at_s = -LOOK_S
                 self._woken.clear()
                 await self._look()
         finally:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from llamad.errors import ExitCode, LlamadError
+from llamad.errors import ChildError, ExitCode, LlamadError
 from llamad.ledger.booking import GaveUpWaiting
 from llamad.supervision import words
 from llamad.supervision.causes import Cause
@@ -45,38 +45,35 @@ def ending(why: LlamadError | Cause | None, lines: str, *, served: bool) -> Endi
     return Ending(code, event, message, text, fix, text if fix in text else f"{text}; {fix}")
 
 
-def may_park(why: LlamadError | Cause | None) -> bool:
+def of_a_device(why: LlamadError | Cause | None) -> bool:
     """Whether what failed is a device that does not answer."""
     return why is not None and why.exit_code is ExitCode.NO_DEVICE
 
 
+def as_error(why: LlamadError | Cause) -> LlamadError:
+    """For who asked for what failed."""
+    return why if isinstance(why, LlamadError) else ChildError(why.text, fix=why.fix)
+
+
 class Parking:
-    """Waits that grow while a device does not answer: they are no crash loop and never end by themselves."""
+    """One spell of waits, which grow while a device does not answer: no crash loop, and without an end of its own."""
 
     def __init__(self, jitter: Callable[[], float]) -> None:
         self._jitter = jitter
         self._waits = 0
 
-    def text(self, why: LlamadError | Cause) -> str:
-        """For the status line: which device, and what to do."""
+    def begin(self, why: LlamadError | Cause, reporter: Reporter) -> str:
+        """For the status line: which device, and what to do. There is one record for all waits in a row."""
         text = _text(why)
-        return f"waiting for a device: {text}" + ("" if why.fix in text else f"; {why.fix}")
-
-    def tell(self, reporter: Reporter, why: LlamadError | Cause) -> None:
-        """One record for the whole wait."""
         if not self._waits:
-            text = _text(why)
             reporter.event("waiting-for-device", f"Waiting for a device: {text}", CAUSE=text, FIX=why.fix)
+        return f"waiting for a device: {text}" + ("" if why.fix in text else f"; {why.fix}")
 
     def next_delay_s(self) -> float:
         """Seconds until it is tried again."""
         delay_s = min(LONGEST_S, FIRST_S * 2.0 ** min(self._waits, 16))
         self._waits += 1
         return delay_s * (1.0 + 0.1 * self._jitter())
-
-    def over(self) -> None:
-        """It serves again."""
-        self._waits = 0
 
 
 def _text(why: LlamadError | Cause | None) -> str:

@@ -208,7 +208,8 @@ class GroundWatch:
 
     async def _gone(self, launch: Launch) -> LlamadError | None:
         try:
-            return await asyncio.wait_for(asyncio.to_thread(self._ground.lost, launch), BLOCKING_S)
+            async with asyncio.timeout(BLOCKING_S):
+                return await asyncio.to_thread(self._ground.lost, launch)
         except (TimeoutError, DriverUpgraded):
             return None  # the child itself is asked next
         except DeviceError as error:
@@ -241,6 +242,8 @@ class GroundWatch:
 async def _off_the_loop(look: Callable[[], T]) -> T | None:
     """What a blocking look finds; None where it fails or does not come back in time."""
     try:
-        return await asyncio.wait_for(asyncio.to_thread(look), BLOCKING_S)
+        # Not wait_for: before Python 3.12 it can lose the cancellation that ends the watch.
+        async with asyncio.timeout(BLOCKING_S):
+            return await asyncio.to_thread(look)
     except (TimeoutError, LlamadError):
         return None

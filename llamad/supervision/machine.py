@@ -177,9 +177,9 @@ _OF_AN_ATTEMPT = frozenset(
 )  # fmt: skip
 
 
-def parks(state: State) -> bool:
-    """Whether what ends in failure here can be parked instead."""
-    return (state, Event.PARKED) in TRANSITIONS
+def may(event: Event, state: State) -> bool:
+    """Whether the event changes anything in this state."""
+    return (state, event) in TRANSITIONS
 
 
 def step(state: State, event: Event) -> Row:

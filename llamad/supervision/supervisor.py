@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from llamad.clock import Clock
@@ -20,13 +20,14 @@ from llamad.supervision import words
 from llamad.supervision.backoff import Backoff
 from llamad.supervision.causes import CAUSES, Cause, Policy
 from llamad.supervision.child import Child, Spawner, stop_ladder
-from llamad.supervision.ending import Parking, ending, may_park
+from llamad.supervision.ending import Parking, as_error, ending, of_a_device
 from llamad.supervision.hang import Hung, watch_hang
 from llamad.supervision.host import oom_kills
 from llamad.supervision.intake import Intake
+from llamad.supervision.jobs import Jobs
 from llamad.supervision.launch import Launch, Seams, needs_no_new_child, tail
-from llamad.supervision.loading import NotUsable, watch_load
-from llamad.supervision.machine import Effect, Event, State, parks, step
+from llamad.supervision.loading import NotUsable, warm_up, watch_load
+from llamad.supervision.machine import Effect, Event, State, may, step
 from llamad.supervision.reload import Reload
 
 SETTLE_S = 2.0
@@ -66,12 +67,12 @@ class Supervisor:
         self._seams = seams
         self._spawner = spawner
         self._clock = clock
-        self._exit_on_failure = exit_on_failure
+        self._exit_on_failure, self._jitter = exit_on_failure, jitter
         self._parking = Parking(jitter) if parks else None
         self._backoff = Backoff(loaded.definition.limits.restarts, jitter)
         self._queue: asyncio.Queue[_Message] = asyncio.Queue()
         self._epoch = 0
-        self._jobs: set[asyncio.Task[None]] = set()
+        self._jobs = Jobs()
         self._child: Child | None = None
         self._intake: Intake | None = None
         self._killed_because = ""
@@ -121,14 +122,12 @@ class Supervisor:
         """The one line of `systemctl status`."""
         plan, stepped_from = (self.launch.plan, self.launch.stepped_from) if self.launch else (None, 0)
         text = self._queued_text if self.state is State.WAITING else self._failure_text
-        remarks = self._remarks.values()
-        return words.status_words(self.state, plan, stepped_from, text, self._last_cause, remarks)
+        return words.status_words(self.state, plan, stepped_from, text, self._last_cause, self._remarks.values())
 
     def remark(self, topic: str, text: str) -> None:
         """Add this to the status of a child that serves, in place of what was said of the topic; "" takes it back."""
         if self._remarks.get(topic, "") != text:
-            self._remarks = {**self._remarks, topic: text}
-            self._remarks = {about: said for about, said in self._remarks.items() if said}
+            self._remarks[topic] = text
             self._announce()
 
     def condemn(self, because: str, error: LlamadError) -> None:
@@ -148,7 +147,7 @@ class Supervisor:
             while self._exit is None:
                 await self._handle(await self._queue.get())
         finally:
-            self._cancel_jobs()
+            self._jobs.cancel()
             if self._child:
                 self._child.kill_group()
         return self._exit
@@ -168,7 +167,7 @@ class Supervisor:
         before = self.state
         self.state, effects = step(before, message.event)
         if self.state is not before or effects:
-            self._cancel_jobs()
+            self._jobs.cancel()
             self._epoch += 1
         self._take_facts(message)
         for effect in effects:
@@ -186,65 +185,44 @@ class Supervisor:
         """Whether this failure belongs to a new definition that has an older one to fall back to."""
         if message.cause and message.cause.policy is Policy.STEP_DOWN and message.event is Event.DIED:
             return False
-        starting = (State.WAITING, State.LOADING, State.WARMING, State.CONDEMNED)
-        if self._reload.fallback is None or self.state not in starting:
+        if self._reload.fallback is None or not may(Event.REVERT, self.state):
             return False
         why = str(message.error or self._condemned or (message.cause and message.cause.text) or "it failed")
-        self._seams.reporter.event(
-            "reload-reverted", f"The new definition could not be started: {why}. The old one is in force again",
-            CAUSE=why,
-        )  # fmt: skip
-        self.loaded = self._reload.take_back() or self.loaded
-        self._reload.settle(message.error or ChildError("the new definition could not be started", why=why))
+        self.loaded = self._reload.revert(why, message.error, self._seams.reporter) or self.loaded
         return True
 
     def _is_parked(self, message: _Message) -> bool:
-        ends = message.event in (Event.REFUSED, Event.DOOMED)
-        return ends and bool(self._parking) and parks(self.state) and may_park(message.error or message.cause)
-
-    def _cancel_jobs(self) -> None:
-        for job in self._jobs:
-            job.cancel()
-        self._jobs.clear()
-
-    def _job(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.create_task(work)
-        self._jobs.add(task)
-        task.add_done_callback(self._job_done)
-
-    def _job_done(self, task: asyncio.Task[None]) -> None:
-        self._jobs.discard(task)
-        if not task.cancelled() and (error := task.exception()):
-            raise error  # a bug: the loop's exception handler ends the daemon
+        may_be = self._parking and message.event in (Event.REFUSED, Event.DOOMED) and may(Event.PARKED, self.state)
+        return bool(may_be) and of_a_device(message.error or message.cause)
 
     # -- effects ----------------------------------------------------------------------------------------
 
     async def _carry_out(self, effect: Effect, message: _Message) -> None:
         match effect:
             case Effect.PLAN:
-                self._job(self._plan(self._epoch))
+                self._jobs.start(self._plan(self._epoch))
             case Effect.AWAIT_TURN:
                 self._queued_text = str(message.error)
                 self._announce()
-                self._job(self._await_turn(self._epoch))
+                self._jobs.start(self._await_turn(self._epoch))
             case Effect.AWAIT_DEVICE:
-                self._job(self._await_device(self._epoch, message.error or message.cause))
+                self._jobs.start(self._await_device(self._epoch, message.error or message.cause))
             case Effect.SPAWN:
                 await self._spawn()
             case Effect.WARM_UP:
-                self._job(self._warm_up(self._epoch))
+                self._jobs.start(self._warm_up(self._epoch))
             case Effect.OPEN:
                 self._open()
             case Effect.HOLD:
                 self._seams.front.hold(f"the model is {self.state}")
             case Effect.DRAIN:
-                self._job(self._drain(self._epoch))
+                self._jobs.start(self._drain(self._epoch))
             case Effect.STOP_CHILD:
                 self._stop_child()
             case Effect.KILL_CHILD:
-                self._job(self._kill_child(self._epoch))
+                self._jobs.start(self._kill_child(self._epoch))
             case Effect.ARM_BACKOFF:
-                self._job(self._back_off(self._epoch, message.cause))
+                self._jobs.start(self._back_off(self._epoch, message.cause))
             case Effect.FORGIVE:
                 self._backoff.forgive()
                 self._shortages = 0
@@ -271,9 +249,8 @@ class Supervisor:
 
     async def _await_device(self, epoch: int, why: LlamadError | Cause | None) -> None:
         assert self._parking is not None and why is not None
-        self._queued_text = self._parking.text(why)
-        self._parking.tell(self._seams.reporter, why)
-        self._reload.settle(why if isinstance(why, LlamadError) else ChildError(why.text, fix=why.fix))
+        self._queued_text = self._parking.begin(why, self._seams.reporter)
+        self._reload.settle(as_error(why))
         self._announce()
         await self._clock.sleep(self._parking.next_delay_s())
         self._post(_Message(Event.TURN, epoch))
@@ -295,9 +272,8 @@ class Supervisor:
             "loading", f"Loading {launch.definition.model} on {words.place_text(launch.plan)}",
             DEVICE=words.device_names(launch.plan),
         )  # fmt: skip
-        task = asyncio.create_task(self._watch_exit(child, intake, kills_before))
-        task.add_done_callback(self._job_done)
-        self._job(self._watch_load(self._epoch, child, intake, launch))
+        self._jobs.detach(self._watch_exit(child, intake, kills_before))
+        self._jobs.start(self._watch_load(self._epoch, child, intake, launch))
 
     async def _watch_exit(self, child: Child, intake: Intake, kills_before: int) -> None:
         """Lives as long as the child, whatever the states do meanwhile."""
@@ -340,15 +316,11 @@ class Supervisor:
 
     async def _warm_up(self, epoch: int) -> None:
         assert self.launch is not None and self._intake is not None
-        limits = self.launch.definition.limits
         self._warming = True
-        self._seams.reporter.extend(limits.warmup_s + 30.0)
         try:
-            self._batch_s = await self._seams.engine.warm_up(self.launch, limits.warmup_s)
-            self._intake.check_allocations()
-        except LlamadError as error:
-            self._seams.reporter.event("warm-up-failed", f"The warm-up failed: {error}", CAUSE=str(error))
-            self._condemn(epoch, "warm-up", error)
+            self._batch_s = await warm_up(self._intake, self.launch, self._seams)
+        except NotUsable as unusable:
+            self._condemn(epoch, unusable.because, unusable.error)
         else:
             self._post(_Message(Event.WARMED, epoch))
 
@@ -365,9 +337,7 @@ class Supervisor:
         self._ready_at_s = self._clock.monotonic()
         self._backoff.ready_at(self._ready_at_s)
         self._failure = ExitCode.OK
-        self._queued_text = ""
-        if self._parking:
-            self._parking.over()
+        self._parking = Parking(self._jitter) if self._parking else None
         self._seams.planner.settled(self.child_pid)
         self._seams.front.open(self.launch)
         if self._reload.take_back():
@@ -378,8 +348,8 @@ class Supervisor:
 
     def _watch_while_ready(self) -> None:
         if self._child and self._intake and self.launch:
-            self._job(self._watch_hang(self._epoch, self._child, self._intake, self.launch))
-        self._job(self._become_stable(self._epoch))
+            self._jobs.start(self._watch_hang(self._epoch, self._child, self._intake, self.launch))
+        self._jobs.start(self._become_stable(self._epoch))
 
     async def _watch_hang(self, epoch: int, child: Child, intake: Intake, launch: Launch) -> None:
         batch_s = self._batch_s * launch.plan.batch_tokens / launch.warm_up_tokens
@@ -407,8 +377,7 @@ class Supervisor:
             self._post(_Message(Event.DIED, cause=CAUSES["stopped"]))
             return
         self._killed_because = "stop"
-        task = asyncio.create_task(self._climb_down(self._child))
-        task.add_done_callback(self._job_done)
+        self._jobs.detach(self._climb_down(self._child))
 
     async def _climb_down(self, child: Child) -> None:
         await self._seams.front.close_upstreams()
@@ -445,8 +414,7 @@ class Supervisor:
         self._seams.reporter.event(end.event, end.message, CAUSE=end.text, FIX=end.fix)
         self._seams.front.refuse(end.text)
         self._reload.settle(error or ChildError(end.text, fix=end.fix))
-        if self._exit_on_failure:
-            self._exit = self._failure
+        self._exit = self._failure if self._exit_on_failure else None
 
     def _announce(self) -> None:
         self._seams.reporter.state(str(self.state), self.status_text())

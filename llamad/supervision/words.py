@@ -33,7 +33,7 @@ def status_words(
     from llamad.supervision.machine import State  # a start needs other words than these
 
     if state is State.READY and plan:
-        return "; ".join((ready_text(plan), *remarks))
+        return "; ".join(filter(None, (ready_text(plan), *remarks)))
     if state in (State.LOADING, State.WARMING) and plan:
         return loading_text(str(state), plan, stepped_from)
     if state is State.FAILED:

@@ -166,7 +166,12 @@ def _hear(wanted: int) -> None:
 
 def main() -> None:
     if sys.argv[1] == "faults":
-        return _hear(int(sys.argv[2]))
+        _hear(int(sys.argv[2]))
+    else:
+        _look_at_all()
+
+
+def _look_at_all() -> None:
     state = Path(os.environ["NVML_SHIM_STATE"])
     seen = []
     for states in json.load(sys.stdin):

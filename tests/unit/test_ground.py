@@ -166,7 +166,7 @@ def test_an_engine_replaced_on_disk_is_told_once_and_restarts_nothing() -> None:
         assert rig.served.said() == "", "put back"
 
     rig = play(scene)
-    name, message, fields = rig.reporter.events[0]
+    fields = rig.reporter.events[0][2]
     assert fields == {"CAUSE": "running b11669, installed b11702", "FIX": "systemctl restart llamad@tiny"}
     assert rig.served.condemned == []
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from llamad.errors import InternalError
-from llamad.supervision.machine import IGNORED, TRANSITIONS, Effect, Event, State, parks, step
+from llamad.supervision.machine import IGNORED, TRANSITIONS, Effect, Event, State, may, step
 from tests.support.states_dot import states_dot
 
 WITH_CHILD = {
@@ -36,7 +36,7 @@ def test_a_death_is_known_wherever_there_is_a_child_and_nowhere_else() -> None:
 
 def test_whatever_fails_for_good_can_be_parked_instead() -> None:
     failing = {state for (state, _), (after, _) in TRANSITIONS.items() if after is State.FAILED}
-    assert {state for state in State if parks(state)} == failing
+    assert {state for state in State if may(Event.PARKED, state)} == failing
     for state in failing:
         after, effects = step(state, Event.PARKED)
         assert after is State.WAITING and effects[-1] is Effect.AWAIT_DEVICE
@@ -63,7 +63,7 @@ def possible(state: State, event: Event, child: bool) -> bool:
     what has failed, in place of a refusal or a death that is final.
     """
     if event is Event.PARKED:
-        return parks(state)
+        return may(Event.PARKED, state)
     if event is Event.REVERT:
         return state in (State.WAITING, State.LOADING, State.WARMING, State.CONDEMNED)
     return event is not Event.START and (child or event not in GONE)

@@ -12,13 +12,13 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from llamad.engine.build import Capabilities
 from llamad.engine.merge import merge_devices
 from llamad.engine.query import QueryResult, run_query
 from llamad.errors import DeviceError
+from llamad.frozen import dataclass
 from llamad.hardware.amdgpu import AmdGpus
 from llamad.hardware.device import Device, HostMemory, Probe
 from llamad.hardware.host import host_memory
@@ -200,7 +200,7 @@ class DeviceFinder:
         A kept list of no devices counts only with `trust_none`: a driver may come late, and nobody who needs a
         GPU may be told for ever that there is none. Raises DeviceError as the probes and `list_devices` do.
         """
-        nvml, amdgpu, host = self._read()
+        nvml, amdgpu, host = self._read(trust_none=trust_none)
         key = self._key(nvml, amdgpu)
         found = self._told(key, nvml, amdgpu, host)
         if found is not None and (found or trust_none):
@@ -216,12 +216,13 @@ class DeviceFinder:
         """The devices as far as the drivers tell them. None where llama-server would have to be run to say what is
         free, which takes memory of its own. Raises DeviceError as the probes do.
         """
-        nvml, amdgpu, host = self._read()
+        nvml, amdgpu, host = self._read(trust_none=False)
         return self._told(self._key(nvml, amdgpu), nvml, amdgpu, host)
 
-    def _read(self) -> tuple[list[Device], list[Device], HostMemory]:
-        nvml, amdgpu, host = self._nvml.devices(), self._amdgpu.devices(), self._host()
-        self.left_out = tuple(getattr(self._nvml, "problems", ()))
+    def _read(self, *, trust_none: bool) -> tuple[list[Device], list[Device], HostMemory]:
+        nvml, refused = self._nvidia(trust_none=trust_none)
+        amdgpu, host = self._amdgpu.devices(), self._host()
+        self.left_out = (*refused, *getattr(self._nvml, "problems", ()))
         return nvml, amdgpu, host
 
     def _told(
@@ -233,6 +234,15 @@ class DeviceFinder:
             return None
         found = self._merged(kept, nvml, amdgpu, host)
         return found if all(device.source != "engine" or device.integrated for device in found) else None
+
+    def _nvidia(self, *, trust_none: bool) -> tuple[list[Device], tuple[str, ...]]:
+        """What NVML shows; where a model may do without a GPU, a driver that cannot be used is left out."""
+        try:
+            return self._nvml.devices(), ()
+        except DeviceError as error:
+            if not trust_none:
+                raise
+            return [], (str(error),)
 
     def _hint(self, found: Sequence[Device], nvml: Sequence[Device], amdgpu: Sequence[Device]) -> None:
         absence = getattr(self._nvml, "absence", "")

@@ -15,7 +15,6 @@ from llamad.hardware.device import Device, Probe
 from llamad.hardware.host import host_memory
 from llamad.ledger.booking import Booking, MustWait
 from llamad.ledger.lease import Phase
-from llamad.planning.plan import Plan
 from llamad.service.desk import Desk, place_of
 from llamad.service.facts import FactsReader
 from llamad.service.lessons import Lessons
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
     from llamad.engine.log import Observed
 
 T = TypeVar("T")
+Upgrade = Callable[[], tuple[str, str] | None]
 
 PLAN_S = 120.0
 BYTES_BACK_S = 10.0
@@ -55,10 +55,12 @@ class BackgroundPlanner:
         nvml: Probe,
         first: Launch | None,
         booking: Booking,
+        upgrade: Upgrade | None = None,
     ) -> None:
         """`first` was planned a moment ago, for the first start. `nvml` is kept open: opening a GPU that nobody
-        uses can take seconds.
+        uses can take seconds. `upgrade` is `driver_upgrade` where it is not given.
         """
+        self._upgrade = upgrade
         self._booking = booking
         self._leases = LeaseRecorder(booking, reporter)
         self._problems: tuple[str, ...] = booking.problems
@@ -86,21 +88,16 @@ class BackgroundPlanner:
         self._booking.start_wait_s = loaded.definition.limits.start_wait_s
         if previous is not None:
             await _off_the_loop(self._booking.returning, self._booking.promise_id, what="writing the lease")
+            await _off_the_loop(self._refuse_upgraded_driver, previous, loaded, what="looking at the driver")
         if self._waits:
             previous = None  # its bytes were awaited before it had to stand in the queue
-        same = (
+        again = (
             previous is not None
-            and not self._lessons.pending
-            and needs_no_new_child(previous.loaded, loaded)
+            and self._is_same(previous, loaded)
+            and most_tokens is not None
+            and previous.plan.context_tokens <= most_tokens
         )
-        if same and previous and most_tokens is None:
-            launch = await _off_the_loop(self._grown, loaded, previous, what=what)
-            if launch is not None:
-                self._reporter.planned(launch.plan)
-                self._launch = launch
-                return launch
-        again = same and previous and previous.plan.context_tokens <= (most_tokens or 0)
-        if again and previous and await _off_the_loop(self._is_back, loaded, previous, what=what):
+        if previous and again and await _off_the_loop(self._is_back, loaded, previous, what=what):
             self._launch = replace(previous, loaded=loaded)
             return self._launch
         launch = await self._make_or_wait(loaded, previous, most_tokens, what)
@@ -214,14 +211,31 @@ class BackgroundPlanner:
             learned=self._learned,
         )
 
+    def _refuse_upgraded_driver(self, previous: Launch, loaded: Loaded) -> None:
+        """Raise DeviceError where a new llama-server could not have the NVIDIA GPUs that the last one had.
+
+        Our own view of them is the old library's, which still works: memory would come back, and nothing could use it.
+        """
+        uses = any(device.uuid.startswith(("GPU-", "MIG-")) for device in previous.plan.devices)
+        if not uses or loaded.definition.placement.allow_cpu:
+            return
+        from llamad.hardware.driver import driver_upgrade
+        from llamad.hardware.nvml_errors import driver_upgraded
+
+        if versions := (self._upgrade or driver_upgrade)():
+            raise driver_upgraded(*versions)
+
     def _is_back(self, loaded: Loaded, previous: Launch) -> bool:
         """Whether the memory of the child that just ended is back and promised again, so that its plan still holds."""
         remove_stale(previous.socket_path)
         maker = self._maker(loaded)
         wanted = {d.name: d.parts.total_bytes - d.parts.margin_bytes for d in previous.plan.devices}
-        return self._wait_for(maker, wanted) and self._take_again(maker, loaded, previous.plan)
+        return self._wait_for(maker, wanted) and self._take_again(maker, loaded, previous)
 
-    def _take_again(self, maker: PlanMaker, loaded: Loaded, plan: Plan) -> bool:
+    def _take_again(self, maker: PlanMaker, loaded: Loaded, previous: Launch) -> bool:
+        if maker.capabilities().key != previous.engine_key:
+            return False  # another engine may want other flags
+        plan = previous.plan
         self._booking.look()
         desk = Desk(self._booking, loaded, maker.devices() if plan.devices else [], host_memory())
         return desk.take_again(plan)
@@ -235,16 +249,23 @@ class BackgroundPlanner:
         maker, before = self._maker(loaded), previous.plan
         remove_stale(previous.socket_path)
         self._wait_for(maker, self._lookout.expected(before))
-        if not self._take_again(maker, loaded, before):
+        if not self._take_again(maker, loaded, previous):
             return None
         if not any(lease.phase is Phase.WAITING for lease in self._booking.others()):
             with contextlib.suppress(LlamadError):
                 launch = make_launch(maker, loaded)
                 if launch.plan.context_tokens > before.context_tokens:
                     return replace(launch, grown_from=before.context_tokens)
-        return replace(previous, loaded=loaded) if self._take_again(maker, loaded, before) else None
+        return replace(previous, loaded=loaded) if self._take_again(maker, loaded, previous) else None
+
+    def _is_same(self, previous: Launch, loaded: Loaded) -> bool:
+        """Whether the last plan would do again: for this definition, and no lesson says otherwise."""
+        return not self._lessons.pending and needs_no_new_child(previous.loaded, loaded)
 
     def _make(self, loaded: Loaded, previous: Launch | None, most_tokens: int | None) -> Launch:
+        grows = previous is not None and most_tokens is None and self._is_same(previous, loaded)
+        if previous is not None and grows and (launch := self._grown(loaded, previous)):
+            return launch
         maker = self._maker(loaded)
         if self._launch is not None and not needs_no_new_child(self._launch.loaded, loaded):
             self._lessons.drop()

@@ -22,7 +22,7 @@ LONGEST_GAP_S = 3 * LOOK_S
 QUIET_S = 30.0
 """A pause between requests in which a restart costs nobody anything."""
 
-_CAUSES = frozenset({Event.START, Event.RELOAD, Event.REVERT, Event.QUEUED, Event.GROW})
+_CAUSES = frozenset({Event.START, Event.RELOAD, Event.REVERT, Event.QUEUED, Event.PARKED, Event.GROW})
 
 
 class Offer(NamedTuple):

@@ -5,13 +5,17 @@ Imported when something died: a start has no time for the tables behind it.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from llamad.errors import ExitCode, LlamadError
 from llamad.planning.plan import Plan
 from llamad.supervision.cause import Death, classify
 from llamad.supervision.causes import Cause, Policy
 from llamad.supervision.host import address_space_limited
 from llamad.supervision.intake import Intake
+from llamad.supervision.launch import Seams
 from llamad.supervision.step_down import Failure, failure_of
+from llamad.supervision.words import exit_words
 
 
 def inquest(
@@ -40,10 +44,23 @@ def inquest(
     cause = classify(death)
     if cause.policy is Policy.STEP_DOWN:
         return cause, _failure(cause, death, plan, intake)
+    if condemned and killed_because == "device-lost":
+        return replace(cause, text=f"{cause.text}: {condemned.what}"), None
     if condemned and condemned.exit_code is not ExitCode.CRASH_LOOP:
         final = Policy.GIVE_UP
         return Cause(cause.name, str(condemned), condemned.fix, final, condemned.exit_code), None
     return cause, None
+
+
+def tell_death(cause: Cause, failure: Failure | None, returncode: int, seams: Seams) -> None:
+    """Say why it died: to the journal, to the streams that it cut, and to the planner where memory was short."""
+    seams.reporter.event(
+        "child-exited", f"llama-server ended ({exit_words(returncode)}): {cause.text}",
+        CAUSE=cause.text, FIX=cause.fix or "see its last lines", DEATH=cause.name,
+    )  # fmt: skip
+    seams.front.explain(cause.name, cause.text)
+    if failure:
+        seams.planner.failed(failure)
 
 
 def _failure(cause: Cause, death: Death, plan: Plan, intake: Intake) -> Failure:

@@ -1,4 +1,4 @@
-"""The supervisor's tasks: those of one state, which end with it, and those that outlive it."""
+"""The tasks of one state: leaving it cancels them."""
 
 from __future__ import annotations
 
@@ -7,33 +7,34 @@ from collections.abc import Coroutine
 
 
 class Jobs:
-    """Runs them. What a task did not expect goes to the loop's exception handler at once, which ends the daemon."""
+    """Tasks that run beside the loop that started them. What one of them did not expect is a bug: it is handed to the
+    event loop's exception handler, which ends the daemon.
+    """
 
     def __init__(self) -> None:
-        self._of_the_state: set[asyncio.Task[None]] = set()
-        self._lasting: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._detached: set[asyncio.Task[None]] = set()
+        """The event loop itself keeps no task alive."""
 
     def start(self, work: Coroutine[None, None, None]) -> None:
-        """Run it until it ends, or `cancel`."""
-        self._run(work, self._of_the_state)
+        """Run this until it ends or the state does."""
+        self._tasks.add(self.detach(work))
 
-    def start_lasting(self, work: Coroutine[None, None, None]) -> None:
-        """Run it until it ends, whatever the states do meanwhile."""
-        self._run(work, self._lasting)
+    def detach(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        """Run this whatever the states do."""
+        task = asyncio.create_task(work)
+        self._detached.add(task)
+        task.add_done_callback(self._done)
+        return task
 
     def cancel(self) -> None:
-        """The state is left: its tasks end."""
-        for task in self._of_the_state:
+        """The state is left."""
+        for task in self._tasks:
             task.cancel()
-        self._of_the_state.clear()
+        self._tasks.clear()
 
-    def _run(self, work: Coroutine[None, None, None], tasks: set[asyncio.Task[None]]) -> None:
-        task = asyncio.create_task(work)
-        tasks.add(task)
-        task.add_done_callback(tasks.discard)
-        task.add_done_callback(_raise_bug)
-
-
-def _raise_bug(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and (error := task.exception()):
-        raise error
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._detached.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            raise error

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from llamad.clock import Clock
+from llamad.planning.plan import Plan
+from llamad.supervision import words
 from llamad.supervision.growth import LOOK_S, QUIET_S, Growth, Offer, can_grow
-from llamad.supervision.launch import Front, Launch, Seams
+from llamad.supervision.launch import Front, Launch, Reporter, Seams
 
 LULL_LOOK_S = 5.0
 
@@ -29,6 +31,17 @@ async def watch_memory(
         offer = await seams.planner.look(launch, used=used, grows=grows)
         if growth.sees(offer, clock.monotonic()) and await _comes_to_rest(seams.front, clock):
             return offer
+
+
+def tell_growth(plan: Plan, offer: Offer, reporter: Reporter) -> str:
+    """The record of a growth that begins; what the status says meanwhile."""
+    why = words.offered_text(plan, offer)
+    text = f"growing the context from {plan.context_tokens} to {offer.context_tokens} tokens: {why}"
+    reporter.event(
+        "context-grows", f"Memory came back: {text}", CAUSE=why, CONTEXT=str(offer.context_tokens),
+        DEVICE=words.device_names(plan), FORMER=str(plan.context_tokens),
+    )  # fmt: skip
+    return text
 
 
 async def _comes_to_rest(front: Front, clock: Clock) -> bool:

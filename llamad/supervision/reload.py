@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
+from llamad.config.definition import Limits
 from llamad.config.loaded import Loaded
-from llamad.errors import LlamadError
+from llamad.errors import ChildError, LlamadError
+from llamad.supervision.launch import Reporter, Seams
 
 
 class Reload:
@@ -28,6 +30,16 @@ class Reload:
         fallback, self.fallback = self.fallback, None
         return fallback
 
+    def revert(self, why: str, error: LlamadError | None, reporter: Reporter) -> Loaded | None:
+        """The new one could not be started: tell so, and give the one to return to. `error`: what the planner said."""
+        reporter.event(
+            "reload-reverted", f"The new definition could not be started: {why}. The old one is in force again",
+            CAUSE=why,
+        )  # fmt: skip
+        before = self.take_back()
+        self.settle(error or ChildError("the new definition could not be started", why=why))
+        return before
+
     def settle(self, error: LlamadError | None) -> None:
         """Tell who waits; nobody need wait."""
         if self._outcome is None or self._outcome.done():
@@ -37,3 +49,14 @@ class Reload:
             self._outcome.exception()  # looked at here: the waiter may be gone
         else:
             self._outcome.set_result(None)
+
+
+async def drain(seams: Seams, limits: Limits, *, farewell: bool) -> None:
+    """Return when no request is in flight, `limits.drain_s` at the latest; what is left is cut. With `farewell`,
+    clients are let go for good.
+    """
+    seams.reporter.extend(limits.drain_s + 2 * limits.stop_s + 30.0)
+    if farewell:
+        await seams.front.farewell(limits.drain_s)
+    elif await seams.front.drain(limits.drain_s):
+        seams.front.cut("reload", f"the request ran longer than drain_s ({limits.drain_s:g} s)")

@@ -1,8 +1,7 @@
 """One model's owner: a single-writer loop that posts events to the table and carries out its effects.
 
-Everything mutable about a model is changed here and only from `run`. Jobs (planning, watching a load,
-warming up, draining, stopping, waiting) are tasks of one state: leaving the state cancels them, and what
-they still post is dropped by its epoch.
+Everything mutable about a model is changed here and only from `run`. Jobs (planning, watching a load, warming up,
+draining, stopping, waiting) are tasks of one state: leaving it cancels them, its epoch drops what they still post.
 """
 
 from __future__ import annotations
@@ -15,22 +14,23 @@ from dataclasses import replace
 from llamad.clock import Clock
 from llamad.config.loaded import Loaded
 from llamad.errors import ChildError, ExitCode, LlamadError
-from llamad.ledger.booking import GaveUpWaiting, MustWait
+from llamad.ledger.booking import MustWait
 from llamad.supervision import words
 from llamad.supervision.backoff import Backoff
 from llamad.supervision.causes import CAUSES, Cause, Policy
 from llamad.supervision.child import Child, Spawner, stop_ladder
+from llamad.supervision.ending import Parking, as_error, ending, of_a_device
 from llamad.supervision.growth import Growth, Offer
 from llamad.supervision.hang import Hung, watch_hang
 from llamad.supervision.host import oom_kills
 from llamad.supervision.intake import Intake
 from llamad.supervision.jobs import Jobs
 from llamad.supervision.launch import Launch, Seams, needs_no_new_child, tail
-from llamad.supervision.loading import NotUsable, watch_load
-from llamad.supervision.lookout import watch_memory
-from llamad.supervision.machine import Effect, Event, State, step
+from llamad.supervision.loading import NotUsable, warm_up, watch_load
+from llamad.supervision.lookout import tell_growth, watch_memory
+from llamad.supervision.machine import Effect, Event, State, may, step
 from llamad.supervision.message import Message
-from llamad.supervision.reload import Reload
+from llamad.supervision.reload import Reload, drain
 
 SETTLE_S = 2.0
 STEP_S = 300.0
@@ -50,6 +50,7 @@ class Supervisor:
         clock: Clock,
         *,
         exit_on_failure: bool = True,
+        parks: bool = False,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self.state = State.STOPPED
@@ -58,13 +59,13 @@ class Supervisor:
         self._seams = seams
         self._spawner = spawner
         self._clock = clock
-        self._exit_on_failure = exit_on_failure
+        self._exit_on_failure, self._jitter = exit_on_failure, jitter
+        self._parking = Parking(jitter) if parks else None
         self._backoff = Backoff(loaded.definition.limits.restarts, jitter)
         self._queue: asyncio.Queue[Message] = asyncio.Queue()
         self._epoch = 0
         self._jobs = Jobs()
         self._growth = Growth()
-        self._jitter = jitter
         self._child: Child | None = None
         self._intake: Intake | None = None
         self._killed_because = ""
@@ -73,10 +74,12 @@ class Supervisor:
         self._warming = False
         self._batch_s = 0.0
         self._shortages = 0
+        self._ready_at_s = 0.0
         self._last_cause: Cause | None = None
         self._exit: ExitCode | None = None
         self._failure: ExitCode = ExitCode.OK
         self._failure_text = self._waiting_text = ""
+        self._remarks: dict[str, str] = {}
         self.restarts = 0
 
     # -- what others may call ---------------------------------------------------------------------------
@@ -110,7 +113,18 @@ class Supervisor:
     def status_text(self) -> str:
         """The one line of `systemctl status`."""
         text = self._failure_text if self.state is State.FAILED else self._waiting_text
-        return words.status_words(self.state, self.launch, text, self._last_cause)
+        return words.status_words(self.state, self.launch, text, self._last_cause, self._remarks.values())
+
+    def remark(self, topic: str, text: str) -> None:
+        """Add this to the status of a child that serves, in place of what was said of the topic; "" takes it back."""
+        if self._remarks.get(topic, "") != text:
+            self._remarks[topic] = text
+            self._announce()
+
+    def condemn(self, because: str, error: LlamadError) -> None:
+        """Have the child that serves replaced; nothing if none does. `because` is a word of the classifier."""
+        if self.state is State.READY:
+            self._condemn(self._epoch, because, error)
 
     @property
     def child_pid(self) -> int:
@@ -139,6 +153,8 @@ class Supervisor:
             return
         if message.event in (Event.REFUSED, Event.DIED, Event.DOOMED) and self._reverts(message):
             message = Message(Event.REVERT)
+        if self._is_parked(message):
+            message = replace(message, event=Event.PARKED)
         if message.offer and not self._takes(message.offer):
             return
         before = self.state
@@ -164,17 +180,15 @@ class Supervisor:
         """Whether this failure belongs to a new definition that has an older one to fall back to."""
         if message.cause and message.cause.policy is Policy.STEP_DOWN and message.event is Event.DIED:
             return False
-        starting = (State.WAITING, State.LOADING, State.WARMING, State.CONDEMNED)
-        if self._reload.fallback is None or self.state not in starting:
+        if self._reload.fallback is None or not may(Event.REVERT, self.state):
             return False
         why = str(message.error or self._condemned or (message.cause and message.cause.text) or "it failed")
-        self._seams.reporter.event(
-            "reload-reverted", f"The new definition could not be started: {why}. The old one is in force again",
-            CAUSE=why,
-        )  # fmt: skip
-        self.loaded = self._reload.take_back() or self.loaded
-        self._reload.settle(message.error or ChildError("the new definition could not be started", why=why))
+        self.loaded = self._reload.revert(why, message.error, self._seams.reporter) or self.loaded
         return True
+
+    def _is_parked(self, message: Message) -> bool:
+        may_be = self._parking and message.event in (Event.REFUSED, Event.DOOMED) and may(Event.PARKED, self.state)
+        return bool(may_be) and of_a_device(message.error or message.cause)
 
     # -- effects ----------------------------------------------------------------------------------------
 
@@ -186,6 +200,8 @@ class Supervisor:
                 self._waiting_text = str(message.error)
                 self._announce()
                 self._jobs.start(self._await_turn(self._epoch))
+            case Effect.AWAIT_DEVICE:
+                self._jobs.start(self._await_device(self._epoch, message.error or message.cause))
             case Effect.SPAWN:
                 await self._spawn()
             case Effect.WARM_UP:
@@ -226,6 +242,14 @@ class Supervisor:
         await self._seams.planner.turn()
         self._post(Message(Event.TURN, epoch))
 
+    async def _await_device(self, epoch: int, why: LlamadError | Cause | None) -> None:
+        assert self._parking is not None and why is not None
+        self._waiting_text = self._parking.begin(why, self._seams.reporter)
+        self._reload.settle(as_error(why))
+        self._announce()
+        await self._clock.sleep(self._parking.next_delay_s())
+        self._post(Message(Event.TURN, epoch))
+
     async def _spawn(self) -> None:
         launch = self.launch
         assert launch is not None
@@ -243,7 +267,7 @@ class Supervisor:
             "loading", f"Loading {launch.definition.model} on {words.place_text(launch.plan)}",
             DEVICE=words.device_names(launch.plan),
         )  # fmt: skip
-        self._jobs.start_lasting(self._watch_exit(child, intake, kills_before))
+        self._jobs.detach(self._watch_exit(child, intake, kills_before))
         self._jobs.start(self._watch_load(self._epoch, child, intake, launch))
 
     async def _watch_exit(self, child: Child, intake: Intake, kills_before: int) -> None:
@@ -255,27 +279,20 @@ class Supervisor:
             self._post(Message(Event.DIED, cause=CAUSES["stopped"]))
             return
         assert self.launch is not None
-        from llamad.supervision.inquest import inquest
+        from llamad.supervision.inquest import inquest, tell_death
 
         cause, failure = inquest(
             returncode, intake, self.launch.plan, self._killed_because, self._condemned,
             warming=self._warming, kills=oom_kills() - kills_before,
         )  # fmt: skip
-        self._seams.reporter.event(
-            "child-exited", f"llama-server ended ({words.exit_words(returncode)}): {cause.text}",
-            CAUSE=cause.text, FIX=cause.fix or "see its last lines", DEATH=cause.name,
-        )  # fmt: skip
-        self._seams.front.explain(cause.name, cause.text)
-        if failure:
-            self._seams.planner.failed(failure)
+        tell_death(cause, failure, returncode, self._seams)
         self._died(cause)
 
     def _died(self, cause: Cause) -> None:
-        if cause.policy is Policy.STEP_DOWN:
-            self._shortages += 1
-        stepping = cause.policy is Policy.STEP_DOWN and self._shortages <= MOST_SHORTAGES
-        shrinks = self._growth.died(short=cause.policy is Policy.STEP_DOWN)
-        final = not shrinks and (cause.final or not (stepping or self._backoff.may_retry()))
+        short = cause.policy is Policy.STEP_DOWN
+        self._shortages += short
+        may_retry = (short and self._shortages <= MOST_SHORTAGES) or self._backoff.may_retry()
+        final = not self._growth.died(short=short) and (cause.final or not may_retry)
         self._post(Message(Event.DOOMED if final else Event.DIED, cause=cause))
 
     async def _watch_load(self, epoch: int, child: Child, intake: Intake, launch: Launch) -> None:
@@ -288,15 +305,11 @@ class Supervisor:
 
     async def _warm_up(self, epoch: int) -> None:
         assert self.launch is not None and self._intake is not None
-        limits = self.launch.definition.limits
         self._warming = True
-        self._seams.reporter.extend(limits.warmup_s + 30.0)
         try:
-            self._batch_s = await self._seams.engine.warm_up(self.launch, limits.warmup_s)
-            self._intake.check_allocations()
-        except LlamadError as error:
-            self._seams.reporter.event("warm-up-failed", f"The warm-up failed: {error}", CAUSE=str(error))
-            self._condemn(epoch, "warm-up", error)
+            self._batch_s = await warm_up(self._intake, self.launch, self._seams)
+        except NotUsable as unusable:
+            self._condemn(epoch, unusable.because, unusable.error)
         else:
             self._post(Message(Event.WARMED, epoch))
 
@@ -310,9 +323,11 @@ class Supervisor:
         self._intake.served()
         self._warming = False
         self._seams.planner.proved(self.launch, self._intake.observer.observed())
-        self._backoff.ready_at(self._clock.monotonic())
+        self._ready_at_s = self._clock.monotonic()
+        self._backoff.ready_at(self._ready_at_s)
         self._growth.serves(self.launch.plan.context_tokens)
         self._failure = ExitCode.OK
+        self._parking = Parking(self._jitter) if self._parking else None
         self._seams.planner.settled(self.child_pid)
         self._seams.front.open(self.launch)
         if self._reload.take_back():
@@ -328,8 +343,7 @@ class Supervisor:
         self._jobs.start(self._become_stable(self._epoch))
 
     async def _watch_memory(self, epoch: int, launch: Launch) -> None:
-        offer = await watch_memory(launch, self._seams, self._clock, self._growth, self._jitter)
-        if offer is not None:
+        if offer := await watch_memory(launch, self._seams, self._clock, self._growth, self._jitter):
             self._post(Message(Event.GROW, epoch, offer=offer))
 
     def _takes(self, offer: Offer) -> bool:
@@ -339,12 +353,7 @@ class Supervisor:
             self._jobs.start(self._watch_memory(self._epoch, self.launch))
             return False
         self._growth.takes(offer)
-        plan, why = self.launch.plan, words.offered_text(self.launch.plan, offer)
-        self._waiting_text = f"growing the context from {plan.context_tokens} to {offer.context_tokens} tokens: {why}"
-        self._seams.reporter.event(
-            "context-grows", f"Memory came back: {self._waiting_text}", CAUSE=why, CONTEXT=str(offer.context_tokens),
-            DEVICE=words.device_names(plan), FORMER=str(plan.context_tokens),
-        )  # fmt: skip
+        self._waiting_text = tell_growth(self.launch.plan, offer, self._seams.reporter)
         return True
 
     async def _watch_hang(self, epoch: int, child: Child, intake: Intake, launch: Launch) -> None:
@@ -359,12 +368,7 @@ class Supervisor:
         self._post(Message(Event.STABLE, epoch))
 
     async def _drain(self, epoch: int) -> None:
-        front, limits = self._seams.front, self.loaded.definition.limits
-        self._seams.reporter.extend(limits.drain_s + 2 * limits.stop_s + 30.0)
-        if self.state is State.DRAINING:
-            await front.farewell(limits.drain_s)
-        elif await front.drain(limits.drain_s):
-            front.cut("reload", f"the request ran longer than drain_s ({limits.drain_s:g} s)")
+        await drain(self._seams, self.loaded.definition.limits, farewell=self.state is State.DRAINING)
         self._post(Message(Event.DRAINED, epoch))
 
     def _stop_child(self) -> None:
@@ -373,7 +377,7 @@ class Supervisor:
             self._post(Message(Event.DIED, cause=CAUSES["stopped"]))
             return
         self._killed_because = "stop"
-        self._jobs.start_lasting(self._climb_down(self._child))
+        self._jobs.detach(self._climb_down(self._child))
 
     async def _climb_down(self, child: Child) -> None:
         await self._seams.front.close_upstreams()
@@ -404,17 +408,13 @@ class Supervisor:
 
     def _give_up(self, message: Message) -> None:
         error = message.error
-        self._failure, text, fix = words.failure_words(error, message.cause)
-        self._failure_text = text if fix in text else f"{text}; {fix}"
         lines = tail(self._intake.recent()) if self._intake and not error else ""
-        event = "gave-up-waiting" if isinstance(error, GaveUpWaiting) else words.event_of(self._failure)
-        self._seams.reporter.event(
-            event, f"{words.verdict(self._failure)}: {text}" + (f"\n{lines}" if lines else ""), CAUSE=text, FIX=fix
-        )
-        self._seams.front.refuse(text)
-        self._reload.settle(error or ChildError(text, fix=fix))
-        if self._exit_on_failure:
-            self._exit = self._failure
+        end = ending(error or message.cause, lines, served=bool(self._ready_at_s))
+        self._failure, self._failure_text = end.code, end.status
+        self._seams.reporter.event(end.event, end.message, CAUSE=end.text, FIX=end.fix)
+        self._seams.front.refuse(end.text)
+        self._reload.settle(error or ChildError(end.text, fix=end.fix))
+        self._exit = self._failure if self._exit_on_failure else None
 
     def _announce(self) -> None:
         self._seams.reporter.state(str(self.state), self.status_text())

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from llamad.errors import ExitCode, LlamadError
+from llamad.errors import ExitCode
 from llamad.planning.plan import Plan
 from llamad.units import GIB, format_bytes, listed
 
@@ -20,14 +21,16 @@ def device_names(plan: Plan) -> str:
     return ", ".join(device.name for device in plan.devices if device.layers) or "CPU"
 
 
-def status_words(state: State, launch: Launch | None, text: str, cause: Cause | None) -> str:
+def status_words(
+    state: State, launch: Launch | None, text: str, cause: Cause | None, remarks: Iterable[str] = ()
+) -> str:
     """The one line of `systemctl status`. `text`: what a waiting model waits for, what one is replaced for, or why a
-    failed one has failed.
+    failed one has failed; `remarks`: what an admin should know of one that serves.
     """
     from llamad.supervision.machine import State  # a start needs other words than these
 
     if state is State.READY and launch:
-        return ready_text(launch.plan)
+        return "; ".join(filter(None, (ready_text(launch.plan), *remarks)))
     if state in (State.LOADING, State.WARMING) and launch:
         return loading_text(str(state), launch)
     if state is State.FAILED:
@@ -108,14 +111,6 @@ def verdict(code: ExitCode) -> str:
     """How a failure with this exit code begins."""
     retried = (ExitCode.NO_MODEL_FILE, ExitCode.NO_DEVICE, ExitCode.TEMPORARY)
     return "Cannot serve now" if code in retried else "Giving up"
-
-
-def failure_words(error: LlamadError | None, cause: Cause | None) -> tuple[ExitCode, str, str]:
-    """Of a final failure: the exit code, why, and what to do."""
-    code = error.exit_code if error else cause.exit_code if cause else ExitCode.CRASH_LOOP
-    text = str(error) if error else cause.text if cause else "llama-server ended"
-    fix = (error.fix if error else cause.fix if cause else "") or "see the lines before"
-    return code, text, fix
 
 
 def exit_words(returncode: int) -> str:

@@ -9,7 +9,7 @@ import pytest
 
 from llamad.errors import InternalError
 from llamad.supervision.growth import Growth, Offer
-from llamad.supervision.machine import IGNORED, TRANSITIONS, Effect, Event, State, step
+from llamad.supervision.machine import IGNORED, TRANSITIONS, Effect, Event, State, may, step
 from tests.support.states_dot import states_dot
 
 WITH_CHILD = {
@@ -35,6 +35,15 @@ def test_a_death_is_known_wherever_there_is_a_child_and_nowhere_else() -> None:
                     step(state, event)
 
 
+def test_whatever_fails_for_good_can_be_parked_instead() -> None:
+    failing = {state for (state, _), (after, _) in TRANSITIONS.items() if after is State.FAILED}
+    assert {state for state in State if may(Event.PARKED, state)} == failing
+    for state in failing:
+        after, effects = step(state, Event.PARKED)
+        assert after is State.WAITING and effects[-1] is Effect.AWAIT_DEVICE
+        assert (Effect.HOLD in effects) == (state is State.READY), "requests wait where none did"
+
+
 def test_a_child_is_only_spawned_from_a_state_without_one() -> None:
     for (state, _), (after, effects) in TRANSITIONS.items():
         if Effect.SPAWN in effects:
@@ -51,7 +60,11 @@ def test_ignored_pairs_are_not_also_in_the_table() -> None:
 
 
 def possible(state: State, event: Event, child: bool) -> bool:
-    """A revert stands for the failed start of a new definition: a refusal, or a death while it started."""
+    """A revert stands for the failed start of a new definition: a refusal, or a death while it started. Parked is
+    what has failed, in place of a refusal or a death that is final.
+    """
+    if event is Event.PARKED:
+        return may(Event.PARKED, state)
     if event is Event.REVERT:
         return state in (State.WAITING, State.LOADING, State.WARMING, State.CONDEMNED)
     return event is not Event.START and (child or event not in GONE)
@@ -78,7 +91,7 @@ def test_the_diagram_is_the_table() -> None:
     assert written == states_dot(), "python3 -m tests.support.states_dot > docs/states.dot"
 
 
-CAUSES = {Event.RELOAD, Event.REVERT, Event.GROW, Event.QUEUED}
+CAUSES = {Event.RELOAD, Event.REVERT, Event.GROW, Event.QUEUED, Event.PARKED}
 """Without one of these between two plans the second has no larger context."""
 
 
@@ -108,7 +121,7 @@ class Life:
             self.growth.died(short=self.memory.random() < 0.5)
             self.context = min(self.context, self.unproved or self.context)
             self.unproved = 0
-        if event in GONE or event is Event.REVERT:
+        if event in GONE or event in (Event.REVERT, Event.PARKED):
             self.child = False
         self.may_rise |= event in CAUSES
         if event in (Event.RELOAD, Event.REVERT, Event.STABLE):

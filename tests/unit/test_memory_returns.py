@@ -104,6 +104,31 @@ def test_a_context_comes_back_with_the_memory_and_stays_where_it_is_else(room: R
     assert served.end(signal.SIGTERM) == 0 and not room.host.refused
 
 
+def test_what_others_take_at_the_last_moment_gives_the_former_context_back_once(room: Room) -> None:
+    """Between the decision and the new plan everything is taken that is free, and given back when it serves again."""
+    room.host.take_foreign(UUID, 18 * GIB)
+    served = room.serve("tiny")
+    until(lambda: readies(served) == 1, served)
+    room.host.take_foreign(UUID, -10 * GIB)
+    taken: list[int] = []
+
+    def take_at_the_last_moment() -> None:
+        if served.state == "replacing" and not taken:
+            taken.append(room.host.gpus[UUID].free - GIB // 8)
+            room.host.take_foreign(UUID, taken[0])
+
+    served.on_change = take_at_the_last_moment
+    until(lambda: readies(served) == 2, served)
+    room.host.take_foreign(UUID, -taken[0])
+    time.sleep(25 * 60 / FASTER)
+    small, again = contexts(served)
+    assert again == small and served.events.count("context-grows") == 1, "it is not tried again and again"
+    room.host.take_foreign(UUID, -6 * GIB)
+    until(lambda: readies(served) == 3, served)
+    assert contexts(served)[-1] > 2 * small, "a quarter more memory is another thing"
+    assert served.end(signal.SIGTERM) == 0 and not room.host.refused
+
+
 def test_the_driver_and_the_growth_with_use_are_measured_and_the_next_start_plans_with_them(room: Room) -> None:
     served = room.serve("tiny", overhead_bytes=300 * MIB, used=True)
     until(lambda: readies(served) == 1, served)

@@ -191,7 +191,9 @@ class BackgroundPlanner:
         maker = self._maker(launch.loaded, promised=False)
         if self._observed is not None:
             self._lessons.measured(maker, launch, self._observed(), held, ready=False, used=used)
-        return self._lookout.offer(maker, launch, held, pid) if grows else None
+        if not grows or self._upgraded(launch):  # a new llama-server could not have the GPUs
+            return None
+        return self._lookout.offer(maker, launch, held, pid)
 
     def _warn(self, text: str) -> None:
         self._reporter.event("learned-lost", text, CAUSE=text)
@@ -216,14 +218,20 @@ class BackgroundPlanner:
 
         Our own view of them is the old library's, which still works: memory would come back, and nothing could use it.
         """
-        uses = any(device.uuid.startswith(("GPU-", "MIG-")) for device in previous.plan.devices)
-        if not uses or loaded.definition.placement.allow_cpu:
+        if loaded.definition.placement.allow_cpu:
             return
-        from llamad.hardware.driver import driver_upgrade
         from llamad.hardware.nvml_errors import driver_upgraded
 
-        if versions := (self._upgrade or driver_upgrade)():
+        if versions := self._upgraded(previous):
             raise driver_upgraded(*versions)
+
+    def _upgraded(self, launch: Launch) -> tuple[str, str] | None:
+        """The versions of the driver that runs and of the one on disk, where a launch's GPUs need them to be one."""
+        if not any(device.uuid.startswith(("GPU-", "MIG-")) for device in launch.plan.devices):
+            return None
+        from llamad.hardware.driver import driver_upgrade
+
+        return (self._upgrade or driver_upgrade)()
 
     def _is_back(self, loaded: Loaded, previous: Launch) -> bool:
         """Whether the memory of the child that just ended is back and promised again, so that its plan still holds."""

@@ -59,7 +59,7 @@ class Lookout:
         known = launch is self._launch and reading == self._reading and now_s - self._made_s < AGAIN_S
         if not known:
             self._launch, self._reading, self._made_s = launch, reading, now_s
-            self._offer = _offered(maker, devices, host)
+            self._offer = _offered(maker, launch, devices, host)
         return self._offer
 
     def expected(self, plan: Plan) -> dict[str, int]:
@@ -97,10 +97,15 @@ def _reading(devices: Sequence[Device], host: HostMemory) -> _Reading:
     return (*rows, host.available_bytes // step)
 
 
-def _offered(maker: PlanMaker, devices: Sequence[Device], host: HostMemory) -> Offer | None:
+def _offered(
+    maker: PlanMaker, launch: Launch, devices: Sequence[Device], host: HostMemory
+) -> Offer | None:
     try:
-        plan = maker.make(computed=True, returning=devices, host=host).plan
+        made = maker.make(computed=True, returning=devices, host=host)
     except LlamadError:
         return None  # there is no plan at all now, and one runs
+    if made.learned_key != launch.learned_key:
+        return None  # another file, engine or driver by now: to start that is for the admin to decide
+    plan = made.plan
     free = {device.name: device.free_bytes for device in plan.devices}
     return Offer(plan.context_tokens, free or {HOST: host.available_bytes})

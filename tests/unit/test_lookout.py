@@ -49,6 +49,7 @@ class FakeMaker:
         self.on_cpu = on_cpu
         self.makes = 0
         self.fails: DeviceError | None = None
+        self.learned_key = ""
 
     def glance(self) -> list[Device] | None:
         return self.shown if self.tells else None
@@ -61,7 +62,7 @@ class FakeMaker:
         free = host.available_bytes if self.on_cpu else returning[0].free_bytes
         devices = () if self.on_cpu else (DevicePlan("CUDA0", "GPU-1", free, 24 * GIB, 5, PARTS),)
         plan = a_plan(context_tokens=free * 1024 // GIB, devices=devices)
-        return Made(plan, cast("Any", None), None, ())
+        return Made(plan, cast("Any", None), None, (), self.learned_key)
 
 
 @pytest.fixture
@@ -95,6 +96,12 @@ def test_nothing_is_offered_that_only_llama_server_could_tell_or_no_plan_gives(b
     assert offer(lookout, maker) is None and maker.makes == 0
     maker.tells, maker.fails = True, DeviceError("gone")
     assert offer(lookout, maker) is None
+
+
+def test_nothing_is_offered_where_file_engine_or_driver_are_others_by_now(booking: Booking) -> None:
+    maker = FakeMaker()
+    maker.learned_key = "another"
+    assert offer(Lookout(booking), maker) is None and maker.makes == 1
 
 
 def test_nothing_is_offered_while_another_waits(booking: Booking, tmp_path: Path) -> None:

@@ -148,6 +148,20 @@ def test_the_driver_and_the_growth_with_use_are_measured_and_the_next_start_plan
     assert again.end(signal.SIGTERM) == 0 and not room.host.refused
 
 
+def test_nothing_grows_under_a_driver_that_was_upgraded(room: Room) -> None:
+    """A new llama-server could not have the GPU: the one that runs is better than none."""
+    room.host.take_foreign(UUID, 18 * GIB)
+    served = room.serve("tiny")
+    until(lambda: readies(served) == 1, served)
+    room.host.installed("550.54", "560.10")
+    room.host.take_foreign(UUID, -10 * GIB)
+    time.sleep(25 * 60 / FASTER)
+    assert len(contexts(served)) == 1 and served.state == "ready"
+    room.host.installed("560.10", "560.10")
+    until(lambda: readies(served) == 2, served)
+    assert served.end(signal.SIGTERM) == 0
+
+
 def test_nobody_grows_while_another_waits_for_memory(room: Room) -> None:
     room.host.take_foreign(UUID, 14 * GIB)
     served = room.serve("first")

@@ -5,6 +5,7 @@ From llama.cpp's llama-kv-cache.cpp, llama-kv-cache-iswa.cpp and llama-memory-re
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import accumulate
 
 from llamad.planning.choice import Choice
@@ -49,10 +50,15 @@ class CacheMap:
 
     def bytes_between(self, choice: Choice, start: int, stop: int) -> int:
         """Caches and states of the layers from `start` up to but without `stop`."""
-        size = (self._states[stop] - self._states[start]) * choice.slots * (1 + choice.rollback)
-        for window, sums in self._row_sums(choice):
-            size += (sums[stop] - sums[start]) * choice.window_cells(window) * choice.streams
-        return size
+        return sum((sums[stop] - sums[start]) * count for sums, count in self.costs(choice))
+
+    def costs(self, choice: Choice) -> tuple[tuple[Sequence[int], int], ...]:
+        """Bytes of one state or cell, summed over the first n layers, and how many the choice has of them."""
+        rows = self._row_sums(choice)
+        cells = [(sums, choice.window_cells(window) * choice.streams) for window, sums in rows]
+        if self._states[-1]:
+            cells.append((self._states, choice.slots * (1 + choice.rollback)))
+        return tuple(cells)
 
     def checkpoint_bytes(self, choice: Choice) -> int:
         """What llama-server keeps in host memory a checkpoint of one slot: states, and caches with a window."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
@@ -41,6 +42,10 @@ class Need:
     host: Parts
 
 
+Size = tuple[int, int]
+"""Bytes of a device's parts in all, and the margin among them."""
+
+
 @dataclass(frozen=True)
 class Known:
     """What is known of one device, or of the host, beyond the formulas. Bytes."""
@@ -52,6 +57,7 @@ class Known:
 
 
 _NOTHING = Known()
+_HOST_MARGIN = overhead.margin("auto", None, measured=False)
 
 
 class Demand:
@@ -85,7 +91,6 @@ class Demand:
         self._rules = backend_of(backend)
         self._copies_weights = self._rules.copies_weights and op_offload
         self._checkpoints = checkpoints
-        self._vram_margin = vram_margin
         self._known = tuple(known) or (_NOTHING,) * len(self._devices)
         self._known_host = known_host
         self.beside = beside
@@ -96,8 +101,14 @@ class Demand:
         kinds = {layer: index for index, layer in enumerate(dict.fromkeys(self.shape.layers))}
         self._kinds: tuple[Layer, ...] = tuple(kinds)
         self._kind_of = tuple(kinds[layer] for layer in self.shape.layers)
+        self._only_kind = frozenset(kinds)
         self._kind_sets: dict[frozenset[int], frozenset[Layer]] = {}
         self._owners = _owners(self.shape.layers)
+        self._footprints: dict[Choice, Footprint] = {}
+        self._margins = [
+            overhead.margin(vram_margin, device, measured=known.overhead_bytes is not None)
+            for device, known in zip(self._devices, self._known, strict=True)
+        ]
 
     def need(self, choice: Choice) -> Need:
         """All parts of a choice, margins included."""
@@ -108,11 +119,14 @@ class Demand:
         devices = tuple(
             footprint.parts(index, ends[index], ends[index + 1]) for index in range(len(choice.counts))
         )
-        return Need(devices, self.host_parts(choice))
+        return Need(devices, footprint.host)
 
     def footprint(self, choice: Choice) -> Footprint:
-        """The choice's parts on each device, for any run of layers."""
-        return Footprint(self, choice)
+        """The choice's parts on each device, for any run of layers; however they are spread."""
+        whole = replace(choice, split=()) if choice.split else choice
+        if whole not in self._footprints:
+            self._footprints[whole] = Footprint(self, whole)
+        return self._footprints[whole]
 
     def exact(self, choice: Choice) -> bool:
         """Whether the computed bytes are llama.cpp's own to the MiB or so, not a bound on the safe side."""
@@ -131,19 +145,24 @@ class Demand:
 
     def compute_bytes(self, choice: Choice, index: int, kinds: Collection[Layer], *, outputs: bool) -> int:
         """The compute buffer of device `index` with layers of these kinds, and the output or not."""
-        computed = self._compute_bytes(choice, index, kinds, outputs=outputs)
-        return max(0, computed + self._known[index].correction_bytes)
+        computed = self.computed_bytes(choice, kinds, first=index == 0, outputs=outputs)
+        return self.corrected(index, computed)
 
-    def _compute_bytes(self, choice: Choice, index: int, kinds: Collection[Layer], *, outputs: bool) -> int:
+    def corrected(self, index: int, computed_bytes: int) -> int:
+        """The compute buffer of device `index` by what is known of it, from that by the formulas."""
+        return max(0, computed_bytes + self._known[index].correction_bytes)
+
+    def computed_bytes(self, choice: Choice, kinds: Collection[Layer], *, first: bool, outputs: bool) -> int:
+        """The compute buffer by the formulas: of the first device, or of a later one, which are all alike."""
         copying = self._copies_weights
         partial = self.weights.host_layers(choice.layers) > 0
-        copied = self.weights.largest_on_host(choice) if copying and index == 0 else 0
-        hosted = self._hosted(choice) if index == 0 else ()
+        copied = self.weights.largest_on_host(choice) if copying and first else 0
+        hosted = self._hosted(choice) if first else ()
         place = Place(
-            embeds=index == 0 and (copying or not partial),
+            embeds=first and (copying or not partial),
             copies=choice.pipeline,
             copied_bytes=copied,
-            copied_kinds=self._copied_kinds(choice) if index == 0 else frozenset(),
+            copied_kinds=self._copied_kinds(choice) if first else frozenset(),
             scratch=self._rules.cache_scratch,
             outputs=outputs,
             hosted=hosted,
@@ -159,11 +178,16 @@ class Demand:
 
     def context_bytes(self, choice: Choice, start: int, stop: int) -> int:
         """Caches and states of the blocks from `start` up to `stop`; without a formula half as much again."""
-        size = self.cache.bytes_between(choice, start, stop)
-        return size if self.shape.proof != "unknown" else size + size // 2
+        return self.surely_cached(self.cache.bytes_between(choice, start, stop))
+
+    def surely_cached(self, size_bytes: int) -> int:
+        """Bytes of caches; half as much again without a formula."""
+        return size_bytes if self.shape.proof != "unknown" else size_bytes + size_bytes // 2
 
     def borrowed_bytes(self, choice: Choice, start: int, stop: int) -> int:
         """Copies of caches that the blocks from `start` up to `stop` read and blocks before them own."""
+        if not self._owners:
+            return 0
         borrowers = (index for index, owner in self._owners.items() if owner < start <= index < stop)
         return sum(borrowed_bytes(self.shape.layers[index], choice) for index in borrowers)
 
@@ -193,6 +217,8 @@ class Demand:
 
     def kinds_between(self, start: int, stop: int) -> frozenset[Layer]:
         """The kinds of layers from `start` up to `stop`."""
+        if len(self._kinds) == 1 and start < stop and start < len(self._kind_of):
+            return self._only_kind
         places = frozenset(self._kind_of[start:stop])
         if places not in self._kind_sets:
             self._kind_sets[places] = frozenset(self._kinds[place] for place in places)
@@ -237,8 +263,7 @@ class Demand:
         """With what is there beside the model, and the margin."""
         if self.beside:
             host = self.beside.on_host(host, choice)
-        margin = overhead.margin_bytes("auto", None, host.held_bytes, measured=False)
-        return replace(host, margin_bytes=margin)
+        return replace(host, margin_bytes=_HOST_MARGIN.bytes_of(host.held_bytes))
 
     def overhead_bytes(self, choice: Choice, index: int) -> int:
         """What device `index` holds outside llama.cpp's buffers."""
@@ -258,10 +283,7 @@ class Demand:
 
     def margin_bytes(self, index: int, buffers_bytes: int) -> int:
         """What stays free on device `index` on purpose."""
-        measured = self._known[index].overhead_bytes is not None
-        return overhead.margin_bytes(
-            self._vram_margin, self._devices[index], buffers_bytes, measured=measured
-        )
+        return self._margins[index].bytes_of(buffers_bytes)
 
 
 def _owners(layers: Sequence[Layer]) -> dict[int, int]:
@@ -282,27 +304,67 @@ class Footprint:
     def __init__(self, demand: Demand, choice: Choice) -> None:
         self._demand = demand
         self._choice = choice
-        self._computed: dict[tuple[int, bool, frozenset[Layer]], int] = {}
+        self._blocks = demand.weights.n_layers
+        self._costs = () if choice.host_cache else demand.cache.costs(choice)
+        self._computed: dict[tuple[bool, bool, frozenset[Layer]], int] = {}
         self._overheads: dict[int, int] = {}
+        self._sizes: dict[tuple[int, int, int], Size] = {}
+
+    @cached_property
+    def host(self) -> Parts:
+        """The host's parts beside the devices."""
+        return self._demand.host_parts(self._choice)
 
     def parts(self, index: int, start: int, stop: int) -> Parts:
         """The parts of device `index` with the blocks from `start` up to `stop`; block n_layers is the output."""
         demand, choice = self._demand, self._choice
-        blocks, first = min(stop, demand.weights.n_layers), max(0, start)
-        if index not in self._overheads:
-            self._overheads[index] = demand.overhead_bytes(choice, index)
-        if first >= stop:  # a device that is there and computes nothing still has the driver's context
-            return Parts(overhead_bytes=self._overheads[index], margin_bytes=demand.margin_bytes(index, 0))
-        first_cached = min(first, blocks)
-        weights = demand.weights.on_device(choice, first, stop)
-        context = 0 if choice.host_cache else demand.context_bytes(choice, first_cached, blocks)
-        compute = self._compute(index, first, stop) + demand.borrowed_bytes(choice, first_cached, blocks)
+        if max(0, start) >= stop:  # a device that is there and computes nothing still has the driver's context
+            return Parts(overhead_bytes=self._overhead(index), margin_bytes=demand.margin_bytes(index, 0))
+        weights, context = self._held(start, stop)
+        compute = self._compute(index, start, stop)
         margin = demand.margin_bytes(index, weights + context + compute)
-        parts = Parts(weights, context, compute, self._overheads[index], margin)
+        parts = Parts(weights, context, compute, self._overhead(index), margin)
         return demand.with_beside(parts, choice, index, start, stop) if demand.beside else parts
 
+    def size(self, index: int, start: int, stop: int) -> Size:
+        """What these parts sum up to."""
+        key = (index, start, stop)
+        if key not in self._sizes:
+            self._sizes[key] = self._size(*key)
+        return self._sizes[key]
+
+    def least(self, index: int, start: int, stop: int) -> Size:
+        """As `size` without what is computed: never more, and quickly told."""
+        held = sum(self._held(start, stop)) if max(0, start) < stop else 0
+        margin = self._demand.margin_bytes(index, held)
+        return held + self._overhead(index) + margin, margin
+
+    def _size(self, index: int, start: int, stop: int) -> Size:
+        if self._demand.beside or max(0, start) >= stop:
+            parts = self.parts(index, start, stop)
+            return parts.total_bytes, parts.margin_bytes
+        held = sum(self._held(start, stop)) + self._compute(index, start, stop)
+        margin = self._demand.margin_bytes(index, held)
+        return held + self._overhead(index) + margin, margin
+
+    def _held(self, start: int, stop: int) -> tuple[int, int]:
+        """Weights and context."""
+        first = max(0, start)
+        blocks = min(stop, self._blocks)
+        start = min(first, blocks)
+        context = sum((sums[blocks] - sums[start]) * count for sums, count in self._costs)
+        return self._demand.weights.on_device(self._choice, first, stop), self._demand.surely_cached(context)
+
+    def _overhead(self, index: int) -> int:
+        if index not in self._overheads:
+            self._overheads[index] = self._demand.overhead_bytes(self._choice, index)
+        return self._overheads[index]
+
     def _compute(self, index: int, start: int, stop: int) -> int:
-        key = (index, stop > self._demand.weights.n_layers, self._demand.kinds_between(start, stop))
+        demand, first = self._demand, max(0, start)
+        key = (index == 0, stop > self._blocks, demand.kinds_between(first, stop))
         if key not in self._computed:
-            self._computed[key] = self._demand.compute_bytes(self._choice, index, key[2], outputs=key[1])
-        return self._computed[key]
+            self._computed[key] = demand.computed_bytes(self._choice, key[2], first=key[0], outputs=key[1])
+        blocks = min(stop, self._blocks)
+        borrowed = demand.borrowed_bytes(self._choice, min(first, blocks), blocks)
+        return demand.corrected(index, self._computed[key]) + borrowed

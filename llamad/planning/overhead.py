@@ -6,6 +6,8 @@ figures published for a dozen cards; a context needs 180 to 605 MiB, more on car
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from llamad.gguf.facts import ModelFacts
 from llamad.hardware.device import Device
 from llamad.planning.backends import backend_of
@@ -67,16 +69,33 @@ def growth_bytes(device: Device, shape: ModelShape, choice: Choice, gates: Build
     return activations + scratch + libraries + unpacked
 
 
-def margin_bytes(written: str, device: Device | None, buffers_bytes: int, *, measured: bool) -> int:
-    """What stays free beyond every known byte. `written` is `vram_margin`: `auto` or a size.
+class Margin(NamedTuple):
+    """What stays free beyond every known byte: so many bytes, and a share of the buffers."""
+
+    least_bytes: int
+    divisor: int = 0
+    """1 byte of so many is left; 0 = none."""
+
+    def bytes_of(self, buffers_bytes: int) -> int:
+        """With buffers of this size."""
+        return self.least_bytes + (buffers_bytes // self.divisor if self.divisor else 0)
+
+
+def margin(written: str, device: Device | None, *, measured: bool) -> Margin:
+    """What stays free. `written` is `vram_margin`: `auto` or a size.
 
     A device that others use too (a display, foreign processes) gets more: their use moves by itself.
     """
     if written != "auto":
-        return parse_size(written)
+        return Margin(parse_size(written))
     if measured:
-        return _MEASURED_MARGIN_BYTES
-    margin = _MARGIN_BYTES + buffers_bytes // 200
+        return Margin(_MEASURED_MARGIN_BYTES)
+    least = _MARGIN_BYTES
     if device is not None and (device.display_active or device.foreign_bytes):
-        margin += max(_SHARED_DEVICE_MARGIN_BYTES, device.foreign_bytes // 10)
-    return margin
+        least += max(_SHARED_DEVICE_MARGIN_BYTES, device.foreign_bytes // 10)
+    return Margin(least, 200)
+
+
+def margin_bytes(written: str, device: Device | None, buffers_bytes: int, *, measured: bool) -> int:
+    """What stays free beside buffers of this size: see `margin`."""
+    return margin(written, device, measured=measured).bytes_of(buffers_bytes)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from llamad.planning.choice import CELL_PADDING, Choice
-from llamad.planning.demand import Demand, Need
+from llamad.planning.demand import Demand, Need, Size
 from llamad.planning.plan import Parts
 from llamad.planning.spread import counts_of, filled
 from llamad.planning.terms import Terms, Variant
@@ -30,13 +30,18 @@ class DeviceRoom:
 
     def budget(self, parts: Parts) -> int:
         """What the device's parts may sum up to, margin included."""
-        if self.limit_bytes is None:
-            return self.free_bytes
-        return min(self.free_bytes, self.limit_bytes + parts.margin_bytes)
+        return parts.total_bytes - self.missing(parts)
 
     def missing(self, parts: Parts) -> int:
         """Bytes that it lacks; 0 or less if it has room."""
-        return parts.total_bytes - self.budget(parts)
+        return self.lacks((parts.total_bytes, parts.margin_bytes))
+
+    def lacks(self, size: Size) -> int:
+        """The same of parts with these bytes in all, and this margin."""
+        total, margin = size
+        if self.limit_bytes is None:
+            return total - self.free_bytes
+        return total - min(self.free_bytes, self.limit_bytes + margin)
 
 
 @dataclass(frozen=True)
@@ -122,16 +127,23 @@ class Search:
     def _spread(self, choice: Choice, slack_bytes: int = 0) -> Choice | None:
         """As `placed`, but a device may get nothing: whether that fits once stops with more tokens or layers."""
         if len(self.room.devices) > 1 and choice.layers > 0:
-            if not self.room.host_has(self.demand.host_parts(choice)):
+            if not self.room.host_has(self.demand.footprint(choice).host):
                 return None
             split = self._split(choice, slack_bytes)
             if split is None:
                 return None
             choice = replace(choice, split=split)
             return choice if not self.room.shared or self.room.has(self.demand.need(choice)) else None
+        if self.room.devices and choice.layers > 0 and not self._may_fit(choice, slack_bytes):
+            return None
         need = self.demand.need(choice)
         fits = self.room.host_missing(need) <= 0 and all(m <= -slack_bytes for m in self.room.missing(need))
         return choice if fits else None
+
+    def _may_fit(self, choice: Choice, slack_bytes: int) -> bool:
+        """Whether one device has room for all but what is computed: else the rest need not be counted."""
+        footprint, end = self.demand.footprint(choice), self.demand.weights.n_layers + 1
+        return self.room.devices[0].lacks(footprint.least(0, end - choice.layers, end)) <= -slack_bytes
 
     def _split(self, choice: Choice, slack_bytes: int) -> tuple[int, ...] | None:
         end = self.demand.weights.n_layers + 1
@@ -140,8 +152,11 @@ class Search:
         footprint = self.demand.footprint(choice)
 
         def fits(index: int, first: int, stop: int) -> bool:
-            parts = footprint.parts(index, first, stop)
-            return self.room.devices[index].missing(parts) <= -slack_bytes
+            room = self.room.devices[index]
+            return (
+                room.lacks(footprint.least(index, first, stop)) <= -slack_bytes
+                and room.lacks(footprint.size(index, first, stop)) <= -slack_bytes
+            )
 
         if self.terms.tensor_split:
             counts = counts_of(self.terms.tensor_split, choice.layers)

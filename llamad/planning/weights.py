@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import NamedTuple
 
 from llamad.gguf.facts import ModelFacts, Tensor
 from llamad.planning.backends import Backend, backend_of
@@ -53,21 +54,28 @@ class WeightMap:
     def __init__(self, facts: ModelFacts, backend: str, *, mtp_skipped: bool = True) -> None:
         rules = backend_of(backend)
         loaded = facts.n_layers - facts.n_layers_nextn if mtp_skipped else facts.n_layers
+        loaded = min(loaded, facts.n_layers)
         ends = _Ends()
         everything, experts, dense = (_Sums(facts.n_layers) for _ in range(3))
+        groups = (everything,), (everything, experts), (everything, dense)
+        # Layers repeat: so do names in a block, and types with dimensions.
+        kinds: dict[str, tuple[_Sums, ...]] = {}
+        sizes: dict[tuple[tuple[int, ...], int, int], _Sizes] = {}
+        match = _BLOCK.match
         for tensor in facts.tensors:
-            block = _BLOCK.match(tensor.name)
+            block = match(tensor.name)
             layer = int(block[1]) if block else 0
             if not block and not tensor.name.startswith(_OF_FIRST_BLOCK):
                 ends.add(tensor, rules)
-            elif layer < min(loaded, facts.n_layers):
-                everything.add(layer, tensor, rules)
-                if ".ffn_" not in tensor.name:
-                    continue
-                if _EXPERT.search(tensor.name):
-                    experts.add(layer, tensor, rules)
-                elif _DENSE_FFN.search(tensor.name):
-                    dense.add(layer, tensor, rules)
+            elif layer < loaded:
+                role = tensor.name[block.end() - 1 :] if block else ""
+                if (into := kinds.get(role)) is None:
+                    into = kinds[role] = groups[_group(role)]
+                key = (tensor.dims, tensor.type_id, tensor.size_bytes)
+                if (size := sizes.get(key)) is None:
+                    size = sizes[key] = _Sizes.of(tensor, rules)
+                for sums in into:
+                    sums.add(layer, size)
         self.n_layers = facts.n_layers
         self.blocks = everything.sums()
         self.experts = experts.sums()
@@ -90,8 +98,10 @@ class WeightMap:
         """Bytes of one device's model buffer: blocks from `start` up to `stop`; block n_layers is the output."""
         end = min(stop, self.n_layers)
         size = self.blocks.on_device(start, end)
-        size -= self.experts.on_device(start, min(end, choice.host_experts))
-        size -= self.dense.on_device(start, min(end, choice.host_ffn))
+        if choice.host_experts:
+            size -= self.experts.on_device(start, min(end, choice.host_experts))
+        if choice.host_ffn:
+            size -= self.dense.on_device(start, min(end, choice.host_ffn))
         return size + (self.output_device_bytes if stop > self.n_layers else 0)
 
     def on_host(self, choice: Choice) -> int:
@@ -144,17 +154,40 @@ def _host_bytes(tensor: Tensor) -> int:
     return pad(tensor.size_bytes, backend_of("CPU").alignment_bytes)
 
 
+def _group(role: str) -> int:
+    """Of a tensor by its name in the block: 1 = experts, 2 = a dense feed-forward part, 0 = neither."""
+    if ".ffn_" not in role:
+        return 0
+    if _EXPERT.search(role):
+        return 1
+    return 2 if _DENSE_FFN.search(role) else 0
+
+
+class _Sizes(NamedTuple):
+    """Bytes of one tensor: on a device, on the host, and (0 if it is no matrix) in the file."""
+
+    device: int
+    host: int
+    matrix: int
+
+    @classmethod
+    def of(cls, tensor: Tensor, rules: Backend) -> _Sizes:
+        matrix = tensor.size_bytes if len(tensor.dims) > 1 else 0
+        return cls(device_bytes(tensor, rules), _host_bytes(tensor), matrix)
+
+
 class _Sums:
     """Grows the sums of one kind of tensor."""
 
     def __init__(self, n_layers: int) -> None:
         self._device, self._host, self._largest = ([0] * n_layers for _ in range(3))
 
-    def add(self, layer: int, tensor: Tensor, rules: Backend) -> None:
-        self._device[layer] += device_bytes(tensor, rules)
-        self._host[layer] += _host_bytes(tensor)
-        if len(tensor.dims) > 1:
-            self._largest[layer] = max(self._largest[layer], tensor.size_bytes)
+    def add(self, layer: int, size: _Sizes) -> None:
+        device, host, matrix = size
+        self._device[layer] += device
+        self._host[layer] += host
+        if matrix > self._largest[layer]:
+            self._largest[layer] = matrix
 
     def sums(self) -> BlockSums:
         return BlockSums(

@@ -105,6 +105,7 @@ class Demand:
         self._kind_sets: dict[frozenset[int], frozenset[Layer]] = {}
         self._owners = _owners(self.shape.layers)
         self._footprints: dict[Choice, Footprint] = {}
+        self._trends: dict[tuple[object, ...], Trend] = {}
         self._margins = [
             overhead.margin(vram_margin, device, measured=known.overhead_bytes is not None)
             for device, known in zip(self._devices, self._known, strict=True)
@@ -127,6 +128,11 @@ class Demand:
         if whole not in self._footprints:
             self._footprints[whole] = Footprint(self, whole)
         return self._footprints[whole]
+
+    def trend(self, choice: Choice, *, first: bool, outputs: bool) -> Trend:
+        """What was computed for choices like this one: on the first device or a later one, with the output or not."""
+        way = (choice.type_k, choice.ubatch_tokens, choice.pipeline, choice.overrides, first, outputs)
+        return self._trends.setdefault(way, Trend())
 
     def exact(self, choice: Choice) -> bool:
         """Whether the computed bytes are llama.cpp's own to the MiB or so, not a bound on the safe side."""
@@ -298,6 +304,24 @@ def _owners(layers: Sequence[Layer]) -> dict[int, int]:
     return owners
 
 
+class Trend:
+    """A guess at a buffer by the context, from what was computed of the same kind: a straight line."""
+
+    def __init__(self) -> None:
+        self._cells = self._bytes = 0
+        self._slope = 0
+
+    def add(self, cells: int, computed_bytes: int) -> None:
+        """What was computed with so many cells a stream."""
+        if self._bytes and cells != self._cells:
+            self._slope = (computed_bytes - self._bytes) // (cells - self._cells)
+        self._cells, self._bytes = cells, computed_bytes
+
+    def at(self, cells: int) -> int:
+        """What it may be with so many cells; 0 where nothing is known."""
+        return max(0, self._bytes + self._slope * (cells - self._cells))
+
+
 class Footprint:
     """One choice's parts on each device for any run of layers: what does not depend on the run is worked out once."""
 
@@ -339,6 +363,17 @@ class Footprint:
         margin = self._demand.margin_bytes(index, held)
         return held + self._overhead(index) + margin, margin
 
+    def guessed(self, index: int, start: int, stop: int) -> Size:
+        """As `size` with a guess at what is computed: as it was for similar choices."""
+        key = (index, start, stop)
+        if key in self._sizes:
+            return self._sizes[key]
+        total, margin = self.least(index, start, stop)
+        if max(0, start) < stop:
+            trend = self._demand.trend(self._choice, first=index == 0, outputs=stop > self._blocks)
+            total += trend.at(self._choice.stream_cells)
+        return total, margin
+
     def _size(self, index: int, start: int, stop: int) -> Size:
         if self._demand.beside or max(0, start) >= stop:
             parts = self.parts(index, start, stop)
@@ -364,7 +399,9 @@ class Footprint:
         demand, first = self._demand, max(0, start)
         key = (index == 0, stop > self._blocks, demand.kinds_between(first, stop))
         if key not in self._computed:
-            self._computed[key] = demand.computed_bytes(self._choice, key[2], first=key[0], outputs=key[1])
+            computed = demand.computed_bytes(self._choice, key[2], first=key[0], outputs=key[1])
+            self._computed[key] = computed
+            demand.trend(self._choice, first=key[0], outputs=key[1]).add(self._choice.stream_cells, computed)
         blocks = min(stop, self._blocks)
         borrowed = demand.borrowed_bytes(self._choice, min(first, blocks), blocks)
         return demand.corrected(index, self._computed[key]) + borrowed

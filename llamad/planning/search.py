@@ -5,11 +5,12 @@ Every part grows with context, slots, micro-batch and layers, so binary search f
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from llamad.planning.choice import CELL_PADDING, Choice
 from llamad.planning.demand import Demand, Need, Size
+from llamad.planning.edges import largest_guessed, largest_true
 from llamad.planning.plan import Parts
 from llamad.planning.spread import counts_of, filled
 from llamad.planning.terms import Terms, Variant
@@ -134,16 +135,33 @@ class Search:
                 return None
             choice = replace(choice, split=split)
             return choice if not self.room.shared or self.room.has(self.demand.need(choice)) else None
-        if self.room.devices and choice.layers > 0 and not self._may_fit(choice, slack_bytes):
+        if self.room.devices and choice.layers > 0 and not self._may_have_room(choice, slack_bytes):
             return None
         need = self.demand.need(choice)
         fits = self.room.host_missing(need) <= 0 and all(m <= -slack_bytes for m in self.room.missing(need))
         return choice if fits else None
 
-    def _may_fit(self, choice: Choice, slack_bytes: int) -> bool:
+    def _may_have_room(self, choice: Choice, slack_bytes: int) -> bool:
         """Whether one device has room for all but what is computed: else the rest need not be counted."""
         footprint, end = self.demand.footprint(choice), self.demand.weights.n_layers + 1
         return self.room.devices[0].lacks(footprint.least(0, end - choice.layers, end)) <= -slack_bytes
+
+    def _may_fit(self, choice: Choice) -> bool:
+        """A guess whether `_spread` finds room, from buffers that were computed for similar choices."""
+        rooms = self.room.devices
+        if not rooms or choice.layers <= 0:
+            return True
+        footprint, end = self.demand.footprint(choice), self.demand.weights.n_layers + 1
+
+        def fits(index: int, first: int, stop: int) -> bool:
+            return rooms[index].lacks(footprint.guessed(index, first, stop)) <= 0
+
+        start = end - choice.layers
+        if len(rooms) == 1:
+            return fits(0, start, end)
+        if self.terms.tensor_split:
+            return True
+        return filled(fits, len(rooms), start, end, self._near) is not None
 
     def _split(self, choice: Choice, slack_bytes: int) -> tuple[int, ...] | None:
         end = self.demand.weights.n_layers + 1
@@ -198,52 +216,84 @@ class Search:
             best = found or best
             return found is not None
 
-        _largest_true(leaves, 1, max(1, most))
+        largest_true(leaves, 1, max(1, most))
         return best
 
-    def best(self, layers: int, host_experts: int | None = None) -> Choice | None:
+    def best(self, layers: int, host_experts: int | None = None, least_tokens: int = 0) -> Choice | None:
         """The best choice with `layers` layers on the devices; None if none keeps all promises.
 
-        The first variant that reaches the comfortable context wins; if none does, the one with the largest.
+        The first variant that reaches the comfortable context wins; if none does, the one with the largest. One whose
+        context is below `least_tokens` and not comfortable need not be found.
         """
+        terms = self.terms
         best: Choice | None = None
-        for variant in self.terms.variants:
-            found = self._largest(variant, layers, host_experts)
-            if found and found.context_tokens >= self.terms.comfort_tokens:
+        least = max(terms.context_min_tokens, min(least_tokens, terms.comfort_tokens))
+        for variant in self._variants(layers, host_experts):
+            found = self._largest(variant, layers, host_experts, least)
+            if found and found.context_tokens >= terms.comfort_tokens:
                 return found
             if found and (best is None or found.context_tokens > best.context_tokens):
-                best = found
+                best, least = found, found.context_tokens + 1
         return best
 
-    def best_with_host_experts(self) -> Choice | None:
-        """All layers on the devices, the experts of as few blocks as possible on the host."""
+    def _variants(self, layers: int, host_experts: int | None) -> Sequence[Variant]:
+        """The variants that differ with so many layers on the devices."""
+        tokens = self.terms.floor_tokens
+        ways = ((self.choice(variant, tokens, layers, host_experts), variant) for variant in self.terms.variants)
+        return tuple({choice: variant for choice, variant in reversed(tuple(ways))}.values())[::-1]
+
+    def best_with_host_experts(self, most: int | None = None) -> Choice | None:
+        """All layers on the devices, the experts of as few blocks as possible on the host, and of at most `most`."""
         blocks = self.demand.weights.n_layers
+        least = 0 if most is None else blocks - most
+        total = self.terms.layers_total
 
         def room_for(on_devices: int) -> bool:
             """Turned round: with more experts on the devices it once stops to fit."""
-            return self._floor_fits(self.terms.layers_total, blocks - on_devices)
+            return self._floor_fits(total, blocks - on_devices)
 
-        if not room_for(0):
+        def guess(on_devices: int) -> bool:
+            return self._floor_may_fit(total, blocks - on_devices)
+
+        if not self._host_may_hold(total, blocks):
             return None
-        fewest = blocks - _largest_true(room_for, 0, blocks - 1, none=0)
-        return self.best(self.terms.layers_total, fewest)
+        on_devices = largest_guessed(room_for, guess, least, blocks - 1, none=-1)
+        return self.best(total, blocks - on_devices) if on_devices >= 0 else None
 
-    def best_partial(self) -> Choice | None:
+    def best_partial(self, least: int = 1) -> Choice | None:
         """The most layers on the devices that keep the promises at the smallest context, then the best with them.
 
-        Of a mixture of experts all experts stay on the host then: they came first in the order of sacrifice.
+        Of a mixture of experts all experts stay on the host then: they came first in the order of sacrifice. None
+        if that are fewer than `least` layers.
         """
         experts = self.demand.weights.n_layers if self.demand.weights.has_experts else None
-        most = _largest_true(
-            lambda layers: self._floor_fits(layers, experts), 1, self.terms.layers_total - 1
+        if not self._host_may_hold(1, experts):
+            return None
+        most = largest_guessed(
+            lambda layers: self._floor_fits(layers, experts),
+            lambda layers: self._floor_may_fit(layers, experts),
+            least,
+            self.terms.layers_total - 1,
         )
         return self.best(most, experts) if most else None
 
+    def _floor_choices(self, layers: int, host_experts: int | None) -> Sequence[Choice]:
+        """What differs at the smallest context; what takes least comes first."""
+        floor = self.terms.floor_tokens
+        found = dict.fromkeys(self.choice(way, floor, layers, host_experts) for way in self.terms.variants)
+        return tuple(found)[::-1]
+
+    def _host_may_hold(self, layers: int, host_experts: int | None) -> bool:
+        """Whether the host has room for all that the devices leave to it."""
+        choices = self._floor_choices(layers, host_experts)
+        return any(self.room.host_has(self.demand.footprint(choice).host) for choice in choices)
+
     def _floor_fits(self, layers: int, host_experts: int | None) -> bool:
         """Whether any variant fits at the smallest context."""
-        floor = self.terms.floor_tokens
-        choices = (self.choice(variant, floor, layers, host_experts) for variant in self.terms.variants)
-        return any(self._spread(choice) is not None for choice in choices)
+        return any(self._spread(choice) is not None for choice in self._floor_choices(layers, host_experts))
+
+    def _floor_may_fit(self, layers: int, host_experts: int | None) -> bool:
+        return any(self._may_fit(choice) for choice in self._floor_choices(layers, host_experts))
 
     def larger_context(self, choice: Choice, step_tokens: int = 4096) -> Choice | None:
         """The same choice with the next larger round context; None at the trained length."""
@@ -251,40 +301,38 @@ class Search:
         wanted = min(wanted, self.terms.context_limit_tokens)
         return replace(choice, context_tokens=wanted) if wanted > choice.context_tokens else None
 
-    def _largest(self, variant: Variant, layers: int, host_experts: int | None) -> Choice | None:
+    def _largest(
+        self, variant: Variant, layers: int, host_experts: int | None, least_tokens: int
+    ) -> Choice | None:
         """The largest context that fits: a promised one or none, else in steps of 256 per stream."""
-        terms = self.terms
-        tokens = terms.context_tokens
+        tokens = self.terms.context_tokens
         if tokens is None:
-            tokens = self.largest_tokens(variant, layers, host_experts)
-            if tokens < terms.context_min_tokens:
+            tokens = self.largest_tokens(variant, layers, host_experts, least_tokens)
+            if not tokens:
                 return None
         found = self.placed(self.choice(variant, tokens, layers, host_experts))
         # A device that gets nothing is none of the set: the smaller set is tried by itself.
         return found if found and (all(found.counts) or not found.layers or self.terms.tensor_split) else None
 
-    def largest_tokens(self, variant: Variant, layers: int, host_experts: int | None = None) -> int:
-        """The largest context that fits, whatever was promised; 0 if not even one step does."""
+    def largest_tokens(
+        self, variant: Variant, layers: int, host_experts: int | None = None, least_tokens: int = 1
+    ) -> int:
+        """The largest context that fits, whatever was promised; 0 if not even `least_tokens` do."""
         limit = self.terms.context_limit_tokens
         step = CELL_PADDING * (1 if self.terms.unified else self.terms.slots)
 
-        def room_for(steps: int) -> bool:
-            choice = self.choice(variant, min(steps * step, limit), layers, host_experts)
-            return self._spread(choice) is not None
+        def choice(steps: int) -> Choice:
+            return self.choice(variant, min(steps * step, limit), layers, host_experts)
 
-        return min(_largest_true(room_for, 1, -(-limit // step)) * step, limit)
-
-
-def _largest_true(test: Callable[[int], bool], low: int, high: int, *, none: int = 0) -> int:
-    """The largest number from `low` to `high` that passes a test which, once failed, stays failed; `none` if none."""
-    if high < low or not test(low):
-        return none
-    if test(high):
-        return high
-    while high - low > 1:
-        middle = (low + high) // 2
-        if test(middle):
-            low = middle
-        else:
-            high = middle
-    return low
+        least, most = -(-least_tokens // step), -(-limit // step)
+        if least_tokens > limit:
+            return 0
+        if self._may_fit(choice(most)) and self._spread(choice(most)) is not None:
+            return limit
+        steps = largest_guessed(
+            lambda steps: self._spread(choice(steps)) is not None,
+            lambda steps: self._may_fit(choice(steps)),
+            least,
+            most - 1,
+        )
+        return steps * step

@@ -48,7 +48,7 @@ def _whole(searches: _Searches, wanted: int | str) -> Solution | None:
     for devices, search in searches:
         total = search.terms.layers_total
         layers = min(wanted, total) if isinstance(wanted, int) else total
-        choice = search.best(layers)
+        choice = search.best(layers, least_tokens=_least_worth(len(devices), best))
         if choice is None:
             continue
         if choice.context_tokens >= search.terms.comfort_tokens:
@@ -64,24 +64,37 @@ def _worth(choice: Choice, devices: int, best: Solution) -> bool:
     return choice.context_tokens * _WORTH_DENOMINATOR >= best.choice.context_tokens * _WORTH_NUMERATOR
 
 
+def _least_worth(devices: int, best: Solution | None) -> int:
+    """The smallest context for which `_worth` may be true."""
+    if best is None:
+        return 0
+    tokens = best.choice.context_tokens
+    if devices == len(best.devices):
+        return tokens + 1
+    return -(-tokens * _WORTH_NUMERATOR // _WORTH_DENOMINATOR)
+
+
+# The largest sets come first here: the smaller ones are rarely as good, which one question tells then.
+
+
 def _experts_on_cpu(searches: _Searches) -> Solution | None:
     """The devices that leave the fewest experts to the CPU; the first of equals."""
-    found = [
-        Solution(devices, search, choice)
-        for devices, search in searches
-        if search.demand.weights.has_experts and (choice := search.best_with_host_experts())
-    ]
-    return min(found, key=lambda solution: solution.choice.host_experts, default=None)
+    best: Solution | None = None
+    for devices, search in reversed(searches):
+        if not search.demand.weights.has_experts:
+            continue
+        choice = search.best_with_host_experts(best.choice.host_experts if best else None)
+        best = Solution(devices, search, choice) if choice else best
+    return best
 
 
 def _partly_on_cpu(searches: _Searches) -> Solution | None:
     """The devices that take most layers; the first of equals."""
-    found = [
-        Solution(devices, search, choice)
-        for devices, search in searches
-        if (choice := search.best_partial())
-    ]
-    return max(found, key=lambda solution: solution.choice.layers, default=None)
+    best: Solution | None = None
+    for devices, search in reversed(searches):
+        choice = search.best_partial(best.choice.layers if best else 1)
+        best = Solution(devices, search, choice) if choice else best
+    return best
 
 
 def _on_cpu(problem: Problem) -> Solution | None:

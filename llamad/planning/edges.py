@@ -1,0 +1,50 @@
+"""Where something stops to fit: the largest number for which it still does. Pure.
+
+What is asked fits up to an edge and not beyond it. Asking costs much where a graph is replayed for it, so the search
+goes by guesses that cost little, and asks about the edge itself only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+_GUESSES = 6
+"""So many times a guess says where to ask next; what is left then is halved."""
+
+Test = Callable[[int], bool]
+"""Whether it fits. Once it does not, it does not with larger numbers."""
+
+
+def largest_true(test: Test, low: int, high: int, *, none: int = 0) -> int:
+    """The largest number from `low` to `high` that passes a test; `none` if not even `low` does."""
+    if high < low or not test(low):
+        return none
+    if test(high):
+        return high
+    while high - low > 1:
+        middle = (low + high) // 2
+        if test(middle):
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def largest_guessed(test: Test, guess: Test, low: int, high: int, *, none: int = 0) -> int:
+    """The same, asking the test near to where `guess` sees the edge.
+
+    `guess` is a test that may be wrong, and that is less so with each answer of the other.
+    """
+    fits, fails = low - 1, high + 1
+    asked = 0
+    while fails - fits > 1:
+        if asked < _GUESSES:
+            at = max(fits + 1, largest_true(guess, fits + 1, fails - 1))
+        else:
+            at = (fits + fails) // 2
+        if test(at):
+            fits = at
+        else:
+            fails = at
+        asked += 1
+    return fits if fits >= low else none

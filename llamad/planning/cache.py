@@ -71,14 +71,9 @@ class CacheMap:
         """Bytes of one cell, summed over the first n layers with the same window."""
         key = (choice.type_k, choice.type_v, choice.flash_attention)
         if key not in self._rows:
-            rows = {layer: self._row(layer, key) for layer in set(self._layers)}
+            rows = [(layer.window, self._row(layer, key)) for layer in self._layers]
             self._rows[key] = tuple(
-                (
-                    window,
-                    tuple(
-                        accumulate((rows[x] if x.window == window else 0 for x in self._layers), initial=0)
-                    ),
-                )
+                (window, tuple(accumulate((row if its == window else 0 for its, row in rows), initial=0)))
                 for window in self._windows
             )
         return self._rows[key]

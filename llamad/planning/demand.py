@@ -76,12 +76,13 @@ class Demand:
         checkpoints: int = 0,
         known: Sequence[Known] = (),
         known_host: Known = _NOTHING,
+        unpacked: int | None = None,
         beside: Beside | None = None,
     ) -> None:
         """`weights` and `shape`: prepared before, for the devices' backend. `known`: of each device in order.
 
         `op_offload`: devices compute with copies of weights that stay on the host. `checkpoints`: how many of each
-        slot the host must have room for. `beside`: what is there beside the model.
+        slot the host must have room for. `unpacked`: as `overhead.unpacked_bytes` found. `beside`: what is there beside the model.
         """
         backend = devices[0].backend if devices else "CPU"
         self._devices = tuple(devices)
@@ -96,14 +97,15 @@ class Demand:
         self.beside = beside
         self.shape: ModelShape = shape or shape_of(facts)
         self.weights = weights or WeightMap(facts, backend, mtp_skipped=gates.mtp_skipped)
-        self.cache = CacheMap(self.shape, facts.n_layers)
-        self._unpacked = overhead.unpacked_bytes(facts) if self._rules.cache_scratch else 0
-        kinds = {layer: index for index, layer in enumerate(dict.fromkeys(self.shape.layers))}
-        self._kinds: tuple[Layer, ...] = tuple(kinds)
-        self._kind_of = tuple(kinds[layer] for layer in self.shape.layers)
-        self._only_kind = frozenset(kinds)
+        maps = self.shape.cache_maps
+        if facts.n_layers not in maps:
+            maps[facts.n_layers] = CacheMap(self.shape, facts.n_layers)
+        self.cache = maps[facts.n_layers]
+        if unpacked is None:
+            unpacked = overhead.unpacked_bytes(facts) if self._rules.cache_scratch else 0
+        self._unpacked = unpacked
+        self._only_kind = frozenset(self.shape.kinds)
         self._kind_sets: dict[frozenset[int], frozenset[Layer]] = {}
-        self._owners = _owners(self.shape.layers)
         self._footprints: dict[Choice, Footprint] = {}
         self._trends: dict[tuple[object, ...], Trend] = {}
         self._margins = [
@@ -140,13 +142,13 @@ class Demand:
             return False
         copied = self._copied_kinds(choice)
         if copied:
-            at_border = len(choice.counts) > 1 and any(layer.recurrent for layer in self.shape.layers)
-            return bool(self._hosted(choice)) and not self._owners and not at_border
+            at_border = len(choice.counts) > 1 and any(layer.recurrent for layer in self.shape.kinds)
+            return bool(self._hosted(choice)) and not self.shape.owners and not at_border
         on_host = self.weights.host_layers(choice.layers) > 0 or choice.overrides
         if any(self.shape.expert_matrices) and choice.host_experts and has_late_masks(self.shape):
             return False
         return not (
-            (self._owners and len(choice.counts) > 1) or (on_host and (self._owners or self.shape.kept_copies))
+            (self.shape.owners and len(choice.counts) > 1) or (on_host and (self.shape.owners or self.shape.kept_copies))
         )
 
     def compute_bytes(self, choice: Choice, index: int, kinds: Collection[Layer], *, outputs: bool) -> int:
@@ -192,9 +194,9 @@ class Demand:
 
     def borrowed_bytes(self, choice: Choice, start: int, stop: int) -> int:
         """Copies of caches that the blocks from `start` up to `stop` read and blocks before them own."""
-        if not self._owners:
+        if not self.shape.owners:
             return 0
-        borrowers = (index for index, owner in self._owners.items() if owner < start <= index < stop)
+        borrowers = (index for index, owner in self.shape.owners.items() if owner < start <= index < stop)
         return sum(borrowed_bytes(self.shape.layers[index], choice) for index in borrowers)
 
     def _copied_kinds(self, choice: Choice) -> frozenset[Layer]:
@@ -223,11 +225,11 @@ class Demand:
 
     def kinds_between(self, start: int, stop: int) -> frozenset[Layer]:
         """The kinds of layers from `start` up to `stop`."""
-        if len(self._kinds) == 1 and start < stop and start < len(self._kind_of):
+        if len(self._only_kind) == 1 and start < stop and start < len(self.shape.kind_of):
             return self._only_kind
-        places = frozenset(self._kind_of[start:stop])
+        places = frozenset(self.shape.kind_of[start:stop])
         if places not in self._kind_sets:
-            self._kind_sets[places] = frozenset(self._kinds[place] for place in places)
+            self._kind_sets[places] = frozenset(self.shape.kinds[place] for place in places)
         return self._kind_sets[places]
 
     def host_parts(self, choice: Choice) -> Parts:
@@ -235,7 +237,7 @@ class Demand:
         alone = choice.host_cache or ((kept or choice.overrides) and not self._copies_weights)
         computed = (cpu_compute_bytes if alone else host_compute_bytes)(self.shape, choice, self._gates)
         if not alone:
-            computed += hosted_copies_bytes(self.shape.layers[:kept], self.shape, choice)
+            computed += hosted_copies_bytes(self.kinds_between(0, kept), self.shape, choice)
         host = Parts(
             weights_bytes=self.weights.on_host(choice),
             context_bytes=self.context_bytes(
@@ -269,7 +271,11 @@ class Demand:
         """With what is there beside the model, and the margin."""
         if self.beside:
             host = self.beside.on_host(host, choice)
-        return replace(host, margin_bytes=_HOST_MARGIN.bytes_of(host.held_bytes))
+            return replace(host, margin_bytes=_HOST_MARGIN.bytes_of(host.held_bytes))
+        held, over = host.buffers_bytes, host.overhead_bytes
+        return Parts(
+            host.weights_bytes, host.context_bytes, host.compute_bytes, over, _HOST_MARGIN.bytes_of(held)
+        )
 
     def overhead_bytes(self, choice: Choice, index: int) -> int:
         """What device `index` holds outside llama.cpp's buffers."""
@@ -290,18 +296,6 @@ class Demand:
     def margin_bytes(self, index: int, buffers_bytes: int) -> int:
         """What stays free on device `index` on purpose."""
         return self._margins[index].bytes_of(buffers_bytes)
-
-
-def _owners(layers: Sequence[Layer]) -> dict[int, int]:
-    """For each layer that reads another's cache: the last one of its kind that has one."""
-    owners: dict[int, int] = {}
-    last: dict[bool, int] = {}
-    for index, layer in enumerate(layers):
-        if layer.shares:
-            owners[index] = last.get(bool(layer.window), 0)
-        elif layer.k_width:
-            last[bool(layer.window)] = index
-    return owners
 
 
 class Trend:
@@ -330,6 +324,7 @@ class Footprint:
         self._choice = choice
         self._blocks = demand.weights.n_layers
         self._costs = () if choice.host_cache else demand.cache.costs(choice)
+        self._weights = demand.weights.device_sums(choice)
         self._computed: dict[tuple[bool, bool, frozenset[Layer]], int] = {}
         self._overheads: dict[int, int] = {}
         self._sizes: dict[tuple[int, int, int], Size] = {}
@@ -359,7 +354,10 @@ class Footprint:
 
     def least(self, index: int, start: int, stop: int) -> Size:
         """As `size` without what is computed: never more, and quickly told."""
-        held = sum(self._held(start, stop)) if max(0, start) < stop else 0
+        held = 0
+        if start < stop and stop > 0:
+            weights, context = self._held(start, stop)
+            held = weights + context
         margin = self._demand.margin_bytes(index, held)
         return held + self._overhead(index) + margin, margin
 
@@ -383,12 +381,14 @@ class Footprint:
         return held + self._overhead(index) + margin, margin
 
     def _held(self, start: int, stop: int) -> tuple[int, int]:
-        """Weights and context."""
-        first = max(0, start)
-        blocks = min(stop, self._blocks)
-        start = min(first, blocks)
-        context = sum((sums[blocks] - sums[start]) * count for sums, count in self._costs)
-        return self._demand.weights.on_device(self._choice, first, stop), self._demand.surely_cached(context)
+        """Weights and context of a run that is not empty."""
+        first = start if start > 0 else 0
+        blocks = stop if stop < self._blocks else self._blocks
+        context = 0
+        if first < blocks:
+            for sums, count in self._costs:
+                context += (sums[blocks] - sums[first]) * count
+        return self._weights[stop] - self._weights[first], self._demand.surely_cached(context)
 
     def _overhead(self, index: int) -> int:
         if index not in self._overheads:

@@ -8,6 +8,7 @@ twice when the output is on a device. `--n-cpu-moe` and `--n-cpu-ffn` keep singl
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import NamedTuple
@@ -39,12 +40,8 @@ class BlockSums:
     host: tuple[int, ...]
     largest: tuple[int, ...]
 
-    def on_device(self, start: int, stop: int) -> int:
-        """Bytes of the blocks from `start` up to but without `stop`."""
-        return self.device[stop] - self.device[start] if stop > start else 0
-
     def on_host(self, start: int, stop: int) -> int:
-        """The same on the host."""
+        """Bytes of the blocks from `start` up to but without `stop` on the host."""
         return self.host[stop] - self.host[start] if stop > start else 0
 
 
@@ -77,6 +74,7 @@ class WeightMap:
                 for sums in into:
                     sums.add(layer, size)
         self.n_layers = facts.n_layers
+        self._device_sums: dict[tuple[int, int], tuple[int, ...]] = {}
         self.blocks = everything.sums()
         self.experts = experts.sums()
         self.dense = dense.sums()
@@ -96,13 +94,20 @@ class WeightMap:
 
     def on_device(self, choice: Choice, start: int, stop: int) -> int:
         """Bytes of one device's model buffer: blocks from `start` up to `stop`; block n_layers is the output."""
-        end = min(stop, self.n_layers)
-        size = self.blocks.on_device(start, end)
-        if choice.host_experts:
-            size -= self.experts.on_device(start, min(end, choice.host_experts))
-        if choice.host_ffn:
-            size -= self.dense.on_device(start, min(end, choice.host_ffn))
-        return size + (self.output_device_bytes if stop > self.n_layers else 0)
+        sums = self.device_sums(choice)
+        return sums[stop] - sums[start] if stop > start else 0
+
+    def device_sums(self, choice: Choice) -> Sequence[int]:
+        """Bytes of the first n blocks on devices, less what stays on the host; block n_layers is the output."""
+        apart = choice.host_experts, choice.host_ffn
+        if apart not in self._device_sums:
+            experts, dense = (min(count, self.n_layers) for count in apart)
+            sums = [
+                size - self.experts.device[min(index, experts)] - self.dense.device[min(index, dense)]
+                for index, size in enumerate(self.blocks.device)
+            ]
+            self._device_sums[apart] = (*sums, sums[-1] + self.output_device_bytes)
+        return self._device_sums[apart]
 
     def on_host(self, choice: Choice) -> int:
         """Bytes of the host's model buffers, repacked copies not counted twice."""

@@ -354,12 +354,16 @@ class Footprint:
 
     def least(self, index: int, start: int, stop: int) -> Size:
         """As `size` without what is computed: never more, and quickly told."""
-        held = 0
-        if start < stop and stop > 0:
-            weights, context = self._held(start, stop)
-            held = weights + context
+        held = self.held(start, stop)
         margin = self._demand.margin_bytes(index, held)
         return held + self._overhead(index) + margin, margin
+
+    def held(self, start: int, stop: int) -> int:
+        """Weights and context of a run."""
+        if start >= stop or stop <= 0:
+            return 0
+        weights, context = self._held(start, stop)
+        return weights + context
 
     def guessed(self, index: int, start: int, stop: int) -> Size:
         """As `size` with a guess at what is computed: as it was for similar choices."""

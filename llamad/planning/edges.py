@@ -48,3 +48,18 @@ def largest_guessed(test: Test, guess: Test, low: int, high: int, *, none: int =
             fails = at
         asked += 1
     return fits if fits >= low else none
+
+
+def smallest_true(test: Test, low: int) -> int:
+    """The smallest number from `low` on that passes a test which, once passed, stays passed. One must."""
+    fails, step = low - 1, 1
+    while not test(fails + step):
+        fails, step = fails + step, 2 * step
+    passes = fails + step
+    while passes - fails > 1:
+        middle = (passes + fails) // 2
+        if test(middle):
+            passes = middle
+        else:
+            fails = middle
+    return passes

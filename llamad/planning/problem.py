@@ -184,6 +184,12 @@ class Problem:
             return None
         return replace(self, extras=replace(self.extras, vision=replace(vision, offload=False)))
 
+    def with_cpu(self) -> Problem:
+        """The same with `allow_cpu`. What it needs of each set of devices does not depend on that."""
+        problem = replace(self, placement=replace(self.placement, allow_cpu=True))
+        problem._searches.update(self._searches)
+        return problem
+
     def emptied(self) -> Problem:
         """The same with nothing else in memory: whether a wait could help. What was learned stays as it is."""
         devices = tuple(

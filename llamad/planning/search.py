@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from llamad.planning.choice import CELL_PADDING, Choice
 from llamad.planning.demand import Demand, Need, Size
-from llamad.planning.edges import largest_guessed, largest_true
+from llamad.planning.edges import largest_guessed, largest_true, smallest_true
 from llamad.planning.plan import Parts
 from llamad.planning.spread import counts_of, filled
 from llamad.planning.terms import Terms, Variant
@@ -128,6 +128,8 @@ class Search:
     def _spread(self, choice: Choice, slack_bytes: int = 0) -> Choice | None:
         """As `placed`, but a device may get nothing: whether that fits once stops with more tokens or layers."""
         if len(self.room.devices) > 1 and choice.layers > 0:
+            if self.surely_lacks(choice, slack_bytes) > 0:
+                return None
             if not self.room.host_has(self.demand.footprint(choice).host):
                 return None
             split = self._split(choice, slack_bytes)
@@ -135,16 +137,24 @@ class Search:
                 return None
             choice = replace(choice, split=split)
             return choice if not self.room.shared or self.room.has(self.demand.need(choice)) else None
-        if self.room.devices and choice.layers > 0 and not self._may_have_room(choice, slack_bytes):
+        if self.room.devices and choice.layers > 0 and self.surely_lacks(choice, slack_bytes) > 0:
             return None
         need = self.demand.need(choice)
         fits = self.room.host_missing(need) <= 0 and all(m <= -slack_bytes for m in self.room.missing(need))
         return choice if fits else None
 
-    def _may_have_room(self, choice: Choice, slack_bytes: int) -> bool:
-        """Whether one device has room for all but what is computed: else the rest need not be counted."""
+    def surely_lacks(self, choice: Choice, slack_bytes: int = 0) -> int:
+        """Bytes that all devices together lack at least, whatever is computed, or negative; quickly told.
+
+        A device that gets nothing lacks nothing, and may keep nothing free.
+        """
         footprint, end = self.demand.footprint(choice), self.demand.weights.n_layers + 1
-        return self.room.devices[0].lacks(footprint.least(0, end - choice.layers, end)) <= -slack_bytes
+        start = end - choice.layers
+        if len(self.room.devices) == 1:
+            return self.room.devices[0].lacks(footprint.least(0, start, end)) + slack_bytes
+        rooms = enumerate(self.room.devices)
+        left = (room.lacks(footprint.least(index, end, end)) + slack_bytes for index, room in rooms)
+        return footprint.held(start, end) + sum(lacks for lacks in left if lacks < 0)
 
     def _may_fit(self, choice: Choice) -> bool:
         """A guess whether `_spread` finds room, from buffers that were computed for similar choices."""
@@ -191,17 +201,16 @@ class Search:
         """A choice that may not fit, spread so that the device which lacks most lacks as little as possible."""
         if len(self.room.devices) < 2 or choice.layers < len(self.room.devices):
             return choice
-        lack = _SLACK_STEP_BYTES
-        while (split := self._split(choice, -lack)) is None:
-            lack *= 2
-        low = 0 if lack == _SLACK_STEP_BYTES else lack // 2
-        while lack - low > _SLACK_STEP_BYTES:
-            middle = (lack + low) // 2
-            if found := self._split(choice, -middle):
-                split, lack = found, middle
-            else:
-                low = middle
-        return replace(choice, split=split)
+        fewest = max(1, -(-self.surely_lacks(choice) // (len(self.room.devices) * _SLACK_STEP_BYTES)))
+        found: dict[int, tuple[int, ...]] = {}
+
+        def spreads(steps: int) -> bool:
+            split = self._split(choice, -steps * _SLACK_STEP_BYTES)
+            if split:
+                found[steps] = split
+            return split is not None
+
+        return replace(choice, split=found[smallest_true(spreads, fewest)])
 
     def balanced(self, choice: Choice) -> Choice:
         """The same choice with the layers spread so that the fullest device has as much left as possible."""
@@ -219,18 +228,21 @@ class Search:
         largest_true(leaves, 1, max(1, most))
         return best
 
-    def best(self, layers: int, host_experts: int | None = None, least_tokens: int = 0) -> Choice | None:
+    def best(
+        self, layers: int, host_experts: int | None = None, least_tokens: int = 0, *, any_does: bool = False
+    ) -> Choice | None:
         """The best choice with `layers` layers on the devices; None if none keeps all promises.
 
         The first variant that reaches the comfortable context wins; if none does, the one with the largest. One whose
-        context is below `least_tokens` and not comfortable need not be found.
+        context is below `least_tokens` and not comfortable need not be found. `any_does`: whether there is one is all
+        that is asked.
         """
         terms = self.terms
         best: Choice | None = None
         least = max(terms.context_min_tokens, min(least_tokens, terms.comfort_tokens))
         for variant in self._variants(layers, host_experts):
             found = self._largest(variant, layers, host_experts, least)
-            if found and found.context_tokens >= terms.comfort_tokens:
+            if found and (any_does or found.context_tokens >= terms.comfort_tokens):
                 return found
             if found and (best is None or found.context_tokens > best.context_tokens):
                 best, least = found, found.context_tokens + 1
@@ -242,8 +254,11 @@ class Search:
         ways = ((self.choice(variant, tokens, layers, host_experts), variant) for variant in self.terms.variants)
         return tuple({choice: variant for choice, variant in reversed(tuple(ways))}.values())[::-1]
 
-    def best_with_host_experts(self, most: int | None = None) -> Choice | None:
-        """All layers on the devices, the experts of as few blocks as possible on the host, and of at most `most`."""
+    def best_with_host_experts(self, most: int | None = None, *, any_does: bool = False) -> Choice | None:
+        """All layers on the devices, the experts of as few blocks as possible on the host, and of at most `most`.
+
+        `any_does`: its context does not matter.
+        """
         blocks = self.demand.weights.n_layers
         least = 0 if most is None else blocks - most
         total = self.terms.layers_total
@@ -258,13 +273,13 @@ class Search:
         if not self._host_may_hold(total, blocks):
             return None
         on_devices = largest_guessed(room_for, guess, least, blocks - 1, none=-1)
-        return self.best(total, blocks - on_devices) if on_devices >= 0 else None
+        return self.best(total, blocks - on_devices, any_does=any_does) if on_devices >= 0 else None
 
-    def best_partial(self, least: int = 1) -> Choice | None:
+    def best_partial(self, least: int = 1, *, any_does: bool = False) -> Choice | None:
         """The most layers on the devices that keep the promises at the smallest context, then the best with them.
 
         Of a mixture of experts all experts stay on the host then: they came first in the order of sacrifice. None
-        if that are fewer than `least` layers.
+        if that are fewer than `least` layers. `any_does`: its context does not matter.
         """
         experts = self.demand.weights.n_layers if self.demand.weights.has_experts else None
         if not self._host_may_hold(1, experts):
@@ -275,7 +290,7 @@ class Search:
             least,
             self.terms.layers_total - 1,
         )
-        return self.best(most, experts) if most else None
+        return self.best(most, experts, any_does=any_does) if most else None
 
     def _floor_choices(self, layers: int, host_experts: int | None) -> Sequence[Choice]:
         """What differs at the smallest context; what takes least comes first."""
@@ -326,6 +341,8 @@ class Search:
 
         least, most = -(-least_tokens // step), -(-limit // step)
         if least_tokens > limit:
+            return 0
+        if self.room.devices and layers > 0 and self.surely_lacks(choice(least)) > 0:
             return 0
         if self._may_fit(choice(most)) and self._spread(choice(most)) is not None:
             return limit

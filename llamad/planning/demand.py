@@ -25,6 +25,7 @@ from llamad.planning.compute import (
     hosted_copies_bytes,
     output_bytes,
 )
+from llamad.planning.edges import Trend
 from llamad.planning.layers import Layer, ModelShape
 from llamad.planning.plan import BuildGates, Parts
 from llamad.planning.weights import WeightMap
@@ -107,7 +108,6 @@ class Demand:
         self._only_kind = frozenset(self.shape.kinds)
         self._kind_sets: dict[frozenset[int], frozenset[Layer]] = {}
         self._footprints: dict[Choice, Footprint] = {}
-        self._trends: dict[tuple[object, ...], Trend] = {}
         self._margins = [
             overhead.margin(vram_margin, device, measured=known.overhead_bytes is not None)
             for device, known in zip(self._devices, self._known, strict=True)
@@ -133,8 +133,9 @@ class Demand:
 
     def trend(self, choice: Choice, *, first: bool, outputs: bool) -> Trend:
         """What was computed for choices like this one: on the first device or a later one, with the output or not."""
-        way = (choice.type_k, choice.ubatch_tokens, choice.pipeline, choice.overrides, first, outputs)
-        return self._trends.setdefault(way, Trend())
+        way = (self._backend, choice.type_k, choice.ubatch_tokens, choice.pipeline, choice.overrides, first, outputs)
+        trends = self.shape.trends
+        return trends.get(way) or trends.setdefault(way, Trend())
 
     def exact(self, choice: Choice) -> bool:
         """Whether the computed bytes are llama.cpp's own to the MiB or so, not a bound on the safe side."""
@@ -296,24 +297,6 @@ class Demand:
     def margin_bytes(self, index: int, buffers_bytes: int) -> int:
         """What stays free on device `index` on purpose."""
         return self._margins[index].bytes_of(buffers_bytes)
-
-
-class Trend:
-    """A guess at a buffer by the context, from what was computed of the same kind: a straight line."""
-
-    def __init__(self) -> None:
-        self._cells = self._bytes = 0
-        self._slope = 0
-
-    def add(self, cells: int, computed_bytes: int) -> None:
-        """What was computed with so many cells a stream."""
-        if self._bytes and cells != self._cells:
-            self._slope = (computed_bytes - self._bytes) // (cells - self._cells)
-        self._cells, self._bytes = cells, computed_bytes
-
-    def at(self, cells: int) -> int:
-        """What it may be with so many cells; 0 where nothing is known."""
-        return max(0, self._bytes + self._slope * (cells - self._cells))
 
 
 class Footprint:

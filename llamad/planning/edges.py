@@ -63,3 +63,21 @@ def smallest_true(test: Test, low: int) -> int:
         else:
             fails = middle
     return passes
+
+
+class Trend:
+    """A guess at a buffer by the context, from what was computed of the same kind: a straight line."""
+
+    def __init__(self) -> None:
+        self._cells = self._bytes = 0
+        self._slope = 0
+
+    def add(self, cells: int, computed_bytes: int) -> None:
+        """What was computed with so many cells a stream."""
+        if self._bytes and cells != self._cells:
+            self._slope = (computed_bytes - self._bytes) // (cells - self._cells)
+        self._cells, self._bytes = cells, computed_bytes
+
+    def at(self, cells: int) -> int:
+        """What it may be with so many cells; 0 where nothing is known."""
+        return max(0, self._bytes + self._slope * (cells - self._cells))

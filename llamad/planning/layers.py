@@ -16,6 +16,7 @@ from llamad.planning.graphs import is_replayed
 if TYPE_CHECKING:
     from llamad.planning.cache import CacheMap
     from llamad.planning.choice import Choice
+    from llamad.planning.edges import Trend
     from llamad.planning.graphs.hosted import Kept
     from llamad.planning.graphs.replay import Replay
 
@@ -134,6 +135,11 @@ class ModelShape:
     @cached_property
     def hosted_heights(self) -> dict[Hashable, int]:
         """Buffers that were replayed with layers on the host: the same for each set of devices that is tried."""
+        return {}
+
+    @cached_property
+    def trends(self) -> dict[Hashable, Trend]:
+        """What buffers of a kind were, to guess at others."""
         return {}
 
     @cached_property

@@ -133,9 +133,13 @@ class Demand:
 
     def trend(self, choice: Choice, *, first: bool, outputs: bool) -> Trend:
         """What was computed for choices like this one: on the first device or a later one, with the output or not."""
-        way = (self._backend, choice.type_k, choice.ubatch_tokens, choice.pipeline, choice.overrides, first, outputs)
+        place = (self._backend, first, outputs)
+        way = (*place, choice.type_k, choice.ubatch_tokens, choice.pipeline, choice.overrides)
         trends = self.shape.trends
-        return trends.get(way) or trends.setdefault(way, Trend())
+        if way not in trends:
+            alike = trends.setdefault(place, Trend())  # the last of all: better than nothing
+            trends[way] = Trend(alike)
+        return trends[way]
 
     def exact(self, choice: Choice) -> bool:
         """Whether the computed bytes are llama.cpp's own to the MiB or so, not a bound on the safe side."""

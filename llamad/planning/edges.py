@@ -30,16 +30,34 @@ def largest_true(test: Test, low: int, high: int, *, none: int = 0) -> int:
     return low
 
 
+def largest_near(test: Test, near: int, low: int, high: int, *, none: int = 0) -> int:
+    """The same, asking around `near` first: quick where that is near to the edge."""
+    fits, fails, step = low - 1, high + 1, 1
+    at = max(low, min(high, near))
+    while fails - fits > 1:
+        if test(at):
+            fits, at = at, at + step
+        else:
+            fails, at = at, at - step
+        step *= 2
+        if not fits < at < fails:
+            at = (fits + fails) // 2 if fits >= low and fails <= high else max(low, min(high, at))
+            if not fits < at < fails:
+                at = (fits + fails) // 2
+    return fits if fits >= low else none
+
+
 def largest_guessed(test: Test, guess: Test, low: int, high: int, *, none: int = 0) -> int:
     """The same, asking the test near to where `guess` sees the edge.
 
     `guess` is a test that may be wrong, and that is less so with each answer of the other.
     """
     fits, fails = low - 1, high + 1
-    asked = 0
+    asked, near = 0, high
     while fails - fits > 1:
         if asked < _GUESSES:
-            at = max(fits + 1, largest_true(guess, fits + 1, fails - 1))
+            near = largest_near(guess, near, fits + 1, fails - 1, none=fits)
+            at = max(fits + 1, near)
         else:
             at = (fits + fails) // 2
         if test(at):
@@ -68,7 +86,9 @@ def smallest_true(test: Test, low: int) -> int:
 class Trend:
     """A guess at a buffer by the context, from what was computed of the same kind: a straight line."""
 
-    def __init__(self) -> None:
+    def __init__(self, alike: Trend | None = None) -> None:
+        """`alike`: what to go by while nothing of this kind was computed."""
+        self._alike = alike
         self._cells = self._bytes = 0
         self._slope = 0
 
@@ -77,7 +97,11 @@ class Trend:
         if self._bytes and cells != self._cells:
             self._slope = (computed_bytes - self._bytes) // (cells - self._cells)
         self._cells, self._bytes = cells, computed_bytes
+        if self._alike:
+            self._alike.add(cells, computed_bytes)
 
     def at(self, cells: int) -> int:
         """What it may be with so many cells; 0 where nothing is known."""
+        if not self._bytes and self._alike:
+            return self._alike.at(cells)
         return max(0, self._bytes + self._slope * (cells - self._cells))

@@ -54,6 +54,8 @@ def context_bytes(device: Device) -> int:
 
 def unpacked_bytes(facts: ModelFacts) -> int:
     """The f16 copy of the largest matrix whose type must be unpacked before a large batch; 0 for usual types."""
+    if _DIRECT_TYPES.issuperset({t.type_id for t in facts.tensors}):
+        return 0
     odd = (t for t in facts.tensors if t.type_id not in _DIRECT_TYPES and len(t.dims) > 1)
     return max((2 * t.dims[0] * t.dims[1] for t in odd), default=0)
 

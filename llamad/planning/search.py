@@ -158,20 +158,23 @@ class Search:
 
     def _may_fit(self, choice: Choice) -> bool:
         """A guess whether `_spread` finds room, from buffers that were computed for similar choices."""
-        rooms = self.room.devices
-        if not rooms or choice.layers <= 0:
+        if not self.room.devices or choice.layers <= 0:
             return True
-        footprint, end = self.demand.footprint(choice), self.demand.weights.n_layers + 1
+        if len(self.room.devices) == 1:
+            end = self.demand.weights.n_layers + 1
+            size = self.demand.footprint(choice).guessed(0, end - choice.layers, end)
+            return self.room.devices[0].lacks(size) <= 0
+        return bool(self.terms.tensor_split or self._guessed_split(choice))
+
+    def _guessed_split(self, choice: Choice) -> tuple[int, ...]:
+        """How the layers might be spread, by the same guess; () if they might not fit."""
+        rooms, footprint = self.room.devices, self.demand.footprint(choice)
+        end = self.demand.weights.n_layers + 1
 
         def fits(index: int, first: int, stop: int) -> bool:
             return rooms[index].lacks(footprint.guessed(index, first, stop)) <= 0
 
-        start = end - choice.layers
-        if len(rooms) == 1:
-            return fits(0, start, end)
-        if self.terms.tensor_split:
-            return True
-        return filled(fits, len(rooms), start, end, self._near) is not None
+        return filled(fits, len(rooms), end - choice.layers, end, self._near) or ()
 
     def _split(self, choice: Choice, slack_bytes: int) -> tuple[int, ...] | None:
         end = self.demand.weights.n_layers + 1
@@ -193,7 +196,7 @@ class Search:
                 ends.append((at, at + count))
                 at += count
             return counts if all(fits(index, *run) for index, run in enumerate(ends)) else None
-        found = filled(fits, len(self.room.devices), start, end, self._near)
+        found = filled(fits, len(self.room.devices), start, end, self._near or self._guessed_split(choice))
         self._near = found or self._near
         return found
 
@@ -344,12 +347,10 @@ class Search:
             return 0
         if self.room.devices and layers > 0 and self.surely_lacks(choice(least)) > 0:
             return 0
-        if self._may_fit(choice(most)) and self._spread(choice(most)) is not None:
-            return limit
         steps = largest_guessed(
             lambda steps: self._spread(choice(steps)) is not None,
             lambda steps: self._may_fit(choice(steps)),
             least,
-            most - 1,
+            most,
         )
-        return steps * step
+        return min(steps * step, limit)

@@ -47,6 +47,12 @@ Size = tuple[int, int]
 """Bytes of a device's parts in all, and the margin among them."""
 
 
+ComputedAt = tuple[bool, bool, frozenset[Layer]]
+"""On the first device or a later one, with the output or not, and kinds of layers."""
+Computed = dict[ComputedAt, dict[int, int]]
+"""Bytes of compute buffers by the cells of a stream."""
+
+
 @dataclass(frozen=True)
 class Known:
     """What is known of one device, or of the host, beyond the formulas. Bytes."""
@@ -181,13 +187,15 @@ class Demand:
             hosted=hosted,
             own=self._own_layers(choice, kinds) if hosted else (),
         )
-        if not hosted:
-            return device_compute_bytes(self.shape, kinds, choice, self._gates, place)
-        heights = self.shape.hosted_heights
-        key = (self._backend, self._gates, replace(choice, split=()), frozenset(kinds), outputs)
-        if key not in heights:
-            heights[key] = device_compute_bytes(self.shape, kinds, choice, self._gates, place)
-        return heights[key]
+        return device_compute_bytes(self.shape, kinds, choice, self._gates, place)
+
+    def computed(self, choice: Choice) -> Computed:
+        """Where to keep `computed_bytes` of a choice: the same for each set of devices that is tried."""
+        rules = (self._backend, self._gates, self._copies_weights)
+        like = (*rules, replace(choice, context_tokens=0))
+        if like not in self.shape.computed:
+            self.shape.computed[like] = {}
+        return self.shape.computed[like]
 
     def context_bytes(self, choice: Choice, start: int, stop: int) -> int:
         """Caches and states of the blocks from `start` up to `stop`; without a formula half as much again."""
@@ -312,7 +320,8 @@ class Footprint:
         self._blocks = demand.weights.n_layers
         self._costs = () if choice.host_cache else demand.cache.costs(choice)
         self._weights = demand.weights.device_sums(choice)
-        self._computed: dict[tuple[bool, bool, frozenset[Layer]], int] = {}
+        self._cells = choice.stream_cells
+        self._computed = demand.computed(choice)
         self._overheads: dict[int, int] = {}
         self._sizes: dict[tuple[int, int, int], Size] = {}
 
@@ -367,7 +376,7 @@ class Footprint:
         if self._demand.beside or max(0, start) >= stop:
             parts = self.parts(index, start, stop)
             return parts.total_bytes, parts.margin_bytes
-        held = sum(self._held(start, stop)) + self._compute(index, start, stop)
+        held = self.held(start, stop) + self._compute(index, start, stop)
         margin = self._demand.margin_bytes(index, held)
         return held + self._overhead(index) + margin, margin
 
@@ -386,13 +395,17 @@ class Footprint:
             self._overheads[index] = self._demand.overhead_bytes(self._choice, index)
         return self._overheads[index]
 
+    def _place(self, index: int, start: int, stop: int) -> ComputedAt:
+        return index == 0, stop > self._blocks, self._demand.kinds_between(max(0, start), stop)
+
     def _compute(self, index: int, start: int, stop: int) -> int:
-        demand, first = self._demand, max(0, start)
-        key = (index == 0, stop > self._blocks, demand.kinds_between(first, stop))
-        if key not in self._computed:
-            computed = demand.computed_bytes(self._choice, key[2], first=key[0], outputs=key[1])
-            self._computed[key] = computed
-            demand.trend(self._choice, first=key[0], outputs=key[1]).add(self._choice.stream_cells, computed)
+        demand, choice = self._demand, self._choice
+        place = self._place(index, start, stop)
+        known = self._computed.setdefault(place, {})
+        if self._cells not in known:
+            first, outputs, kinds = place
+            known[self._cells] = demand.computed_bytes(choice, kinds, first=first, outputs=outputs)
+            demand.trend(choice, first=first, outputs=outputs).add(self._cells, known[self._cells])
         blocks = min(stop, self._blocks)
-        borrowed = demand.borrowed_bytes(self._choice, min(first, blocks), blocks)
-        return demand.corrected(index, self._computed[key]) + borrowed
+        borrowed = demand.borrowed_bytes(choice, min(max(0, start), blocks), blocks)
+        return demand.corrected(index, known[self._cells]) + borrowed

@@ -16,6 +16,7 @@ from llamad.planning.graphs import is_replayed
 if TYPE_CHECKING:
     from llamad.planning.cache import CacheMap
     from llamad.planning.choice import Choice
+    from llamad.planning.demand import Computed
     from llamad.planning.edges import Trend
     from llamad.planning.graphs.hosted import Kept
     from llamad.planning.graphs.replay import Replay
@@ -133,8 +134,8 @@ class ModelShape:
         return any(layer.k_width or layer.recurrent for layer in self.kinds)
 
     @cached_property
-    def hosted_heights(self) -> dict[Hashable, int]:
-        """Buffers that were replayed with layers on the host: the same for each set of devices that is tried."""
+    def computed(self) -> dict[Hashable, Computed]:
+        """Buffers that were computed already: the same for each set of devices that is tried."""
         return {}
 
     @cached_property

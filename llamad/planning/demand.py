@@ -114,6 +114,10 @@ class Demand:
         self._only_kind = frozenset(self.shape.kinds)
         self._kind_sets: dict[frozenset[int], frozenset[Layer]] = {}
         self._footprints: dict[Choice, Footprint] = {}
+        self._outside = [
+            self._fixed_outside(device, known)
+            for device, known in zip(self._devices, self._known, strict=True)
+        ]
         self._margins = [
             overhead.margin(vram_margin, device, measured=known.overhead_bytes is not None)
             for device, known in zip(self._devices, self._known, strict=True)
@@ -290,13 +294,25 @@ class Demand:
             host.weights_bytes, host.context_bytes, host.compute_bytes, over, _HOST_MARGIN.bytes_of(held)
         )
 
-    def overhead_bytes(self, choice: Choice, index: int) -> int:
-        """What device `index` holds outside llama.cpp's buffers."""
-        device, known = self._devices[index], self._known[index]
+    def overhead_bytes(self, choice: Choice, index: int, growths: dict[bool, int] | None = None) -> int:
+        """What device `index` holds outside llama.cpp's buffers.
+
+        `growths`: where to keep what grows at run time, the same for all devices but CPUs in disguise.
+        """
+        fixed, software = self._outside[index]
+        if software is None:
+            return fixed
+        growths = {} if growths is None else growths
+        if software not in growths:
+            device = self._devices[index]
+            growths[software] = overhead.growth_bytes(device, self.shape, choice, self._gates, self._unpacked)
+        return fixed + growths[software]
+
+    def _fixed_outside(self, device: Device, known: Known) -> tuple[int, bool | None]:
+        """The driver's context, and whether the device is a CPU in disguise; None = all of it was measured."""
         if known.overhead_bytes is not None:
-            return known.overhead_bytes
-        growth = overhead.growth_bytes(device, self.shape, choice, self._gates, self._unpacked)
-        return overhead.context_bytes(device) + growth
+            return known.overhead_bytes, None
+        return overhead.context_bytes(device), overhead.is_software(device)
 
     def with_beside(self, parts: Parts, choice: Choice, index: int, start: int, stop: int) -> Parts:
         """The parts of device `index` with what is there beside the model."""
@@ -321,9 +337,14 @@ class Footprint:
         self._costs = () if choice.host_cache else demand.cache.costs(choice)
         self._weights = demand.weights.device_sums(choice)
         self._cells = choice.stream_cells
-        self._computed = demand.computed(choice)
         self._overheads: dict[int, int] = {}
+        self._growths: dict[bool, int] = {}
+        self._trends: dict[tuple[bool, bool], Trend] = {}
         self._sizes: dict[tuple[int, int, int], Size] = {}
+
+    @cached_property
+    def _computed(self) -> Computed:
+        return self._demand.computed(self._choice)
 
     @cached_property
     def host(self) -> Parts:
@@ -351,8 +372,9 @@ class Footprint:
     def least(self, index: int, start: int, stop: int) -> Size:
         """As `size` without what is computed: never more, and quickly told."""
         held = self.held(start, stop)
+        over = self._overheads.get(index) or self._overhead(index)
         margin = self._demand.margin_bytes(index, held)
-        return held + self._overhead(index) + margin, margin
+        return held + over + margin, margin
 
     def held(self, start: int, stop: int) -> int:
         """Weights and context of a run."""
@@ -368,9 +390,14 @@ class Footprint:
             return self._sizes[key]
         total, margin = self.least(index, start, stop)
         if max(0, start) < stop:
-            trend = self._demand.trend(self._choice, first=index == 0, outputs=stop > self._blocks)
-            total += trend.at(self._choice.stream_cells)
+            total += self._trend(index == 0, stop > self._blocks).at(self._cells)
         return total, margin
+
+    def _trend(self, first: bool, outputs: bool) -> Trend:  # noqa: FBT001 - as a key
+        place = (first, outputs)
+        if place not in self._trends:
+            self._trends[place] = self._demand.trend(self._choice, first=first, outputs=outputs)
+        return self._trends[place]
 
     def _size(self, index: int, start: int, stop: int) -> Size:
         if self._demand.beside or max(0, start) >= stop:
@@ -392,7 +419,7 @@ class Footprint:
 
     def _overhead(self, index: int) -> int:
         if index not in self._overheads:
-            self._overheads[index] = self._demand.overhead_bytes(self._choice, index)
+            self._overheads[index] = self._demand.overhead_bytes(self._choice, index, self._growths)
         return self._overheads[index]
 
     def _place(self, index: int, start: int, stop: int) -> ComputedAt:
@@ -405,7 +432,7 @@ class Footprint:
         if self._cells not in known:
             first, outputs, kinds = place
             known[self._cells] = demand.computed_bytes(choice, kinds, first=first, outputs=outputs)
-            demand.trend(choice, first=first, outputs=outputs).add(self._cells, known[self._cells])
+            self._trend(first, outputs).add(self._cells, known[self._cells])
         blocks = min(stop, self._blocks)
         borrowed = demand.borrowed_bytes(choice, min(max(0, start), blocks), blocks)
         return demand.corrected(index, known[self._cells]) + borrowed

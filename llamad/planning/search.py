@@ -164,7 +164,9 @@ class Search:
             end = self.demand.weights.n_layers + 1
             size = self.demand.footprint(choice).guessed(0, end - choice.layers, end)
             return self.room.devices[0].lacks(size) <= 0
-        return bool(self.terms.tensor_split or self._guessed_split(choice))
+        if self.terms.tensor_split:
+            return True
+        return self.surely_lacks(choice) <= 0 and bool(self._guessed_split(choice))
 
     def _guessed_split(self, choice: Choice) -> tuple[int, ...]:
         """How the layers might be spread, by the same guess; () if they might not fit."""

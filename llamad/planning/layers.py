@@ -16,8 +16,8 @@ from llamad.planning.graphs import is_replayed
 if TYPE_CHECKING:
     from llamad.planning.cache import CacheMap
     from llamad.planning.choice import Choice
-    from llamad.planning.demand import Computed
     from llamad.planning.edges import Trend
+    from llamad.planning.footprint import Computed
     from llamad.planning.graphs.hosted import Kept
     from llamad.planning.graphs.replay import Replay
 

@@ -19,6 +19,9 @@ _SMALLEST_USEFUL_TOKENS = 2 * CELL_PADDING
 _SMALLEST_UBATCH = 64
 _PROJECTOR_ON_CPU = "[vision] offload"
 
+_Way = tuple[int, int, tuple[Device, ...], Search, Choice]
+"""Bytes that the device lacks which lacks most, a place in the order, and what for."""
+
 
 def refusal(problem: Problem, written: frozenset[str]) -> NoRoomNow | NeverFits:
     """The error for a problem that `solve` found no solution for."""
@@ -49,15 +52,15 @@ def _nearest(problem: Problem) -> tuple[tuple[Device, ...], Search, Choice]:
     sets: list[tuple[Device, ...]] = list(problem.sets()) if placement.gpu_layers != 0 else []
     if not sets or (placement.allow_cpu and placement.gpu_layers == "auto"):
         sets = [()]  # the CPU alone was the last resort, so it is what lacks memory
-    ways = []
+    ways: list[_Way] = []
     for devices in sets:
         search = problem.search(devices)
         layers = _smallest_layers(problem, search, devices)
         for variant in search.terms.variants:
             choice = search.choice(variant, search.terms.floor_tokens, layers)
-            sure = search.surely_lacks(choice) // len(devices) if layers else 0
+            sure = max(0, search.surely_lacks(choice) // len(devices)) if layers else 0
             ways.append((sure, len(ways), devices, search, choice))
-    best: tuple[int, int, tuple[Device, ...], Search, Choice] | None = None
+    best: _Way | None = None
     for sure, place, devices, search, choice in sorted(ways, key=lambda way: way[:2]):
         if best and (sure, place) > best[:2]:
             continue  # it lacks more

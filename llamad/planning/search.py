@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from llamad.planning.choice import CELL_PADDING, Choice
-from llamad.planning.demand import Demand, Need, Size
+from llamad.planning.demand import Demand, Need
 from llamad.planning.edges import largest_guessed, largest_true, smallest_true
+from llamad.planning.footprint import Size
 from llamad.planning.plan import Parts
 from llamad.planning.spread import counts_of, filled
 from llamad.planning.terms import Terms, Variant
@@ -256,8 +257,10 @@ class Search:
     def _variants(self, layers: int, host_experts: int | None) -> Sequence[Variant]:
         """The variants that differ with so many layers on the devices."""
         tokens = self.terms.floor_tokens
-        ways = ((self.choice(variant, tokens, layers, host_experts), variant) for variant in self.terms.variants)
-        return tuple({choice: variant for choice, variant in reversed(tuple(ways))}.values())[::-1]
+        found: dict[Choice, Variant] = {}
+        for variant in self.terms.variants:
+            found.setdefault(self.choice(variant, tokens, layers, host_experts), variant)
+        return tuple(found.values())
 
     def best_with_host_experts(self, most: int | None = None, *, any_does: bool = False) -> Choice | None:
         """All layers on the devices, the experts of as few blocks as possible on the host, and of at most `most`.

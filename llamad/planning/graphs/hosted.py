@@ -217,6 +217,7 @@ class _Replay:
                 kept.attached[way] = _attached(
                     trial.events, site.host.pending, trial.pending, closing=closing
                 )
+            assert site.host
             site.host.attached = kept.attached[way]
             site.host.split(tape, "")
         host = self._run_layer(site)

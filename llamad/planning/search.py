@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from llamad.planning.choice import CELL_PADDING, Choice
 from llamad.planning.demand import Demand, Need
-from llamad.planning.edges import largest_guessed, largest_true, smallest_true
+from llamad.planning.edges import Test, largest_guessed, largest_true, smallest_true
 from llamad.planning.footprint import Size
 from llamad.planning.plan import Parts
 from llamad.planning.spread import counts_of, filled
@@ -280,7 +280,7 @@ class Search:
 
         if not self._host_may_hold(total, blocks):
             return None
-        on_devices = largest_guessed(room_for, guess, least, blocks - 1, none=-1)
+        on_devices = self._most(room_for, guess, 0, least, blocks - 1)
         return self.best(total, blocks - on_devices, any_does=any_does) if on_devices >= 0 else None
 
     def best_partial(self, least: int = 1, *, any_does: bool = False) -> Choice | None:
@@ -292,13 +292,25 @@ class Search:
         experts = self.demand.weights.n_layers if self.demand.weights.has_experts else None
         if not self._host_may_hold(1, experts):
             return None
-        most = largest_guessed(
+        most = self._most(
             lambda layers: self._floor_fits(layers, experts),
             lambda layers: self._floor_may_fit(layers, experts),
+            1,
             least,
             self.terms.layers_total - 1,
         )
-        return self.best(most, experts, any_does=any_does) if most else None
+        return self.best(most, experts, any_does=any_does) if most >= 1 else None
+
+    def _most(self, fits: Test, guess: Test, low: int, least: int, high: int) -> int:
+        """The largest number from `low` to `high` that fits; -1 if it is below `least`.
+
+        Written shares and a draft that takes shares as well may fit with more layers where they do not with fewer:
+        then the order in which is asked decides, and goes by no guess.
+        """
+        if self.terms.tensor_split or self.demand.beside:
+            found = largest_true(fits, low, high, none=-1)
+            return found if found >= least else -1
+        return largest_guessed(fits, guess, least, high, none=-1)
 
     def _floor_choices(self, layers: int, host_experts: int | None) -> Sequence[Choice]:
         """What differs at the smallest context; what takes least comes first."""

@@ -14,12 +14,16 @@ FitsRun = Callable[[int, int, int], bool]
 """Whether device `index` has room for the blocks from `start` up to `stop`. With more blocks it never becomes true."""
 
 
-@lru_cache(maxsize=128)
-def counts_of(shares: tuple[float, ...], layers: int) -> tuple[int, ...]:
+def counts_of(shares: Sequence[float], layers: int) -> tuple[int, ...]:
     """How many of `layers` llama.cpp gives to each device for `--tensor-split` shares; the output counts as a layer.
 
     llama-model.cpp: the first device whose cumulative share, in float32, is above the layer's place.
     """
+    return _counts_of(tuple(shares), layers)
+
+
+@lru_cache(maxsize=128)
+def _counts_of(shares: tuple[float, ...], layers: int) -> tuple[int, ...]:
     total = _float32(sum(map(_float32, shares)))
     sums = [_float32(part) for part in accumulate(shares)]
     ends = [_float32(part / total) for part in sums]

@@ -598,13 +598,13 @@ def test_a_plan_or_a_refusal_takes_few_milliseconds(
 
 
 def _bar_s(name: str, cards: int, *, whole: bool) -> float:
-    """Twice what it takes at most on an idle machine of two cores. Layers of several kinds have more to replay."""
+    """Room for a machine that is busy with other things. Layers of several kinds have more to replay."""
     one_kind = name in ("dense", "moe")
     if whole:
         return 0.02 if one_kind or cards == 1 else 0.04
     if cards == 1:
-        return 0.03 if one_kind else 0.05
-    return 0.04 if one_kind else 0.08
+        return 0.04 if one_kind else 0.05
+    return 0.06 if one_kind else 0.08
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,6 @@ figures published for a dozen cards; a context needs 180 to 605 MiB, more on car
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from llamad.gguf.facts import ModelFacts
 from llamad.hardware.device import Device
 from llamad.planning.backends import backend_of
@@ -71,12 +69,15 @@ def growth_bytes(device: Device, shape: ModelShape, choice: Choice, gates: Build
     return activations + scratch + libraries + unpacked
 
 
-class Margin(NamedTuple):
+class Margin:
     """What stays free beyond every known byte: so many bytes, and a share of the buffers."""
 
-    least_bytes: int
-    divisor: int = 0
-    """1 byte of so many is left; 0 = none."""
+    __slots__ = ("divisor", "least_bytes")
+
+    def __init__(self, least_bytes: int, divisor: int = 0) -> None:
+        """`divisor`: 1 byte of so many is left of the buffers; 0 = none."""
+        self.least_bytes = least_bytes
+        self.divisor = divisor
 
     def bytes_of(self, buffers_bytes: int) -> int:
         """With buffers of this size."""

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import accumulate
-from typing import NamedTuple
 
+from llamad.frozen import dataclass
 from llamad.gguf.facts import ModelFacts, Tensor
 from llamad.planning.backends import Backend, backend_of
 from llamad.planning.choice import Choice
@@ -70,7 +69,7 @@ class WeightMap:
                     into = kinds[role] = groups[_group(role)]
                 key = (tensor.dims, tensor.type_id, tensor.size_bytes)
                 if (size := sizes.get(key)) is None:
-                    size = sizes[key] = _Sizes.of(tensor, rules)
+                    size = sizes[key] = _sizes_of(tensor, rules)
                 for sums in into:
                     sums.add(layer, size)
         self.n_layers = facts.n_layers
@@ -168,17 +167,13 @@ def _group(role: str) -> int:
     return 2 if _DENSE_FFN.search(role) else 0
 
 
-class _Sizes(NamedTuple):
-    """Bytes of one tensor: on a device, on the host, and (0 if it is no matrix) in the file."""
+_Sizes = tuple[int, int, int]
+"""Bytes of one tensor: on a device, on the host, and (0 if it is no matrix) in the file."""
 
-    device: int
-    host: int
-    matrix: int
 
-    @classmethod
-    def of(cls, tensor: Tensor, rules: Backend) -> _Sizes:
-        matrix = tensor.size_bytes if len(tensor.dims) > 1 else 0
-        return cls(device_bytes(tensor, rules), _host_bytes(tensor), matrix)
+def _sizes_of(tensor: Tensor, rules: Backend) -> _Sizes:
+    matrix = tensor.size_bytes if len(tensor.dims) > 1 else 0
+    return device_bytes(tensor, rules), _host_bytes(tensor), matrix
 
 
 class _Sums:

@@ -17,6 +17,7 @@ from llamad.service.front import RelayFront
 from llamad.service.keys import read_keys
 from llamad.service.notify import watchdog_interval_s
 from llamad.service.start import Start
+from llamad.service.threads import in_thread
 from llamad.supervision.child import ProcessSpawner
 from llamad.supervision.launch import Seams
 from llamad.supervision.supervisor import Supervisor
@@ -54,7 +55,7 @@ class Service:
             watchdog = asyncio.create_task(self._feed_watchdog())
             code = await self.supervisor.run()
             watchdog.cancel()
-            if code is ExitCode.OK:
+            if code is ExitCode.OK and not self.supervisor.child_pid:
                 self.reporter.event("stopped", "Stopped: llama-server is gone")
         finally:
             await self.front.close()
@@ -100,7 +101,7 @@ class Service:
     async def _reload_once(self) -> str:
         running = self.supervisor.loaded
         try:
-            loaded = await asyncio.wait_for(asyncio.to_thread(self.start.load), CONFIG_READ_S)
+            loaded = await asyncio.wait_for(in_thread(self.start.load), CONFIG_READ_S)
             self._refuse_moves(running, loaded)
             keys = read_keys(loaded, self.start.paths.credential(self.name))
             self.front.apply(loaded, keys)

@@ -14,13 +14,13 @@ from dataclasses import dataclass, replace
 
 from llamad.clock import Clock
 from llamad.config.loaded import Loaded
-from llamad.errors import ChildError, ExitCode, LlamadError
+from llamad.errors import BusyError, ChildError, ExitCode, LlamadError
 from llamad.ledger.booking import GaveUpWaiting, MustWait
 from llamad.supervision import words
 from llamad.supervision.backoff import Backoff
 from llamad.supervision.causes import CAUSES, Cause, Policy
 from llamad.supervision.child import Child, Spawner, stop_ladder
-from llamad.supervision.hang import Hung, watch_hang
+from llamad.supervision.hang import Hung, process_state, watch_hang
 from llamad.supervision.host import oom_kills
 from llamad.supervision.intake import Intake
 from llamad.supervision.launch import Launch, Seams, needs_no_new_child, tail
@@ -98,6 +98,9 @@ class Supervisor:
         force then. A definition that changes nothing for the child, ready or still loading, is applied at once
         without touching it.
         """
+        if self.state is State.STUCK:
+            text, fix = words.stuck_words(self.child_pid, process_state(self.child_pid))
+            raise BusyError("llama-server cannot be killed", why=text, fix=fix)
         if self.launch and self.state in _HAS_CHILD and needs_no_new_child(self.launch.loaded, loaded):
             self.loaded = loaded
             return
@@ -220,6 +223,8 @@ class Supervisor:
                 self._job(self._kill_child(self._epoch))
             case Effect.ARM_BACKOFF:
                 self._job(self._back_off(self._epoch, message.cause))
+            case Effect.TELL_STUCK:
+                self._tell_stuck()
             case Effect.FORGIVE:
                 self._backoff.forgive()
                 self._shortages = 0
@@ -399,6 +404,11 @@ class Supervisor:
         if delay_s:
             await self._clock.sleep(delay_s)
         self._post(_Message(Event.TIMER, epoch))
+
+    def _tell_stuck(self) -> None:
+        text, fix = words.stuck_words(self.child_pid, process_state(self.child_pid))
+        self._failure_text = text
+        self._seams.reporter.event("unkillable", f"llama-server cannot be killed: {text}", CAUSE=text, FIX=fix)
 
     def _give_up(self, message: _Message) -> None:
         error, cause = message.error, message.cause

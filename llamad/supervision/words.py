@@ -21,7 +21,7 @@ def device_names(plan: Plan) -> str:
 def status_words(
     state: State, plan: Plan | None, stepped_from: int, text: str, cause: Cause | None
 ) -> str:
-    """The one line of `systemctl status`. `text`: what a waiting model waits for, or why a failed one has failed."""
+    """The one line of `systemctl status`. `text`: what a waiting model waits for, or why one has failed or is stuck."""
     from llamad.supervision.machine import State  # a start needs other words than these
 
     if state is State.READY and plan:
@@ -32,7 +32,9 @@ def status_words(
         return f"failed: {text}"
     if state is State.WAITING and text:
         return text
-    if state in (State.BACKOFF, State.STUCK) and cause:
+    if state is State.STUCK:
+        return f"stuck: llama-server cannot be killed: {text}"
+    if state is State.BACKOFF and cause:
         return f"{state}: {cause.text}"
     return str(state)
 
@@ -60,6 +62,13 @@ def ready_text(plan: Plan) -> str:
     taken = [(d.parts.total_bytes - d.parts.margin_bytes, d.free_bytes) for d in used]
     sizes = listed(f"{_gib(mine)} of {_gib(free)} GiB" for mine, free in taken)
     return f"{context}, {layers}, {sizes}, {slots}"
+
+
+def stuck_words(pid: int, letter: str) -> tuple[str, str]:
+    """Why a process does not die of SIGKILL, by the kernel's letter for its state, and what an admin can do."""
+    doing = "waits in the kernel for a device or a file system" if letter == "D" else f"is in state {letter}"
+    fix = "see the kernel log (`journalctl -k`); it goes on by itself when the process ends, else the host must reboot"
+    return f"process {pid} {doing}; its memory cannot be had back until it ends", fix
 
 
 def restarting_text(delay_s: float, why: str) -> str:

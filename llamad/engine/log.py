@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import StrEnum
 from typing import Literal, NamedTuple
 
+from llamad.frozen import dataclass
 from llamad.units import MIB
 
 Level = Literal["error", "warning", "info", "debug", "raw"]

@@ -12,7 +12,6 @@ import socket
 import time
 from typing import Protocol
 
-
 SEND_S = 0.2
 """A service manager that reads nothing any more (a crashed PID 1) must not stop us; a busy one gets this much time."""
 

@@ -1,8 +1,7 @@
 """One model's owner: a single-writer loop that posts events to the table and carries out its effects.
 
-Everything mutable about a model is changed here and only from `run`. Jobs (planning, watching a load,
-warming up, draining, stopping, waiting) are tasks of one state: leaving the state cancels them, and what
-they still post is dropped by its epoch.
+Everything mutable about a model is changed here and only from `run`. Jobs (planning, watching a load, warming up,
+draining, stopping, waiting) are tasks of one state: leaving it cancels them, its epoch drops what they still post.
 """
 
 from __future__ import annotations
@@ -10,22 +9,23 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from llamad.clock import Clock
 from llamad.config.loaded import Loaded
-from llamad.errors import BusyError, ChildError, ExitCode, LlamadError
+from llamad.errors import ChildError, ExitCode, LlamadError
 from llamad.ledger.booking import GaveUpWaiting, MustWait
 from llamad.supervision import words
 from llamad.supervision.backoff import Backoff
 from llamad.supervision.causes import CAUSES, Cause, Policy
 from llamad.supervision.child import Child, Spawner, stop_ladder
-from llamad.supervision.hang import Hung, process_state, watch_hang
+from llamad.supervision.hang import Hung, stuck_error, tell_stuck, watch_hang
 from llamad.supervision.host import oom_kills
 from llamad.supervision.intake import Intake
 from llamad.supervision.launch import Launch, Seams, needs_no_new_child, tail
 from llamad.supervision.loading import NotUsable, watch_load
 from llamad.supervision.machine import Effect, Event, State, step
+from llamad.supervision.message import Message as _Message
 from llamad.supervision.reload import Reload
 
 SETTLE_S = 2.0
@@ -33,16 +33,6 @@ STEP_S = 300.0
 MOST_SHORTAGES = 8
 """More than the steps of a start: each is one death for lack of memory, some of which others caused."""
 _HAS_CHILD = (State.LOADING, State.WARMING, State.READY)
-
-
-@dataclass(frozen=True)
-class _Message:
-    event: Event
-    epoch: int | None = None
-    """The state's epoch that posted it; None for what comes from outside and always counts."""
-    launch: Launch | None = None
-    error: LlamadError | None = None
-    cause: Cause | None = None
 
 
 class Supervisor:
@@ -99,8 +89,7 @@ class Supervisor:
         without touching it.
         """
         if self.state is State.STUCK:
-            text, fix = words.stuck_words(self.child_pid, process_state(self.child_pid))
-            raise BusyError("llama-server cannot be killed", why=text, fix=fix)
+            raise stuck_error(self.child_pid)
         if self.launch and self.state in _HAS_CHILD and needs_no_new_child(self.launch.loaded, loaded):
             self.loaded = loaded
             return
@@ -224,7 +213,7 @@ class Supervisor:
             case Effect.ARM_BACKOFF:
                 self._job(self._back_off(self._epoch, message.cause))
             case Effect.TELL_STUCK:
-                self._tell_stuck()
+                self._failure_text = tell_stuck(self.child_pid, self._seams.reporter)
             case Effect.FORGIVE:
                 self._backoff.forgive()
                 self._shortages = 0
@@ -404,11 +393,6 @@ class Supervisor:
         if delay_s:
             await self._clock.sleep(delay_s)
         self._post(_Message(Event.TIMER, epoch))
-
-    def _tell_stuck(self) -> None:
-        text, fix = words.stuck_words(self.child_pid, process_state(self.child_pid))
-        self._failure_text = text
-        self._seams.reporter.event("unkillable", f"llama-server cannot be killed: {text}", CAUSE=text, FIX=fix)
 
     def _give_up(self, message: _Message) -> None:
         error, cause = message.error, message.cause

@@ -64,13 +64,6 @@ def ready_text(plan: Plan) -> str:
     return f"{context}, {layers}, {sizes}, {slots}"
 
 
-def stuck_words(pid: int, letter: str) -> tuple[str, str]:
-    """Why a process does not die of SIGKILL, by the kernel's letter for its state, and what an admin can do."""
-    doing = "waits in the kernel for a device or a file system" if letter == "D" else f"is in state {letter}"
-    fix = "see the kernel log (`journalctl -k`); it goes on by itself when the process ends, else the host must reboot"
-    return f"process {pid} {doing}; its memory cannot be had back until it ends", fix
-
-
 def restarting_text(delay_s: float, why: str) -> str:
     """When llama-server is started again, and why it must be."""
     when = f"in {delay_s:.1f} s" if delay_s else "at once"

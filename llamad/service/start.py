@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
 UNDER_SYSTEMD = "INVOCATION_ID"
+LAST_WORDS_S = 1.0
 
 
 @dataclass
@@ -197,6 +198,7 @@ def serve(name: str, config_root: Path, environ: dict[str, str]) -> int:
     finally:
         if start is not None:
             start.finish()
+        journal.flush(LAST_WORDS_S)
 
 
 def report_refusal(name: str, error: LlamadError, journal: Journal, notifier: Notifier) -> None:

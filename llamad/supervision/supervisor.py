@@ -26,6 +26,7 @@ from llamad.supervision.launch import Launch, Seams, needs_no_new_child, tail
 from llamad.supervision.loading import NotUsable, watch_load
 from llamad.supervision.machine import Effect, Event, State, step
 from llamad.supervision.message import Message as _Message
+from llamad.supervision.prepared import prepare
 from llamad.supervision.reload import Reload
 
 SETTLE_S = 2.0
@@ -331,6 +332,7 @@ class Supervisor:
             self._seams.reporter.event("reload-applied", "The new definition is in force")
         self._seams.reporter.serving(self.launch)
         self._reload.settle(None)
+        self._job(prepare(self._clock))
         self._watch_while_ready()
 
     def _watch_while_ready(self) -> None:

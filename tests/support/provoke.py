@@ -7,10 +7,11 @@ in `provoke_engine.py` (llama-server) and `provoke_host.py` (llamad itself, and 
 from __future__ import annotations
 
 import contextlib
+import http.client
+import json
 import os
 import shutil
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -138,20 +139,11 @@ def health_s(url: str) -> float:
 def request_at_work(url: str) -> Iterator[None]:
     """A long answer is being generated; what becomes of it does not matter."""
     body = {"prompt": [10, 11], "n_predict": 7000, "ignore_eos": True, "stream": True}
-    client = threading.Thread(target=_drop_errors, args=(lambda: post(f"{url}/completion", body, 120),), daemon=True)
-    client.start()
-    wait_for(lambda: '"is_processing":true' in _slots(url), "the request is in a slot", 20, 0.01)
-    yield
-    client.join(130)
-
-
-def _slots(url: str) -> str:
-    return str(get(f"{url}/slots")[1]).replace("'is_processing': True", '"is_processing":true')
-
-
-def _drop_errors(work: Callable[[], object]) -> None:
-    with contextlib.suppress(OSError):
-        work()
+    with contextlib.closing(http.client.HTTPConnection(url.removeprefix("http://"), timeout=60)) as client:
+        client.request("POST", "/completion", json.dumps(body), {"Content-Type": "application/json"})
+        with client.getresponse() as answer:
+            assert answer.readline().startswith(b"data:")
+            yield
 
 
 # -- the machine around it -----------------------------------------------------------------------------------

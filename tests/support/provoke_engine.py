@@ -10,6 +10,7 @@ from pathlib import Path
 from llamad.supervision.host import oom_kills
 from tests.support.provoke import (
     NAME,
+    TOOLS,
     TRIGGER,
     UNIT,
     Provoked,
@@ -183,7 +184,7 @@ def log_flood(bed: Bed) -> Provoked:
         TRIGGER.touch()
         os.kill(bed.child_pid(NAME), signal.SIGKILL)
         wait_for(lambda: bed.child_pid(NAME) and len(bed.events(NAME, "ready")) == 2, "served again", 20)
-        seen = _watched(main, url, lambda: run("pgrep", "-fc", "no end", check=False).stdout.strip() != "0")
+        seen = _watched(main, url, lambda: run("pgrep", "-f", str(TOOLS), check=False).stdout != "")
         largest_kib, slowest_s = max(row[0] for row in seen), max(row[1] for row in seen)
         assert largest_kib - before_kib <= FLOOD_GROWTH_KIB, f"{largest_kib - before_kib} KiB grown"
         assert slowest_s < 1.0, f"stood still for {slowest_s:.1f} s"
@@ -237,7 +238,8 @@ def late_device(bed: Bed) -> Provoked:
         bed.ctl("start", "--no-block", UNIT)
         told = event_within(bed, "no-device", since_s, 20.0)
         wait_for(lambda: int(bed.show(UNIT, "NRestarts")) >= 2, "tried again", 30)
-        assert not bed.events(NAME, "ready") and "device" in bed.show(UNIT, "StatusText")
+        assert not bed.events(NAME, "ready")
+        wait_for(lambda: "device" in bed.show(UNIT, "StatusText"), "the status says what is missing", 30)
         time.sleep(max(0.0, since_s + 3.0 - time.monotonic()))
         Path("/run/llamad-faults/device").touch()
         there_s = time.monotonic()

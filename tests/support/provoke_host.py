@@ -289,7 +289,7 @@ def race_for_memory(bed: Bed) -> Provoked:
         found = phases()
         assert "settled" in found.values() and set(found.values()) <= {"settled", "waiting"}, found
         shown = json.loads(run("llamad", "status", "--json").stdout)
-        promised = sum(sum(lease["promised_bytes"].values()) for lease in shown["leases"] if lease["phase"] == "settled")
+        promised = sum(sum(lease["promised"].values()) for lease in shown["leases"] if lease["phase"] == "settled")
         assert promised <= device_mib << 20, f"{promised >> 20} of {device_mib} MiB"
         return Provoked(None, settled_s, f"{list(found.values()).count('settled')} serve, the others wait")
     finally:

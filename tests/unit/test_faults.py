@@ -169,6 +169,20 @@ def test_kills_for_lack_of_memory_are_counted_in_both_kinds_of_control_groups(tm
     assert oom_kills(tmp_path) == 0
 
 
+def test_a_first_death_waits_for_no_import() -> None:
+    script = """
+import asyncio, sys
+from tests.support.fakes import ScaledClock
+from llamad.supervision.prepared import prepare
+import llamad.supervision.supervisor
+before = "llamad.supervision.signatures" in sys.modules
+asyncio.run(prepare(ScaledClock(1000.0)))
+print(before, "llamad.supervision.inquest" in sys.modules, "llamad.supervision.signatures" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "False True True\n", done.stderr
+
+
 # -- the limits of the host ----------------------------------------------------------------------------------
 
 

@@ -31,6 +31,11 @@ class Capabilities:
     key: str = ""
     """Identity of the binary and its libraries (paths, sizes, mtimes), for caches and learned values."""
 
+    @property
+    def words(self) -> str:
+        """The build in a word: `b11669`, else its version."""
+        return f"b{self.build}" if self.build else self.version
+
     def has(self, flag: str) -> bool:
         """Whether the build accepts this spelling."""
         return flag in self.flags

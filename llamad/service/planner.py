@@ -327,6 +327,8 @@ def make_launch(maker: PlanMaker, loaded: Loaded) -> Launch:
         engine=made.caps.version,
         file_bytes=made.facts.file_bytes,
         learned_key=made.learned_key,
+        engine_key=made.caps.key,
+        engine_words=made.caps.words,
     )
 
 

@@ -122,6 +122,13 @@ _ALL = (
         "the GPU stopped answering",
         "see the kernel log (`journalctl -k`) for Xid or amdgpu lines; a reset may be needed",
     ),
+    _waits(
+        "device-lost-at-load",
+        "the GPU does not answer",
+        "see the kernel log (`journalctl -k`) for Xid or amdgpu lines; reset the GPU (nvidia-smi --gpu-reset) or "
+        "reboot; it is tried again by itself",
+        ExitCode.NO_DEVICE,
+    ),
     Cause(
         "gpu-error",
         "the GPU backend aborted",

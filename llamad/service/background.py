@@ -21,6 +21,7 @@ from llamad.service.planner import PlanMaker, make_launch, remove_stale
 from llamad.service.records import LeaseRecorder
 from llamad.service.reporter import DaemonReporter
 from llamad.service.sharing import Sharing
+from llamad.service.threads import in_thread
 from llamad.service.turn import wait_for_change
 from llamad.supervision.launch import Launch, needs_no_new_child
 from llamad.supervision.learned import LearnedFile
@@ -160,7 +161,7 @@ class BackgroundPlanner:
         if not any(uuid.startswith(("GPU-", "MIG-")) for uuid in uuids):
             return {}
         try:
-            found = await asyncio.wait_for(asyncio.to_thread(self._nvml.devices), FREE_BYTES_S)
+            found = await asyncio.wait_for(in_thread(self._nvml.devices), FREE_BYTES_S)
         except (TimeoutError, LlamadError):
             return {}
         return {uuids[device.uuid]: device.free_bytes for device in found if device.uuid in uuids}
@@ -264,7 +265,7 @@ class BackgroundPlanner:
 async def _off_the_loop(work: Callable[..., T], *args: object, what: str) -> T:
     """Run blocking work in a thread. A thread that hangs (a dead file server) is left behind, not waited for."""
     try:
-        return await asyncio.wait_for(asyncio.to_thread(work, *args), PLAN_S)
+        return await asyncio.wait_for(in_thread(work, *args), PLAN_S)
     except TimeoutError:
         raise BusyError(
             f"{what} takes longer than {PLAN_S:g} s", why="the file system or the driver does not answer",

@@ -285,25 +285,26 @@ class Demand:
             host.weights_bytes, host.context_bytes, host.compute_bytes, over, _HOST_MARGIN.bytes_of(held)
         )
 
-    def overhead_bytes(self, choice: Choice, index: int, growths: dict[bool, int] | None = None) -> int:
+    def overhead_bytes(self, choice: Choice, index: int, growths: dict[str, int] | None = None) -> int:
         """What device `index` holds outside llama.cpp's buffers.
 
-        `growths`: where to keep what grows at run time, the same for all devices but CPUs in disguise.
+        `growths`: where to keep what grows at run time, the same for devices that are alike.
         """
-        fixed, software = self._outside[index]
-        if software is None:
+        fixed, alike = self._outside[index]
+        if not alike:
             return fixed
         growths = {} if growths is None else growths
-        if software not in growths:
+        if alike not in growths:
             device = self._devices[index]
-            growths[software] = overhead.growth_bytes(device, self.shape, choice, self._gates, self._unpacked)
-        return fixed + growths[software]
+            growths[alike] = overhead.growth_bytes(device, self.shape, choice, self._gates, self._unpacked)
+        return fixed + growths[alike]
 
-    def _fixed_outside(self, device: Device, known: Known) -> tuple[int, bool | None]:
-        """The driver's context, and whether the device is a CPU in disguise; None = all of it was measured."""
+    def _fixed_outside(self, device: Device, known: Known) -> tuple[int, str]:
+        """The driver's context, and a word for devices that are alike (shares may mix backends); all if measured."""
         if known.overhead_bytes is not None:
-            return known.overhead_bytes, None
-        return overhead.context_bytes(device), overhead.is_software(device)
+            return known.overhead_bytes, ""
+        alike = device.backend + " in software" * overhead.is_software(device)
+        return overhead.context_bytes(device), alike
 
     def with_beside(self, parts: Parts, choice: Choice, index: int, start: int, stop: int) -> Parts:
         """The parts of device `index` with what is there beside the model."""

@@ -38,7 +38,7 @@ class Footprint:
         self._weights = demand.weights.device_sums(choice)
         self._cells = choice.stream_cells
         self._overheads: dict[int, int] = {}
-        self._growths: dict[bool, int] = {}
+        self._growths: dict[str, int] = {}
         self._trends: dict[tuple[bool, bool], Trend] = {}
         self._sizes: dict[tuple[int, int, int], Size] = {}
 

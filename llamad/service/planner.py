@@ -64,7 +64,8 @@ class PlanMaker:
 
     `engine` is the folder of the child's socket, `cache` the model's cache folder, `scratch` the folder for the
     socket of a llama-server that is only asked. With a `booking` the plan's bytes are promised to it; with a
-    `sharing` it leaves room for other models. `learned` is what former starts taught.
+    `sharing` it leaves room for other models. `learned` is what former starts taught. `rpc_in_use`: a child
+    of ours has the remote devices, which serve nobody else.
     """
 
     def __init__(
@@ -79,7 +80,9 @@ class PlanMaker:
         booking: Booking | None = None,
         sharing: Sharing | None = None,
         learned: LearnedFile | None = None,
+        rpc_in_use: bool = False,
     ) -> None:
+        self._rpc_in_use = rpc_in_use
         self._loaded = loaded
         self._booking = booking
         self._sharing = sharing
@@ -102,6 +105,7 @@ class PlanMaker:
         Raises LlamadError (with a booking also MustWait); a problem of the model file is located at the
         definition's `model`.
         """
+        computed = computed or self._rpc_in_use
         facts = stretched(located_facts(self._loaded, self._read), self._loaded.definition)
         extras = extras_of(self._loaded, facts)
         caps = self._capabilities(needed=not what_if)
@@ -142,6 +146,8 @@ class PlanMaker:
             amdgpu=AmdGpus(),
             cache_file=self._cache / "devices.json",
             deadline_s=self._loaded.host.query_s,
+            rpc=self._loaded.definition.placement.rpc,
+            rpc_in_use=self._rpc_in_use,
         )
         found = finder.find(trust_none=self._loaded.definition.placement.allow_cpu)
         self._hints, self._left_out = finder.hints, finder.left_out

@@ -225,6 +225,8 @@ class PlanMaker:
             assert caps is not None
             if found := known(plan):
                 return Asked(*found, rounding_bytes=_LOG_ROUNDING_BYTES)
+            if any(device.name.startswith("RPC") for device in plan.devices):
+                return None  # a server of remote devices dies with a client that is killed while it loads
             return self._ask(plan, facts, extras, caps)
 
         def confirmed(first: Plan, reserved: Mapping[str, int]) -> Plan:

@@ -183,6 +183,7 @@ def test_on_a_card_that_claims_more_than_it_has_one_step_suffices(bed: Bed, big:
     assert card.loads(argv, served)
     assert not card.loads(argv, TRAINED_TOKENS)
     largest = largest_that_loads(card, argv, served, TRAINED_TOKENS)
+    print(f"{served} tokens are served, {largest} load: {served / largest:.1%}")
     assert served >= 0.97 * largest, f"{served} of {largest}: {story(bed)}"
 
     assert "Forgot" in run("llamad", "forget", "big").stdout

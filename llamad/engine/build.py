@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Literal
 
+from llamad.frozen import dataclass
 from llamad.planning.plan import BuildGates
 
 Mode = Literal["completion", "embedding", "rerank"]

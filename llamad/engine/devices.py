@@ -13,13 +13,14 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from llamad.engine.build import Capabilities
 from llamad.engine.merge import merge_devices
 from llamad.engine.query import QueryResult, run_query
 from llamad.errors import DeviceError
+from llamad.frozen import dataclass
 from llamad.hardware.amdgpu import AmdGpus
 from llamad.hardware.device import Device, HostMemory, Probe
 from llamad.hardware.host import host_memory

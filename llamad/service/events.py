@@ -6,7 +6,7 @@ never used for another event.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from llamad.frozen import dataclass
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ from __future__ import annotations
 import re
 import signal
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from llamad.frozen import dataclass
 from llamad.supervision.causes import CAUSES, Cause, Policy
 from llamad.supervision.signatures import HARMLESS, PARTS, SERVED, SIGNATURES
 from llamad.units import MIB

@@ -5,10 +5,10 @@ Each has a MESSAGE_ID in `service/events.py`, an explanation in the catalog and 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 
 from llamad.errors import ExitCode
+from llamad.frozen import dataclass
 
 
 class Policy(StrEnum):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import TYPE_CHECKING, Protocol
 
 from llamad.config.definition import Definition
 from llamad.config.loaded import Loaded
 from llamad.engine.build import Mode
+from llamad.frozen import dataclass
 from llamad.planning.plan import Plan
 
 if TYPE_CHECKING:

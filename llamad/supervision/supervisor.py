@@ -1,8 +1,7 @@
 """One model's owner: a single-writer loop that posts events to the table and carries out its effects.
 
-Everything mutable about a model is changed here and only from `run`. Jobs (planning, watching a load,
-warming up, draining, stopping, waiting) are tasks of one state: leaving the state cancels them, and what
-they still post is dropped by its epoch.
+Everything mutable about a model is changed here and only from `run`. Jobs (planning, watching a load, warming up,
+draining, stopping, waiting) are tasks of one state: leaving it cancels them, its epoch drops what they still post.
 """
 
 from __future__ import annotations
@@ -10,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from llamad.clock import Clock
 from llamad.config.loaded import Loaded
 from llamad.errors import ChildError, ExitCode, LlamadError
+from llamad.frozen import dataclass
 from llamad.ledger.booking import MustWait
 from llamad.supervision import words
 from llamad.supervision.backoff import Backoff

@@ -118,7 +118,10 @@ class PlanMaker:
             self._booking.look()
         devices = list(what_if) or list(returning) or (self.devices(caps) if caps else [])
         if self._onlooker:
-            devices = self._onlooker.devices(devices)
+            counted = self._onlooker.devices(devices)
+            # What remote devices said before they were in use is with nothing held.
+            before = [self._rpc_in_use and one.backend == "RPC" for one in devices]
+            devices = [a if kept else b for a, b, kept in zip(devices, counted, before, strict=True)]
         learned = self.learned(self._key(self.fingerprint(facts, extras), caps, devices))
         lessons = learned.reserved((one.name, one.uuid, one.free_bytes) for one in devices)
         left_out = in_words(lessons, self._loaded.name)

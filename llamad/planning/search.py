@@ -127,12 +127,15 @@ class Search:
     def _all_used(self, choice: Choice) -> bool:
         return all(choice.split) or bool(self.terms.tensor_split)
 
-    def _spread(self, choice: Choice, slack_bytes: int = 0) -> Choice | None:
-        """As `placed`, but a device may get nothing: whether that fits once stops with more tokens or layers."""
+    def _spread(self, choice: Choice, slack_bytes: int = 0, *, host: bool = True) -> Choice | None:
+        """As `placed`, but a device may get nothing: whether that fits once stops with more tokens or layers.
+
+        Without `host` the devices alone are looked at.
+        """
         if len(self.room.devices) > 1 and choice.layers > 0:
             if self.surely_lacks(choice, slack_bytes) > 0:
                 return None
-            if not self.room.host_has(self.demand.footprint(choice).host):
+            if host and not self.room.host_has(self.demand.footprint(choice).host):
                 return None
             split = self._split(choice, slack_bytes)
             if split is None:
@@ -142,8 +145,9 @@ class Search:
         if self.room.devices and choice.layers > 0 and self.surely_lacks(choice, slack_bytes) > 0:
             return None
         need = self.demand.need(choice)
-        fits = self.room.host_missing(need) <= 0 and all(m <= -slack_bytes for m in self.room.missing(need))
-        return choice if fits else None
+        if host and self.room.host_missing(need) > 0:
+            return None
+        return choice if all(missing <= -slack_bytes for missing in self.room.missing(need)) else None
 
     def surely_lacks(self, choice: Choice, slack_bytes: int = 0) -> int:
         """Bytes that all devices together lack at least, whatever is computed, or negative; quickly told.
@@ -279,8 +283,6 @@ class Search:
         def guess(on_devices: int) -> bool:
             return self._floor_may_fit(total, blocks - on_devices)
 
-        if not self._host_may_hold(total, blocks):
-            return None
         on_devices = self._most(room_for, guess, 0, least, blocks - 1)
         return self.best(total, blocks - on_devices, any_does=any_does) if on_devices >= 0 else None
 
@@ -291,8 +293,6 @@ class Search:
         if that are fewer than `least` layers. `any_does`: its context does not matter.
         """
         experts = self.demand.weights.n_layers if self.demand.weights.has_experts else None
-        if not self._host_may_hold(1, experts):
-            return None
         most = self._most(
             lambda layers: self._floor_fits(layers, experts),
             lambda layers: self._floor_may_fit(layers, experts),
@@ -319,14 +319,15 @@ class Search:
         found = dict.fromkeys(self.choice(way, floor, layers, host_experts) for way in self.terms.variants)
         return tuple(found)[::-1]
 
-    def _host_may_hold(self, layers: int, host_experts: int | None) -> bool:
-        """Whether the host has room for all that the devices leave to it."""
-        choices = self._floor_choices(layers, host_experts)
-        return any(self.room.host_has(self.demand.footprint(choice).host) for choice in choices)
-
     def _floor_fits(self, layers: int, host_experts: int | None) -> bool:
-        """Whether any variant fits at the smallest context."""
-        return any(self._spread(choice) is not None for choice in self._floor_choices(layers, host_experts))
+        """Whether any variant fits the devices at the smallest context.
+
+        What the host lacks it lacks even more of with less on the devices, so it is looked at in the end. Not where
+        they share its memory.
+        """
+        host = self.room.shared
+        choices = self._floor_choices(layers, host_experts)
+        return any(self._spread(choice, host=host) is not None for choice in choices)
 
     def _floor_may_fit(self, layers: int, host_experts: int | None) -> bool:
         return any(self._may_fit(choice) for choice in self._floor_choices(layers, host_experts))

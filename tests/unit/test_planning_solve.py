@@ -648,3 +648,15 @@ def test_devices_without_any_room_are_refused_in_words(free_mib: tuple[int, int]
     cards = [Device(f"CUDA{index}", 24 * GIB, size * MIB) for index, size in enumerate(free_mib)]
     with pytest.raises(NoRoomNow, match="does not fit CUDA"):
         planned(LLAMA3B, cards, context=32768)
+
+
+def test_a_host_that_cannot_hold_all_experts_holds_some(tmp_path: Path) -> None:
+    """The card takes as many as it can first; what is left fits the host, though all of them would not."""
+    shape = MIXED["qwen35-122b-a10b"]
+    facts = FactsReader()(str(build_hollow(tmp_path / "m.gguf", shape)))  # type: ignore[arg-type]
+    host = HostMemory(64 * GIB, 56 * GIB)
+    found = planned(facts, card("CUDA0", 60), host=host, allow_cpu=True)
+    assert found.layers == found.layers_total and 0 < found.host_experts < facts.n_layers
+    assert found.host.total_bytes + found.cache_ram_mib * MIB <= host.available_bytes
+    with pytest.raises(LlamadError):
+        planned(facts, card("CUDA0", 8), host=host, allow_cpu=True)

@@ -24,6 +24,7 @@ from llamad.service.planner import PlanMaker, make_launch, remove_stale
 from llamad.service.records import LeaseRecorder
 from llamad.service.reporter import DaemonReporter
 from llamad.service.sharing import Sharing
+from llamad.service.threads import in_thread
 from llamad.service.turn import wait_for_change
 from llamad.supervision.growth import Offer
 from llamad.supervision.launch import Launch, needs_no_new_child
@@ -65,7 +66,7 @@ class BackgroundPlanner:
         self._leases = LeaseRecorder(booking, reporter)
         self._problems: tuple[str, ...] = booking.problems
         self._launch = first
-        self._waits = False
+        self._waits = self._runs = False
         self._paths = paths
         self._reporter = reporter
         self._read = read
@@ -137,6 +138,7 @@ class BackgroundPlanner:
 
     def spawned(self, pid: int, observed: Callable[[], Observed]) -> None:
         self._pid, self._observed = pid, observed
+        self._runs = True
         if self._launch is not None:
             self._leases.spawned(pid, self._launch.plan, observed)
 
@@ -144,6 +146,7 @@ class BackgroundPlanner:
         self._leases.settled(pid)
 
     def ended(self) -> None:
+        self._runs = False
         self._leases.ended()
 
     def failed(self, failure: Failure) -> None:
@@ -173,7 +176,7 @@ class BackgroundPlanner:
         if not any(uuid.startswith(("GPU-", "MIG-")) for uuid in uuids):
             return {}
         try:
-            found = await asyncio.wait_for(asyncio.to_thread(self._nvml.devices), FREE_BYTES_S)
+            found = await asyncio.wait_for(in_thread(self._nvml.devices), FREE_BYTES_S)
         except (TimeoutError, LlamadError):
             return {}
         return {uuids[device.uuid]: device.free_bytes for device in found if device.uuid in uuids}
@@ -211,6 +214,7 @@ class BackgroundPlanner:
             booking=self._booking if promised else None,
             sharing=Sharing(loaded.file.parent, self._paths.cache, self._booking.others),
             learned=self._learned,
+            rpc_in_use=self._runs,
         )
 
     def _refuse_upgraded_driver(self, previous: Launch, loaded: Loaded) -> None:
@@ -329,7 +333,7 @@ class BackgroundPlanner:
 async def _off_the_loop(work: Callable[..., T], *args: object, what: str) -> T:
     """Run blocking work in a thread. A thread that hangs (a dead file server) is left behind, not waited for."""
     try:
-        return await asyncio.wait_for(asyncio.to_thread(work, *args), PLAN_S)
+        return await asyncio.wait_for(in_thread(work, *args), PLAN_S)
     except TimeoutError:
         raise BusyError(
             f"{what} takes longer than {PLAN_S:g} s", why="the file system or the driver does not answer",

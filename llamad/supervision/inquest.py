@@ -15,7 +15,7 @@ from llamad.supervision.host import address_space_limited
 from llamad.supervision.intake import Intake
 from llamad.supervision.launch import Seams
 from llamad.supervision.step_down import Failure, failure_of
-from llamad.supervision.words import exit_words
+from llamad.supervision.words import device_names, exit_words
 
 
 def inquest(
@@ -44,16 +44,32 @@ def inquest(
     cause = classify(death)
     if cause.policy is Policy.STEP_DOWN:
         return cause, _failure(cause, death, plan, intake)
-    if condemned and killed_because == "device-lost":
-        return replace(cause, text=f"{cause.text}: {condemned.what}"), None
+    if cause.name.startswith("device-lost"):
+        why = f": {condemned.what}" if condemned and killed_because == "device-lost" else ""
+        return replace(cause, text=f"{cause.text} ({device_names(plan)}){why}"), None
     if condemned and condemned.exit_code is not ExitCode.CRASH_LOOP:
         final = Policy.GIVE_UP
         return Cause(cause.name, str(condemned), condemned.fix, final, condemned.exit_code), None
     return cause, None
 
 
-def tell_death(cause: Cause, failure: Failure | None, returncode: int, seams: Seams) -> None:
-    """Say why it died: to the journal, to the streams that it cut, and to the planner where memory was short."""
+def told_inquest(
+    seams: Seams,
+    returncode: int,
+    intake: Intake,
+    plan: Plan,
+    killed_because: str,
+    condemned: LlamadError | None,
+    *,
+    warming: bool,
+    kills: int,
+) -> Cause:
+    """The cause of a death as of `inquest`, told to the journal, to the streams that it cut, and to the planner where
+    memory was short.
+    """
+    cause, failure = inquest(
+        returncode, intake, plan, killed_because, condemned, warming=warming, kills=kills
+    )
     seams.reporter.event(
         "child-exited", f"llama-server ended ({exit_words(returncode)}): {cause.text}",
         CAUSE=cause.text, FIX=cause.fix or "see its last lines", DEATH=cause.name,
@@ -61,6 +77,7 @@ def tell_death(cause: Cause, failure: Failure | None, returncode: int, seams: Se
     seams.front.explain(cause.name, cause.text)
     if failure:
         seams.planner.failed(failure)
+    return cause
 
 
 def _failure(cause: Cause, death: Death, plan: Plan, intake: Intake) -> Failure:

@@ -1,10 +1,9 @@
-"""What the supervisor's tasks tell its loop."""
+"""What is posted to the loop that owns a model."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from llamad.errors import LlamadError
+from llamad.frozen import dataclass
 from llamad.supervision.causes import Cause
 from llamad.supervision.growth import Offer
 from llamad.supervision.launch import Launch
@@ -13,7 +12,7 @@ from llamad.supervision.machine import Event
 
 @dataclass(frozen=True)
 class Message:
-    """An event, and what is known with it."""
+    """An event of the table, and the facts that come with it."""
 
     event: Event
     epoch: int | None = None

@@ -21,15 +21,16 @@ from llamad.supervision.causes import CAUSES, Cause, Policy
 from llamad.supervision.child import Child, Spawner, stop_ladder
 from llamad.supervision.ending import Parking, as_error, ending, of_a_device
 from llamad.supervision.growth import Growth, Offer
-from llamad.supervision.hang import Hung, watch_hang
+from llamad.supervision.hang import Hung, stuck_error, tell_stuck, watch_hang
 from llamad.supervision.host import oom_kills
 from llamad.supervision.intake import Intake
 from llamad.supervision.jobs import Jobs
 from llamad.supervision.launch import Launch, Seams, needs_no_new_child, tail
-from llamad.supervision.loading import NotUsable, warm_up, watch_load
+from llamad.supervision.loading import NotUsable, tell_loading, warm_up, watch_load
 from llamad.supervision.lookout import tell_growth, watch_memory
 from llamad.supervision.machine import Effect, Event, State, may, step
 from llamad.supervision.message import Message
+from llamad.supervision.prepared import prepare
 from llamad.supervision.reload import Reload, drain
 
 SETTLE_S = 2.0
@@ -71,8 +72,7 @@ class Supervisor:
         self._killed_because = ""
         self._condemned: LlamadError | None = None
         self._reload = Reload()
-        self._warming = False
-        self._batch_s = 0.0
+        self._warming, self._batch_s = False, 0.0
         self._shortages = 0
         self._ready_at_s = 0.0
         self._last_cause: Cause | None = None
@@ -95,6 +95,8 @@ class Supervisor:
         force then. A definition that changes nothing for the child, ready or still loading, is applied at once
         without touching it.
         """
+        if self.state is State.STUCK:
+            raise stuck_error(self.child_pid)
         if self.launch and self.state in _HAS_CHILD and needs_no_new_child(self.launch.loaded, loaded):
             self.loaded = loaded
             return
@@ -112,7 +114,7 @@ class Supervisor:
 
     def status_text(self) -> str:
         """The one line of `systemctl status`."""
-        text = self._failure_text if self.state is State.FAILED else self._waiting_text
+        text = self._failure_text if self.state in (State.FAILED, State.STUCK) else self._waiting_text
         return words.status_words(self.state, self.launch, text, self._last_cause, self._remarks.values())
 
     def remark(self, topic: str, text: str) -> None:
@@ -218,6 +220,8 @@ class Supervisor:
                 self._jobs.start(self._kill_child(self._epoch))
             case Effect.ARM_BACKOFF:
                 self._jobs.start(self._back_off(self._epoch, message.cause))
+            case Effect.TELL_STUCK:
+                self._failure_text = tell_stuck(self.child_pid, self._seams.reporter)
             case Effect.FORGIVE:
                 self._backoff.forgive()
                 self._shortages = 0
@@ -263,10 +267,7 @@ class Supervisor:
             return
         intake.pid = child.pid
         self._seams.planner.spawned(child.pid, intake.observer.observed)
-        self._seams.reporter.event(
-            "loading", f"Loading {launch.definition.model} on {words.place_text(launch.plan)}",
-            DEVICE=words.device_names(launch.plan),
-        )  # fmt: skip
+        tell_loading(launch, self._seams.reporter)
         self._jobs.detach(self._watch_exit(child, intake, kills_before))
         self._jobs.start(self._watch_load(self._epoch, child, intake, launch))
 
@@ -279,14 +280,12 @@ class Supervisor:
             self._post(Message(Event.DIED, cause=CAUSES["stopped"]))
             return
         assert self.launch is not None
-        from llamad.supervision.inquest import inquest, tell_death
+        from llamad.supervision.inquest import told_inquest
 
-        cause, failure = inquest(
-            returncode, intake, self.launch.plan, self._killed_because, self._condemned,
+        self._died(told_inquest(
+            self._seams, returncode, intake, self.launch.plan, self._killed_because, self._condemned,
             warming=self._warming, kills=oom_kills() - kills_before,
-        )  # fmt: skip
-        tell_death(cause, failure, returncode, self._seams)
-        self._died(cause)
+        ))  # fmt: skip
 
     def _died(self, cause: Cause) -> None:
         short = cause.policy is Policy.STEP_DOWN
@@ -334,6 +333,7 @@ class Supervisor:
             self._seams.reporter.event("reload-applied", "The new definition is in force")
         self._seams.reporter.serving(self.launch)
         self._reload.settle(None)
+        self._jobs.start(prepare(self._clock))
         self._watch_while_ready()
 
     def _watch_while_ready(self) -> None:

@@ -24,8 +24,8 @@ def device_names(plan: Plan) -> str:
 def status_words(
     state: State, launch: Launch | None, text: str, cause: Cause | None, remarks: Iterable[str] = ()
 ) -> str:
-    """The one line of `systemctl status`. `text`: what a waiting model waits for, what one is replaced for, or why a
-    failed one has failed; `remarks`: what an admin should know of one that serves.
+    """The one line of `systemctl status`. `text`: what a waiting model waits for, what one is replaced for, or why one
+    has failed or is stuck; `remarks`: what an admin should know of one that serves.
     """
     from llamad.supervision.machine import State  # a start needs other words than these
 
@@ -37,7 +37,9 @@ def status_words(
         return f"failed: {text}"
     if state in (State.WAITING, State.REPLACING) and text:
         return text
-    if state in (State.BACKOFF, State.STUCK) and cause:
+    if state is State.STUCK:
+        return f"stuck: llama-server cannot be killed: {text}"
+    if state is State.BACKOFF and cause:
         return f"{state}: {cause.text}"
     return str(state)
 

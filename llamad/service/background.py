@@ -62,7 +62,7 @@ class BackgroundPlanner:
         self._leases = LeaseRecorder(booking, reporter, paths.state)
         self._problems: tuple[str, ...] = booking.problems
         self._launch = first
-        self._waits = False
+        self._waits = self._runs = False
         self._paths = paths
         self._reporter = reporter
         self._read = read
@@ -125,6 +125,7 @@ class BackgroundPlanner:
         await wait_for_change(self._booking)
 
     def spawned(self, pid: int, observed: Callable[[], Observed]) -> None:
+        self._runs = True
         if self._launch is not None:
             self._leases.spawned(pid, self._launch.plan, observed)
 
@@ -132,6 +133,7 @@ class BackgroundPlanner:
         self._leases.settled(pid)
 
     def ended(self) -> None:
+        self._runs = False
         self._leases.ended()
 
     def failed(self, failure: Failure) -> None:
@@ -182,6 +184,7 @@ class BackgroundPlanner:
             booking=self._booking if promised else None,
             sharing=Sharing(loaded.file.parent, self._paths.cache, self._booking.others),
             learned=self._learned,
+            rpc_in_use=self._runs,
         )
 
     def _refuse_upgraded_driver(self, previous: Launch, loaded: Loaded) -> None:

@@ -16,6 +16,7 @@ from llamad.clock import SystemClock
 from llamad.config.loaded import Loaded
 from llamad.errors import BusyError, ExitCode, LlamadError
 from llamad.service.background import BackgroundPlanner
+from llamad.service.deaths import DeathLog
 from llamad.service.engine import ServerEngine
 from llamad.service.front import RelayFront
 from llamad.service.keys import read_keys
@@ -48,6 +49,7 @@ class Service:
         self.name, self.reporter = start.name, start.reporter
         self.keys = start.keys
         self.front = RelayFront(start.loaded, self.keys)
+        self.reporter.on_death = DeathLog(start.paths.state).note
         planner = BackgroundPlanner(
             start.paths, self.reporter, start.read, start.nvml, start.first, start.booking
         )

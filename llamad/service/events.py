@@ -52,6 +52,7 @@ _KINDS = (
         "warning",
         ("BYTES", "CAUSE", "CONTEXT", "DEVICE", "FORMER"),
     ),
+    EventKind("context-grows", "f72886a0a4df41c5a1f72f83bbab57bc", "notice", ("CAUSE", "CONTEXT", "DEVICE", "FORMER")),
     EventKind("memory-taken", "6bb4fc41eaf84b3abee8132957be8bac", "warning", ("BYTES", "CAUSE", "DEVICE")),
     EventKind("no-progress", "2b365db763de41eea680e81bf81432bf", "err", ("CAUSE",)),
     EventKind("unkillable", "91e0ad48288747d4bc575124ae634a87", "err", ("CAUSE", "FIX")),

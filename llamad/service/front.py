@@ -53,6 +53,9 @@ class RelayFront:
         self._launch, self._open = launch, True
         self._generation = self._front.open(launch.socket_path)
 
+    def quiet_s(self) -> float:
+        return self._front.idle_s()
+
     def at_work(self) -> int:
         return self._front.at_work
 

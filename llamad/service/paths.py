@@ -12,6 +12,7 @@ from llamad.errors import AccessError, os_error
 from llamad.frozen import dataclass
 
 RUNTIME_ROOT = Path("/run/llamad/model")
+STATE_ROOT = Path("/var/lib/llamad/state")
 
 SYSTEM_RUN = Path("/run/llamad")
 PUBLIC_LEDGER = Path("public", "ledger.json")
@@ -46,7 +47,7 @@ class Paths:
         if not os.access(ledger, os.W_OK):
             ledger = run / "ledger"
         state = _directory(
-            environ, "STATE_DIRECTORY", Path("/var/lib/llamad/state"), home / ".local/state/llamad", name
+            environ, "STATE_DIRECTORY", STATE_ROOT, home / ".local/state/llamad", name
         )
         cache = _directory(
             environ, "CACHE_DIRECTORY", Path("/var/cache/llamad"), home / ".cache/llamad", name

@@ -25,9 +25,13 @@ class DaemonReporter:
         self._status = status
         self._was_ready = False
         self.on_state: Callable[[str], None] = lambda _state: None
+        self.on_death: Callable[[str, str], None] = lambda _cause, _text: None
+        """Hears of each death of a llama-server: the name of its cause, and the cause in words."""
 
     def event(self, name: str, message: str, **fields: str) -> None:
         kind = EVENTS[name]
+        if name == "child-exited":
+            self.on_death(fields.get("DEATH", ""), fields.get("CAUSE", ""))
         given = {key: fields.get(key) or "-" for key in {*kind.fields, *fields}}
         self._journal.record(
             message,

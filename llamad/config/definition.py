@@ -147,6 +147,10 @@ class Limits(Table):
     body_bytes: Annotated[int, Field(ge=1024, le=2**40)] = 64 << 20
     replay_bytes: SomeBytes = 64 << 20
     client_idle_s: SomeSeconds = 75.0
+    max_input_tokens: Tokens | None = None
+    max_output_tokens: Tokens | None = None
+    max_total_tokens: Tokens | None = None
+    heartbeat_s: Seconds = 0.0
     start_stall_s: SomeSeconds = 180.0
     start_wait_s: Seconds = 600.0
     warmup_s: SomeSeconds = 300.0

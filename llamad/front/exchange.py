@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Protocol
 
+from llamad.front.asked import Asked
 from llamad.front.body import LAST_CHUNK, chunk
 from llamad.front.head import Framing, RequestHead, ResponseHead, build_request
 from llamad.front.holding import Refusal, Target
@@ -47,6 +48,7 @@ class Exchange:
     _request_bytes = 0
     _request_complete = False
     _at_gate = False
+    _target: Target | None = None  # admitted, but its tokens are being counted
     _hold_s = 0.0
     _pool: Pool | None = None  # the connections of the generation that it was admitted to
     _connecting: asyncio.Task[None] | None = None
@@ -74,6 +76,7 @@ class Exchange:
         self._request_id = request_id
         self._begun_s = begun_s
         self._body = KeptBody(shared.memory)
+        self.asked = Asked(lane.admission, request, self._body, self._counted)
         lane.exchanges.add(self)
 
     # --- from the client -------------------------------------------------------------------------------------
@@ -83,6 +86,10 @@ class Exchange:
         self._request_complete = complete
         if piece:
             self._request_bytes += len(piece)
+        if (refusal := self.asked.watch(piece)) is not None:
+            self._drop_upstream()
+            self._refuse(refusal)
+            return
         if self._connection is not None:
             if piece:
                 self._body.add_sent(piece)
@@ -93,7 +100,11 @@ class Exchange:
         if piece:
             self._body.add(piece)
         full = self._body.size_bytes >= self._lane.settings.eager_bytes or self._shared.memory.is_full
-        if (complete or full) and self._pool is None and not self._at_gate:
+        if (complete or full) and self._pool is None and not self._at_gate and self._target is None:
+            refusal = None if self.asked.is_read else self.asked.read(complete=complete)
+            if refusal is not None:
+                self._refuse(refusal)
+                return
             self._enter()
         if not complete and self._connection is None and not self._done:
             self._client.pause_body(full)
@@ -117,9 +128,36 @@ class Exchange:
 
     # --- from the gate ---------------------------------------------------------------------------------------
 
+    @property
+    def tokens(self) -> int:
+        """The most that it takes of the cache."""
+        return self.asked.ask.tokens
+
     def admitted(self, target: Target, held_s: float) -> None:
         self._at_gate = False
         self._hold_s += held_s
+        self._target = target
+        if not self.asked.begin_count():
+            self._target = None
+            self._go(target)
+
+    def _counted(self) -> None:
+        if self._done:
+            return
+        target, gate = self._target, self._lane.gate
+        if target is None:
+            gate.recount(self)
+        elif (refusal := self.asked.verdict()) is not None:
+            self._refuse(refusal)
+        elif gate.generation == target.generation:
+            self._target = None
+            gate.recount(self)
+            self._go(target)
+        else:  # another llama-server came meanwhile
+            self._leave_gate()
+            self._enter()
+
+    def _go(self, target: Target) -> None:
         self._pool = pool = self._lane.pool(target)
         connection = pool.take()
         if connection is not None:
@@ -140,7 +178,7 @@ class Exchange:
         self._sent_chunked = False
         length: int | None = None
         if self._request.framing is Framing.LENGTH:
-            length = self._request.length
+            length = self._body.size_bytes if self._request_complete else self._request.length
         elif self._request.framing is Framing.CHUNKED:
             self._sent_chunked = not self._request_complete
             length = None if self._sent_chunked else self._body.size_bytes
@@ -228,6 +266,8 @@ class Exchange:
     @property
     def generation(self) -> int:
         """The generation that the request is with; 0 while it is not upstream."""
+        if self._target is not None:
+            return self._target.generation
         return self._pool.generation if self._pool is not None else 0
 
     @property
@@ -254,9 +294,9 @@ class Exchange:
         if self._mourns_since_s is not None:
             self._end_stream(code, message)
             return
-        if self._done or self._pool is None:
+        if self._done or (self._pool is None and self._target is None):
             return
-        generation = self._pool.generation
+        generation = self.generation
         self._drop_upstream()
         if self._body.is_whole and not self.reply.committed:
             self.after = generation
@@ -281,10 +321,13 @@ class Exchange:
         self._at_gate = True
         self._lane.gate.enter(self)
 
+    def _refuse(self, refusal: Refusal) -> None:
+        self._fail(refusal.status, refusal.code, refusal.message, Outcome.REFUSED, refusal.retry_after_s)
+
     def _leave_gate(self) -> None:
-        if self._pool is not None:
-            self._pool = None
-            self._lane.gate.leave()
+        if self._pool is not None or self._target is not None:
+            self._pool = self._target = None
+            self._lane.gate.leave(self)
 
     def _drop_upstream(self) -> None:
         """Leave the gate, the connection or the making of one, whichever it is."""

@@ -55,10 +55,17 @@ class Front:
 
     # --- the gate --------------------------------------------------------------------------------------------
 
-    def open(self, upstream_path: str) -> int:
+    def open(
+        self, upstream_path: str, *, pool_tokens: int | None = None, default_output_tokens: int | None = None
+    ) -> int:
         """Relay to the llama-server that listens on this unix socket; the number of this new generation.
-        Requests that are with the one before stay there."""
-        return self._lane.open(upstream_path)
+        Requests that are with the one before stay there.
+
+        `pool_tokens`: the cache that its requests share, which they never overfill; None where each slot has its
+        own. `default_output_tokens`: what an answer may have where neither request nor settings say."""
+        return self._lane.open(
+            upstream_path, pool_tokens=pool_tokens, default_output_tokens=default_output_tokens
+        )
 
     def hold(self, reason: str) -> None:
         """Let requests wait. `reason` is for those that wait too long: "the model is loading"."""
@@ -157,6 +164,7 @@ class Front:
         for client in list(shared.clients):
             client.break_off()
         await self.close_upstreams()
+        self._lane.admission.close()
         await shared.pulse.until(lambda: not shared.clients, _FAREWELL_S)
         if self._sweeper is not None:
             self._sweeper.cancel()

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from llamad.clock import SystemClock
 from llamad.config.listen import parse_listen
 from llamad.config.loaded import Loaded
+from llamad.engine.api import ApiError, count_tokens
 from llamad.front.keys import KeySet
 from llamad.front.relay import Front
 from llamad.front.settings import FrontSettings, ModelDescription, RequestRecord
@@ -51,7 +52,7 @@ class RelayFront:
 
     def open(self, launch: Launch) -> None:
         self._launch, self._open = launch, True
-        self._generation = self._front.open(launch.socket_path)
+        self._generation = self._front_open(launch)
 
     def at_work(self) -> int:
         return self._front.at_work
@@ -96,7 +97,25 @@ class RelayFront:
 
     def _reopen(self, launch: Launch | None) -> None:
         if self._open and launch is self._launch and launch is not None and self.child_lives():
-            self._generation = self._front.open(launch.socket_path)
+            self._generation = self._front_open(launch)
+
+    def _front_open(self, launch: Launch) -> int:
+        """A cache that the slots share is filled by all requests together: past its end llama-server fails them all."""
+        plan = launch.plan
+        shared = plan.unified_cache and plan.slots > 1 and launch.mode == "completion"
+        written = launch.definition.sampling.max_tokens
+        return self._front.open(
+            launch.socket_path,
+            pool_tokens=plan.context_tokens if shared else None,
+            default_output_tokens=(written or max(1, plan.context_tokens // plan.slots)) if shared else None,
+        )
+
+    async def count_tokens(self, socket_path: str, path: str, body: bytes) -> int | None:
+        """As llama-server counts."""
+        try:
+            return await count_tokens(socket_path, path, body)
+        except ApiError:
+            return None
 
     def _describe(self) -> ModelDescription:
         plan = self._launch.plan if self._launch else None
@@ -124,6 +143,11 @@ def settings_of(loaded: Loaded) -> FrontSettings:
         body_bytes=limits.body_bytes,
         replay_bytes=limits.replay_bytes,
         client_idle_s=limits.client_idle_s,
+        default_output_tokens=limits.max_output_tokens,
+        max_output_tokens=limits.max_output_tokens,
+        max_input_tokens=limits.max_input_tokens,
+        max_total_tokens=limits.max_total_tokens,
+        heartbeat_s=limits.heartbeat_s,
         allowed_hosts=definition.allowed_hosts,
         check_host=listen.kind == "tcp" and listen.is_local,
     )

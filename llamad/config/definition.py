@@ -303,6 +303,19 @@ class Idle(Table):
     keep_alive: Duration = "30min"
 
 
+class Cache(Table):
+    """`[cache]`: answers that are kept for the same request."""
+
+    responses: Count = 0
+    response_bytes: SomeBytes = 16 << 20
+
+
+class Log(Table):
+    """`[log]`: what is written down of requests."""
+
+    requests: Literal["info", "debug", "off"] = "info"
+
+
 class Definition(Table):
     """One `/etc/llamad/NAME.toml` with its drop-ins and the defaults of `llamad.toml` merged in."""
 
@@ -313,9 +326,12 @@ class Definition(Table):
     start: Literal["on-demand", "always", "manual"] = "on-demand"
     insecure: bool = False
     api_keys_file: FilePath | None = None
+    admin_keys_file: FilePath | None = None
     allowed_hosts: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     placement: Placement = Placement()
     limits: Limits = Limits()
+    cache: Cache = Cache()
+    log: Log = Log()
     server: Server = Server()
     sampling: Sampling = Sampling()
     draft: Draft = Draft()
@@ -342,6 +358,8 @@ class HostSettings(Table):
     host: Host = Host()
     placement: Placement = Placement()
     limits: Limits = Limits()
+    cache: Cache = Cache()
+    log: Log = Log()
     server: Server = Server()
     sampling: Sampling = Sampling()
     environment: dict[str, str] = field(default_factory=dict)

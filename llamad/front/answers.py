@@ -26,11 +26,12 @@ _MODEL_PREFIX = b"/v1/models/"
 
 @dataclass(frozen=True)
 class Answer:
-    """A whole answer: status, JSON body (None for none), and further header lines, each with its CRLF."""
+    """A whole answer: status, body (None for none), further header lines, each with its CRLF, and the body's kind."""
 
     status: int
     body: bytes | None
     lines: tuple[bytes, ...] = field(default=())
+    kind: bytes = b"application/json; charset=utf-8"
 
     def render(self, head: RequestHead | None, request_id: bytes, *, keep_alive: bool) -> bytes:
         """The bytes for a client. `head` None: the request had no readable head."""
@@ -39,7 +40,7 @@ class Answer:
             own.append(b"Content-Length: 0\r\n")
         else:
             own.append(
-                b"Content-Type: application/json; charset=utf-8\r\nContent-Length: %d\r\n" % len(self.body)
+                b"Content-Type: %b\r\nContent-Length: %d\r\n" % (self.kind, len(self.body))
             )
         own += _common_lines(head, request_id, keep_alive=keep_alive)
         own.append(b"\r\n")

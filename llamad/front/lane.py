@@ -9,6 +9,7 @@ from llamad.front.admission import Admission
 from llamad.front.asks import TokenRules
 from llamad.front.holding import Gate, GateLimits, Target, Waiter
 from llamad.front.pulse import Pulse
+from llamad.front.responses import ResponseCache
 from llamad.front.settings import FrontObserver, FrontSettings
 from llamad.front.upstream import Pool
 
@@ -24,6 +25,7 @@ class Lane:
         self.observer = observer
         self.gate = Gate(_gate_limits(settings), clock, observer.request_waiting, self._too_long)
         self.admission = Admission(_token_rules(settings), observer.count_tokens)
+        self.responses = ResponseCache(settings.cache_responses, settings.cache_response_bytes)
         self.exchanges: set[Exchange] = set()
         self.pools: list[Pool] = []
         self._clock = clock
@@ -37,6 +39,7 @@ class Lane:
         self.settings = settings
         self.gate.set_limits(_gate_limits(settings))
         self.admission.apply(_token_rules(settings))
+        self.responses.bound(settings.cache_responses, settings.cache_response_bytes)
 
     def open(
         self, upstream_path: str, *, pool_tokens: int | None = None, default_output_tokens: int | None = None

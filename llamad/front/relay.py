@@ -12,9 +12,11 @@ from collections.abc import Callable, Sequence
 
 from llamad.clock import Clock
 from llamad.front.client import ClientConnection
+from llamad.front.errand import LocalService
 from llamad.front.holding import Refusal
-from llamad.front.keys import KeySet
+from llamad.front.keys import NO_KEYS, KeySet
 from llamad.front.listen import Listener
+from llamad.front.responses import ResponseCache
 from llamad.front.settings import FrontObserver, FrontSettings, ModelDescription
 from llamad.front.shared import Shared
 
@@ -37,8 +39,12 @@ class Front:
         observer: FrontObserver,
         clock: Clock,
         describe: Callable[[], ModelDescription],
+        local: LocalService | None = None,
+        admin_keys: KeySet = NO_KEYS,
     ) -> None:
-        self._shared = Shared(settings, keys, observer, clock, describe)
+        """`describe` tells of the model for `/v1/models`, `local` answers `/metrics` and `/admin/`: without one
+        they do not exist. `admin_keys` open `/admin/` and what else is not for clients."""
+        self._shared = Shared(settings, keys, observer, clock, describe, local, admin_keys)
         self._lane = self._shared.lane
         self._clock = clock
         self._listeners: list[Listener] = []
@@ -102,6 +108,21 @@ class Front:
         """Clients' connections."""
         return len(self._shared.clients)
 
+    def forget_responses(self) -> int:
+        """Empty the cache of answers; how many they were."""
+        return self._lane.responses.clear()
+
+    @property
+    def responses(self) -> ResponseCache:
+        """The answers that are kept: for reading their figures."""
+        return self._lane.responses
+
+    @property
+    def tokens(self) -> tuple[int, int | None]:
+        """Tokens that the admitted requests may take of the cache that they share, and how many it has; None
+        where each slot has its own."""
+        return self._lane.gate.used_tokens, self._lane.gate.pool_tokens
+
     def idle_s(self) -> float:
         """Seconds since the last relayed request ended; 0 while there is one. Health checks do not count."""
         return self._lane.idle_s()
@@ -134,9 +155,9 @@ class Front:
 
     # --- settings, and the end of the front ------------------------------------------------------------------
 
-    def apply(self, settings: FrontSettings, keys: KeySet) -> None:
-        """Use these from the next request on. Nothing in flight is touched."""
-        self._shared.apply(settings, keys)
+    def apply(self, settings: FrontSettings, keys: KeySet, admin_keys: KeySet = NO_KEYS) -> None:
+        """Use these from the next request on. Nothing in flight is touched; kept answers are forgotten."""
+        self._shared.apply(settings, keys, admin_keys)
 
     async def stop_accepting(self) -> None:
         """Take no new connection: they stay in the sockets' queues for whoever serves them next. Answers carry
@@ -165,6 +186,8 @@ class Front:
             client.break_off()
         await self.close_upstreams()
         self._lane.admission.close()
+        for errand in list(shared.errands):
+            errand.cancel()
         await shared.pulse.until(lambda: not shared.clients, _FAREWELL_S)
         if self._sweeper is not None:
             self._sweeper.cancel()

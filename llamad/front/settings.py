@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple, Protocol
 
+from llamad.front.usage import Usage
 from llamad.units import KIB, MIB
 
 
@@ -29,6 +30,8 @@ class FrontSettings:
     settle_s: a request whose connection died while llama-server seems to live is tried again after this
     default_output_tokens: what an answer may have where a request does not say; None: a fair share of a shared cache
     max_output_tokens, max_input_tokens, max_total_tokens: of one request; past them 400; None: no such bound
+    cache_responses, cache_response_bytes: answers that are kept for the same request; 0 is none
+    definition: what stands for the definition that answers are made with, for the answers that are kept
     heartbeat_s: how often a held stream gets a comment; 0 is never
     cause_wait_s: how long a cut stream waits for the cause of death before its error event names none
     check_host, allowed_hosts: guard against DNS rebinding, for TCP clients
@@ -58,6 +61,9 @@ class FrontSettings:
     max_input_tokens: int | None = None
     max_total_tokens: int | None = None
     heartbeat_s: float = 0.0
+    cache_responses: int = 0
+    cache_response_bytes: int = 16 * MIB
+    definition: str = ""
     allowed_hosts: tuple[str, ...] = ()
     check_host: bool = True
 
@@ -78,6 +84,7 @@ class Outcome(StrEnum):
 
     ANSWERED = "answered"  # llama-server's whole answer went out, whatever its status
     LOCAL = "local"  # answered here, as asked
+    REPEATED = "repeated"  # answered from the answers that are kept
     REFUSED = "refused"  # not relayed: bad head, key, host, size, time-out
     HELD_OUT = "held-out"  # the gate refused it: queue full, waited too long, model failed
     CLIENT_GONE = "client-gone"
@@ -100,6 +107,8 @@ class RequestRecord(NamedTuple):
     request_bytes: int  # bodies
     response_bytes: int
     deaths: int  # how many llama-servers died under it
+    model: str = ""
+    usage: Usage | None = None  # as llama-server says at the end of an answer
 
 
 class FrontObserver(Protocol):

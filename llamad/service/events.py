@@ -55,6 +55,16 @@ _KINDS = (
     EventKind("memory-taken", "6bb4fc41eaf84b3abee8132957be8bac", "warning", ("BYTES", "CAUSE", "DEVICE")),
     EventKind("no-progress", "2b365db763de41eea680e81bf81432bf", "err", ("CAUSE",)),
     EventKind("learned-lost", "2b6ee0753fb24d819218508a629a0edf", "warning", ("CAUSE",)),
+    EventKind(
+        "request",
+        "eb5266dfb62647eaac6b4d546c38ba98",
+        "info",
+        (
+            "CACHED_TOKENS", "DURATION_MS", "FIRST_TOKEN_MS", "HOLD_MS", "OUTCOME", "OUTPUT_TOKENS", "PATH",
+            "PROMPT_TOKENS", "REQUEST_ID", "STATUS",
+        ),
+    ),  # fmt: skip
+    EventKind("requests", "0de7bce635884442840c8831d8ee4b9a", "info", ("COUNT",)),
     EventKind("engine-config-present", "4b34764bf697423d8b93033f84efdb83", "warning", ()),
 )
 

@@ -11,25 +11,33 @@ from llamad.front.keys import KeySet
 
 def read_keys(loaded: Loaded, credential: Path | None) -> KeySet:
     """The API keys of the credential and of `api_keys_file` together. Raises AccessError, ConfigError."""
+    return _read(loaded, "api_keys_file", loaded.definition.api_keys_file, credential)
+
+
+def read_admin_keys(loaded: Loaded, credential: Path | None) -> KeySet:
+    """The same for the keys that open `/admin/`. Raises AccessError, ConfigError."""
+    return _read(loaded, "admin_keys_file", loaded.definition.admin_keys_file, credential)
+
+
+def _read(loaded: Loaded, key: str, written: str | None, credential: Path | None) -> KeySet:
     texts = []
-    written = loaded.definition.api_keys_file
     for path in (credential, Path(written) if written else None):
         if path is None:
             continue
         try:
             texts.append(path.read_text(encoding="utf-8"))
         except UnicodeDecodeError:
-            where = loaded.origins.get(("api_keys_file",))
+            where = loaded.origins.get((key,))
             raise ConfigError(
-                f"api_keys_file: {path} is no text", where=where, fix="one key a line"
+                f"{key}: {path} is no text", where=where, fix="one key a line"
             ) from None
         except OSError as error:
             fix = f"let _llamad read it: chown _llamad {path}; chmod 0600 {path}"
             raise AccessError(
-                f"cannot read the API keys in {path}", why=error.strerror or "", fix=fix
+                f"cannot read the keys in {path}", why=error.strerror or "", fix=fix
             ) from error
     keys = KeySet.from_text("\n".join(texts), written or str(credential))
     if written and not keys:
-        where = loaded.origins.get(("api_keys_file",))
-        raise ConfigError(f"api_keys_file: {written} has no key in it", where=where, fix="one key a line")
+        where = loaded.origins.get((key,))
+        raise ConfigError(f"{key}: {written} has no key in it", where=where, fix="one key a line")
     return keys

@@ -26,7 +26,7 @@ from llamad.ledger.ledger import Ledger
 from llamad.service.checks import require_usable
 from llamad.service.facts import CACHE_NAME, FactsReader
 from llamad.service.journal import Journal, make_journal
-from llamad.service.keys import read_keys
+from llamad.service.keys import read_admin_keys, read_keys
 from llamad.service.notify import Notifier, make_notifier
 from llamad.service.paths import Paths
 from llamad.service.planner import SOCKET_NAME, PlanMaker, make_launch
@@ -104,6 +104,11 @@ class Start:
         return read_keys(self.loaded, self.paths.credential(self.name))
 
     @cached_property
+    def admin_keys(self) -> KeySet:
+        """The keys that open `/admin/`."""
+        return read_admin_keys(self.loaded, self.paths.credential(self.name, "admin-key"))
+
+    @cached_property
     def listening(self) -> Listening:
         """Its sockets: systemd's stored ones, or new ones."""
         definition = self.loaded.definition
@@ -178,7 +183,7 @@ def serve(name: str, config_root: Path, environ: dict[str, str]) -> int:
         start = Start(name, config_root, environ, journal, notifier, paths)
         start.keep_hang_ups()
         start.take_name()
-        _ = start.loaded, start.keys, start.listening, start.first, start.process
+        _ = start.loaded, start.keys, start.admin_keys, start.listening, start.first, start.process
         from llamad.service.daemon import run  # while llama-server loads
 
         gc.freeze()  # what is imported by now stays: never look through it again

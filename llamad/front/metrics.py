@@ -80,7 +80,7 @@ def parse(text: str, **labels: str) -> list[Family]:
     helps: dict[str, str] = {}
     for line in text[:_TEXT_BYTES].splitlines():
         if line.startswith("#"):
-            _, what, name, rest = (line.split(" ", 3) + ["", "", ""])[:4]
+            _, what, name, rest = [*line.split(" ", 3), "", "", ""][:4]
             if what == "HELP":
                 helps[name] = rest
             elif what == "TYPE" and rest in ("counter", "gauge"):

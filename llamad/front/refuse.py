@@ -19,10 +19,10 @@ def refusal(
         why = shared.hosts.problem(head)
         if why is not None:
             return error(403, "host_not_allowed", why, request_id)
-    is_admin = by_owner or (bool(shared.admin_keys) and shared.admin_keys.allows(head.credentials))
+    is_admin = by_owner or shared.keys.allows_admin(head.credentials)
     if is_for_admin(head) and not is_admin:
-        status = 401 if shared.admin_keys else 403
-        message = f"{head.raw_path.decode()} is for the admin only: {_HOW if shared.admin_keys else _NO_ADMIN}"
+        status = 401 if shared.keys.admin else 403
+        message = f"{head.raw_path.decode()} is for the admin only: {_HOW if shared.keys.admin else _NO_ADMIN}"
         return error(status, "admin_only", message, request_id)
     if is_admin and is_for_admin(head):
         return None

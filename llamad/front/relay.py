@@ -14,7 +14,7 @@ from llamad.clock import Clock
 from llamad.front.client import ClientConnection
 from llamad.front.errand import LocalService
 from llamad.front.holding import Refusal
-from llamad.front.keys import NO_KEYS, KeySet
+from llamad.front.keys import KeySet
 from llamad.front.listen import Listener
 from llamad.front.responses import ResponseCache
 from llamad.front.settings import FrontObserver, FrontSettings, ModelDescription
@@ -40,11 +40,10 @@ class Front:
         clock: Clock,
         describe: Callable[[], ModelDescription],
         local: LocalService | None = None,
-        admin_keys: KeySet = NO_KEYS,
     ) -> None:
         """`describe` tells of the model for `/v1/models`, `local` answers `/metrics` and `/admin/`: without one
-        they do not exist. `admin_keys` open `/admin/` and what else is not for clients."""
-        self._shared = Shared(settings, keys, observer, clock, describe, local, admin_keys)
+        they do not exist."""
+        self._shared = Shared(settings, keys, observer, clock, describe, local)
         self._lane = self._shared.lane
         self._clock = clock
         self._listeners: list[Listener] = []
@@ -155,9 +154,9 @@ class Front:
 
     # --- settings, and the end of the front ------------------------------------------------------------------
 
-    def apply(self, settings: FrontSettings, keys: KeySet, admin_keys: KeySet = NO_KEYS) -> None:
+    def apply(self, settings: FrontSettings, keys: KeySet) -> None:
         """Use these from the next request on. Nothing in flight is touched; kept answers are forgotten."""
-        self._shared.apply(settings, keys, admin_keys)
+        self._shared.apply(settings, keys)
 
     async def stop_accepting(self) -> None:
         """Take no new connection: they stay in the sockets' queues for whoever serves them next. Answers carry

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple, Protocol
 
 from llamad.front.usage import Usage
+from llamad.frozen import dataclass
 from llamad.units import KIB, MIB
 
 

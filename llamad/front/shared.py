@@ -13,7 +13,7 @@ from llamad.front.access import HostCheck
 from llamad.front.hangup import HangupWatch
 from llamad.front.head import RequestHead
 from llamad.front.kept import ReplayMemory
-from llamad.front.keys import NO_KEYS, KeySet
+from llamad.front.keys import KeySet
 from llamad.front.lane import Lane
 from llamad.front.pulse import Pulse
 from llamad.front.settings import FrontObserver, FrontSettings, ModelDescription
@@ -37,10 +37,8 @@ class Shared:
         clock: Clock,
         describe: Callable[[], ModelDescription],
         local: LocalService | None = None,
-        admin_keys: KeySet = NO_KEYS,
     ) -> None:
         self.local = local
-        self.admin_keys = admin_keys
         self.errands: set[asyncio.Task[None]] = set()
         self.settings = settings
         self.keys = keys
@@ -58,11 +56,10 @@ class Shared:
         self._id_prefix = secrets.token_hex(4).encode()
         self._last_id = 0
 
-    def apply(self, settings: FrontSettings, keys: KeySet, admin_keys: KeySet = NO_KEYS) -> None:
+    def apply(self, settings: FrontSettings, keys: KeySet) -> None:
         """Use other settings from the next request on."""
         self.settings = settings
         self.keys = keys
-        self.admin_keys = admin_keys
         self.hosts = HostCheck(settings.allowed_hosts)
         self.memory.limit_bytes = settings.replay_bytes
         self.lane.apply(settings)

@@ -11,12 +11,14 @@ from typing import Any
 from llamad.clock import SystemClock
 from llamad.config.loaded import Loaded
 from llamad.errors import BusyError, ExitCode, LlamadError
+from llamad.service.admin import Orders, OwnAnswers
 from llamad.service.background import BackgroundPlanner
 from llamad.service.engine import ServerEngine
+from llamad.service.figures import ModelFigures
 from llamad.service.front import RelayFront
 from llamad.service.keys import read_keys
 from llamad.service.notify import watchdog_interval_s
-from llamad.service.start import Start
+from llamad.service.start import UNDER_SYSTEMD, Start
 from llamad.supervision.child import ProcessSpawner
 from llamad.supervision.launch import Seams
 from llamad.supervision.supervisor import Supervisor
@@ -32,6 +34,9 @@ class Service:
 
     start: Start
 
+    def __post_init__(self) -> None:
+        self._ground_task: asyncio.Task[None] | None = None
+
     async def run(self) -> ExitCode:
         """Serve until told to stop or failed. Raises LlamadError for what fails before the supervisor runs."""
         start = self.start
@@ -39,26 +44,70 @@ class Service:
         loop.set_exception_handler(self._on_loop_error)
         self.name, self.reporter = start.name, start.reporter
         self.keys = start.keys
-        self.front = RelayFront(start.loaded, self.keys)
+        self.front = RelayFront(start.loaded, self.keys, self.reporter)
         planner = BackgroundPlanner(
             start.paths, self.reporter, start.read, start.nvml, start.first, start.booking
         )
         seams = Seams(planner, ServerEngine(), self.front, self.reporter)
         spawner = ProcessSpawner(start.process, lambda: start.ledger.lease_fds)
-        self.supervisor = Supervisor(start.loaded, seams, spawner, SystemClock())
+        parks = UNDER_SYSTEMD not in start.environ  # systemd starts us again, with the devices that are there then
+        self.supervisor = Supervisor(start.loaded, seams, spawner, SystemClock(), parks=parks)
+        self._seams = seams
+        self.reporter.on_state = self._state_changed
         self.front.state = lambda: str(self.supervisor.state)
         self.front.child_lives = lambda: self.supervisor.child_pid != 0
+        self.front.local = self._own_answers(planner)
         await self.front.start(start.listening.sockets)
         try:
             self._install_signals(loop)
             watchdog = asyncio.create_task(self._feed_watchdog())
             code = await self.supervisor.run()
             watchdog.cancel()
+            if self._ground_task:
+                self._ground_task.cancel()
             if code is ExitCode.OK:
                 self.reporter.event("stopped", "Stopped: llama-server is gone")
         finally:
             await self.front.close()
         return code
+
+    # -- what it stands on --------------------------------------------------------------------------------
+
+    def _state_changed(self, state: str) -> None:
+        if self._ground_task is not None:
+            self._ground.state_changed()
+        elif state == "ready":
+            self._watch_ground()
+
+    def _watch_ground(self) -> None:
+        from llamad.service.ground import MachineGround  # no start has time for them
+        from llamad.supervision.ground import GroundWatch
+
+        ground = MachineGround(self.start.paths.cache, self.start.nvml)
+        self._ground = GroundWatch(self.supervisor, self._seams, ground, SystemClock())
+        self._ground_task = asyncio.create_task(self._ground.run())
+        self._ground_task.add_done_callback(_raise_bug)
+
+    def _own_answers(self, planner: BackgroundPlanner) -> OwnAnswers:
+        """What `/metrics` and `/admin/` tell and do."""
+        front, supervisor = self.front, self.supervisor
+        figures = ModelFigures(
+            self.name, front.relay, front.figures, self.reporter.counts, front.state, lambda: front.launch,
+            planner.observed, planner.free_bytes,
+        )  # fmt: skip
+
+        def status() -> dict[str, object]:
+            text = supervisor.status_text()
+            return {"model": self.name, "state": str(supervisor.state), "text": text, "child_pid": supervisor.child_pid}
+
+        return OwnAnswers(figures, Orders(front, status, self._reload_for_admin))
+
+    async def _reload_for_admin(self) -> tuple[bool, str]:
+        refused = self.reporter.counts.names["reload-refused"]
+        self._hang_up()
+        if self._reload_task is not None:
+            await asyncio.wait((self._reload_task,))
+        return self.reporter.counts.names["reload-refused"] == refused, self.supervisor.status_text()
 
     # -- signals ----------------------------------------------------------------------------------------
 
@@ -92,6 +141,8 @@ class Service:
         self._reload_again = True
         while self._reload_again:
             self._reload_again = False
+            if self._ground_task is not None:
+                self._ground.state_changed()  # who reloads has often installed something
             self.reporter.reloading()
             text = await self._reload_once()
             if self.supervisor.state == "ready":
@@ -102,7 +153,8 @@ class Service:
         try:
             loaded = await asyncio.wait_for(asyncio.to_thread(self.start.load), CONFIG_READ_S)
             self._refuse_moves(running, loaded)
-            keys = read_keys(loaded, self.start.paths.credential(self.name))
+            paths = self.start.paths
+            keys = read_keys(loaded, paths.credential(self.name), paths.credential(self.name, "admin-key"))
             self.front.apply(loaded, keys)
             await self.supervisor.reload(loaded)
             self.keys = keys

@@ -135,7 +135,7 @@ class ModelFigures:
         tokens = Family("llamad_context_tokens", "gauge", "Tokens of context of the llama-server that runs.")
         yield tokens.add(plan.context_tokens, model=model)
         yield Family("llamad_slots", "gauge", "Slots of the llama-server that runs.").add(plan.slots, model=model)
-        planned = Family("llamad_device_planned_bytes", "gauge", "Memory that the plan counts on a device, margin included.")
+        planned = Family("llamad_device_planned_bytes", "gauge", "What the plan counts on a device, with its margin.")
         real = Family("llamad_device_buffer_bytes", "gauge", "Buffers that llama-server says it has on a device.")
         unused = Family("llamad_device_free_bytes", "gauge", "Memory of a device that the driver shows as free.")
         observed, names = self.observed(), child_names(plan.devices)

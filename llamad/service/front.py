@@ -13,7 +13,7 @@ from llamad.config.loaded import Loaded
 from llamad.engine.api import ApiError, count_tokens
 from llamad.front.answers import Answer, error
 from llamad.front.errand import LocalService
-from llamad.front.keys import NO_KEYS, KeySet
+from llamad.front.keys import KeySet
 from llamad.front.relay import Front
 from llamad.front.settings import FrontSettings, ModelDescription, RequestRecord
 from llamad.service.reporter import DaemonReporter
@@ -26,9 +26,7 @@ REOPEN_S = 0.5
 class RelayFront:
     """Gives `front.relay.Front` the supervisor's words, and reopens it where only a connection was lost."""
 
-    def __init__(
-        self, loaded: Loaded, keys: KeySet, admin_keys: KeySet = NO_KEYS, reporter: DaemonReporter | None = None
-    ) -> None:
+    def __init__(self, loaded: Loaded, keys: KeySet, reporter: DaemonReporter | None = None) -> None:
         self.figures = RequestFigures()
         self.local: LocalService | None = None
         """What `/metrics` and `/admin/` do; to be set before requests come."""
@@ -41,17 +39,15 @@ class RelayFront:
         self._created_s = int(time.time())
         self.state: Callable[[], str] = lambda: "stopped"
         self.child_lives: Callable[[], bool] = lambda: False
-        self._front = Front(
-            settings_of(loaded), keys, self, SystemClock(), self._describe, self, admin_keys
-        )
+        self._front = Front(settings_of(loaded), keys, self, SystemClock(), self._describe, self)
 
     async def start(self, sockets: Sequence[socket.socket]) -> None:
         """Accept on these sockets; requests are held until the model is ready."""
         await self._front.start(sockets)
 
-    def apply(self, loaded: Loaded, keys: KeySet, admin_keys: KeySet = NO_KEYS) -> None:
+    def apply(self, loaded: Loaded, keys: KeySet) -> None:
         """Use other settings and keys from now on."""
-        self._front.apply(settings_of(loaded), keys, admin_keys)
+        self._front.apply(settings_of(loaded), keys)
         if self._log is not None:
             self._log.level = loaded.definition.log.requests
 

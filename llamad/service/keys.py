@@ -9,14 +9,14 @@ from llamad.errors import AccessError, ConfigError
 from llamad.front.keys import KeySet
 
 
-def read_keys(loaded: Loaded, credential: Path | None) -> KeySet:
-    """The API keys of the credential and of `api_keys_file` together. Raises AccessError, ConfigError."""
-    return _read(loaded, "api_keys_file", loaded.definition.api_keys_file, credential)
+def read_keys(loaded: Loaded, credential: Path | None, admin_credential: Path | None = None) -> KeySet:
+    """The API keys of the credential and of `api_keys_file` together, and those of the admin likewise.
 
-
-def read_admin_keys(loaded: Loaded, credential: Path | None) -> KeySet:
-    """The same for the keys that open `/admin/`. Raises AccessError, ConfigError."""
-    return _read(loaded, "admin_keys_file", loaded.definition.admin_keys_file, credential)
+    Raises AccessError, ConfigError.
+    """
+    definition = loaded.definition
+    admin = _read(loaded, "admin_keys_file", definition.admin_keys_file, admin_credential)
+    return _read(loaded, "api_keys_file", definition.api_keys_file, credential).with_admin(admin)
 
 
 def _read(loaded: Loaded, key: str, written: str | None, credential: Path | None) -> KeySet:

@@ -1,4 +1,4 @@
-"""What becomes of the records of requests: one line in the journal each, or one a second, and the counts for metrics."""
+"""What becomes of the records of requests: a line in the journal each, or one a second, and counts for metrics."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ from llamad.ledger.ledger import Ledger
 from llamad.service.checks import require_usable
 from llamad.service.facts import CACHE_NAME, FactsReader
 from llamad.service.journal import Journal, make_journal
-from llamad.service.keys import read_admin_keys, read_keys
+from llamad.service.keys import read_keys
 from llamad.service.notify import Notifier, make_notifier
 from llamad.service.paths import Paths
 from llamad.service.planner import SOCKET_NAME, PlanMaker, make_launch
@@ -100,13 +100,9 @@ class Start:
 
     @cached_property
     def keys(self) -> KeySet:
-        """Its API keys."""
-        return read_keys(self.loaded, self.paths.credential(self.name))
-
-    @cached_property
-    def admin_keys(self) -> KeySet:
-        """The keys that open `/admin/`."""
-        return read_admin_keys(self.loaded, self.paths.credential(self.name, "admin-key"))
+        """Its API keys, and those of the admin."""
+        paths, name = self.paths, self.name
+        return read_keys(self.loaded, paths.credential(name), paths.credential(name, "admin-key"))
 
     @cached_property
     def listening(self) -> Listening:
@@ -183,7 +179,7 @@ def serve(name: str, config_root: Path, environ: dict[str, str]) -> int:
         start = Start(name, config_root, environ, journal, notifier, paths)
         start.keep_hang_ups()
         start.take_name()
-        _ = start.loaded, start.keys, start.admin_keys, start.listening, start.first, start.process
+        _ = start.loaded, start.keys, start.listening, start.first, start.process
         from llamad.service.daemon import run  # while llama-server loads
 
         gc.freeze()  # what is imported by now stays: never look through it again

@@ -190,6 +190,38 @@ def sign_of(line: LogLine) -> Sign | None:
     return None
 
 
+_RECORD = b'{"type":"log"'
+_TELLING = (
+    b'"level":"warn',
+    b'"level":"error',
+    b"buffer size",
+    b"sched_reserve: reserving",
+    b"constructing llama_context",
+    b"loading draft model",
+    b"creating MTP draft context",
+    *(needle.encode() for needle, _ in _PROGRESS_SIGNS),
+)
+
+
+def telling_lines(lines: list[bytes]) -> list[int] | None:
+    """Which of these lines of a child that serves may mean anything to who watches it, by their places; None where
+    they must all be looked at, because not each is a record.
+
+    A busy llama-server prints some fifty lines a request: here they cost a few searches together, not a parse each.
+    """
+    block = b"\n".join(lines)
+    if block.count(b"\n" + _RECORD) + block.startswith(_RECORD) != len(lines):
+        return None
+    found: set[int] = set()
+    for needle in _TELLING:
+        at = block.find(needle)
+        while at >= 0:
+            found.add(block.count(b"\n", 0, at))
+            end = block.find(b"\n", at)
+            at = block.find(needle, end) if end >= 0 else -1
+    return sorted(found)
+
+
 class AllocFailure(NamedTuple):
     """A buffer that could not be had. `buffer` is "" and `size_bytes` 0 where the line does not tell."""
 

@@ -12,6 +12,15 @@ from llamad.front.settings import Outcome, RequestRecord
 LINES_PER_S = 20
 _SILENT = frozenset((Outcome.LOCAL,))
 _BAD = frozenset((Outcome.HELD_OUT, Outcome.CUT, Outcome.LOST, Outcome.POISON))
+_ENDINGS = {
+    Outcome.REFUSED: "Refused",
+    Outcome.HELD_OUT: "Turned away",
+    Outcome.CLIENT_GONE: "The client left before the answer was complete",
+    Outcome.CUT: "Cut off by llamad",
+    Outcome.LOST: "Lost: llama-server died or answered nonsense",
+    Outcome.POISON: "Not tried again: llama-server died twice under it",
+    Outcome.LOCAL: "Answered by llamad itself",
+}
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 _RATES = (1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 50.0, 75.0, 100.0, 150.0, 250.0, 500.0, 1000.0)
 
@@ -73,7 +82,7 @@ def text_of(record: RequestRecord) -> str:
     """What happened to one request, in words."""
     usage = record.usage
     if record.outcome not in (Outcome.ANSWERED, Outcome.REPEATED):
-        return f"Not answered in full: {record.outcome}, status {record.status}{_held(record)}"
+        return f"{_ENDINGS[record.outcome]}{_held(record)} (status {record.status or 'none'})"
     if record.outcome is Outcome.REPEATED:
         return "Answered from the answers that are kept"
     if usage is None or record.status != 200:

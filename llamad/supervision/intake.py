@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from llamad.engine.log import LineSplitter, LoadObserver, LogLine, Sign, parse_line
+from llamad.engine.log import LineSplitter, LoadObserver, LogLine, Sign, parse_line, telling_lines
 from llamad.errors import BusyError
 from llamad.supervision.launch import Reporter
 
@@ -42,7 +42,7 @@ class Intake:
         self._reporter = reporter
         self._records_on_stdout = False
         self._kinds: set[str] = set()
-        self._ring: deque[str] = deque(maxlen=RING_LINES)
+        self._ring: deque[str | bytes] = deque(maxlen=RING_LINES)
         self._first_telling: list[str] = []
         self._last_telling: deque[str] = deque(maxlen=TELLING_LINES)
         self._splitters = {1: LineSplitter(), 2: LineSplitter()}
@@ -55,7 +55,10 @@ class Intake:
     def feed(self, stream: int, data: bytes) -> None:
         """Bytes of stdout (1) or stderr (2); b"" ends the stream."""
         splitter = self._splitters[stream]
-        for raw in splitter.feed(data) if data else splitter.flush():
+        lines = splitter.feed(data) if data else splitter.flush()
+        if self.quiet and stream == 1 and self._records_on_stdout:
+            lines = self._without_dull(lines)
+        for raw in lines:
             line = parse_line(raw, may_be_json=stream == 1 or not self._records_on_stdout)
             if stream == 1 and not self._records_on_stdout:
                 self._records_on_stdout = raw.startswith(b'{"type":"log"')
@@ -65,7 +68,26 @@ class Intake:
 
     def recent(self) -> list[str]:
         """The last lines, oldest first."""
-        return list(self._ring)
+        return [line if isinstance(line, str) else parse_line(line).text for line in self._ring]
+
+    def _without_dull(self, lines: list[bytes]) -> list[bytes]:
+        """The lines to be looked at, of a child that serves. The others are remembered as they are."""
+        telling = telling_lines(lines)
+        if telling is None:
+            return lines
+        if telling:
+            start = 0
+            for place in telling:
+                self._remember(lines[start:place])
+                self._line(parse_line(lines[place]))
+                start = place + 1
+            lines = lines[start:]
+        self._remember(lines)
+        return []
+
+    def _remember(self, lines: list[bytes]) -> None:
+        self.line_count += len(lines)
+        self._ring.extend(lines)
 
     def evidence(self) -> list[str]:
         """What may tell why the child ends, oldest first: the first lines above information, and the last."""

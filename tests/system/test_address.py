@@ -18,7 +18,7 @@ import pytest
 
 from tests.system.conftest import Bed, chat, free_port, get, post, run, wait_for
 
-POOL = 'context = 4096\nparallel = 4\n'
+POOL = "context = 4096\nparallel = 4\nallow_cpu = true\n"  # on the CPU: a software Vulkan device takes minutes
 PROMPT = "word " * 180  # 900 tokens: of this model every byte is one
 CREDENTIALS = Path("/etc/credstore")
 
@@ -57,7 +57,7 @@ def admin_key() -> Iterator[str]:
 
 
 def start(bed: Bed, extra: str = f"[placement]\n{POOL}", head: str = "") -> str:
-    url = bed.define("addr", extra=extra, head=head)
+    url = bed.define("addr", extra=extra, head=head, vulkan=False)
     bed.ctl("start", "llamad@addr")
     return url
 
@@ -187,7 +187,7 @@ def test_orders_of_the_admin(bed: Bed, admin_key: str) -> None:
 
 
 def test_root_gives_orders_through_the_unix_socket_and_others_do_not(bed: Bed) -> None:
-    bed.define("addr")
+    bed.define("addr", extra=f"[placement]\n{POOL}", vulkan=False)
     definition = Path("/etc/llamad/addr.toml")
     lines: list[Any] = definition.read_text().splitlines()
     lines = [line for line in lines if not line.startswith("listen")]

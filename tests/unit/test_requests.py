@@ -53,7 +53,7 @@ def test_the_line_of_a_request() -> None:
     assert text_of(held).endswith(", held for 2.0 s")
     assert text_of(record(usage=Usage(7, 0, 0, 0.0))) == "Read a prompt of 7 tokens in 13.0 s"
     assert text_of(record(status=400, usage=None)) == "Answered 400 in 13.0 s"
-    assert text_of(record(Outcome.LOST, 503, None)) == "Not answered in full: lost, status 503"
+    assert text_of(record(Outcome.LOST, 503, None)) == "Lost: llama-server died or answered nonsense (status 503)"
 
 
 def test_the_fields_of_a_request_are_those_of_the_event() -> None:

@@ -89,9 +89,9 @@ class Bench:
     async def finish(self, work: Coroutine[Any, Any, T]) -> T:
         """Let the fake clock run until `work` is done."""
         task = asyncio.ensure_future(work)
-        while not task.done():
+        while not task.done() and isinstance(self.clock, FakeClock):
             await self.pass_s(0.5)
-        return task.result()
+        return await task
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait for something that the observer is told of."""

@@ -73,7 +73,7 @@ def test_every_answer_is_a_key_of_the_schema_or_a_reason(section: str) -> None:
 
 def is_table(name: str) -> bool:
     """Whether a name is a table here: `[cache]` is for answers, and takes no list."""
-    return isinstance(getattr(Definition, "__dataclass_fields__")[name].default, Table) if name == "cache" else False
+    return isinstance(Definition.__dataclass_fields__[name].default, Table) if name == "cache" else False
 
 
 @pytest.mark.parametrize("section", list(ROWS)[:2])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from llamad.front.access import is_for_admin
 from llamad.front.answers import Answer, error, is_public
 from llamad.front.head import RequestHead
@@ -18,7 +20,7 @@ def refusal(
     if from_network and settings.check_host:
         why = shared.hosts.problem(head)
         if why is not None:
-            return error(403, "host_not_allowed", why, request_id)
+            return replace(error(403, "host_not_allowed", why, request_id), is_shared=False)
     is_admin = by_owner or shared.keys.allows_admin(head.credentials)
     if is_for_admin(head) and not is_admin:
         status = 401 if shared.keys.admin else 403

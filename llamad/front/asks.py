@@ -16,8 +16,9 @@ from llamad.front.holding import Refusal
 UNKNOWN_TEMPLATE_TOKENS = 1024
 """What a chat template may add by itself, until llama-server has told what it does add."""
 TOOLS_TEMPLATE_TOKENS = 1024
+_ANSWER_KEYS = frozenset(("n", "n_cmpl"))
 _MARGIN_TOKENS = 8  # the tokens that begin and end a prompt
-_OUTPUT_KEYS = ("n_predict", "max_tokens", "max_completion_tokens", "max_output_tokens")
+_OUTPUT_KEYS = frozenset(("n_predict", "max_tokens", "max_completion_tokens", "max_output_tokens"))
 _CHAT = "/v1/chat/completions/input_tokens"
 _TEXT = "/tokenize"
 
@@ -146,9 +147,9 @@ def read_ask(path: bytes, body: bytes, rules: TokenRules, template_tokens: int) 
     if isinstance(output, Refusal):
         return output
     prompt = len(body) + _MARGIN_TOKENS + _added_by_template(asked, kind, template_tokens)
-    useless = [key for key in _OUTPUT_KEYS if key in asked and not _is_count(asked[key])] if kind.output_key else []
-    if slot_named:
-        useless.append("id_slot")
+    useless = ["id_slot"] if slot_named else []
+    if kind.output_key and len(_OUTPUT_KEYS & asked.keys()) > (output is not None):  # most requests have one, or none
+        useless += [key for key in _OUTPUT_KEYS & asked.keys() if not _is_count(asked[key])]
     dropped = [asked.pop(key) for key in useless if key in asked]
     default = rules.default_output_tokens
     new_body = None
@@ -201,7 +202,7 @@ def _output(asked: dict[str, Any], kind: _Kind, rules: TokenRules) -> int | Refu
     """The most tokens that the request says an answer may have; None where it does not say."""
     if not kind.output_key:
         return 0
-    named = [int(asked[key]) for key in _OUTPUT_KEYS if _is_count(asked.get(key))]
+    named = [int(asked[key]) for key in _OUTPUT_KEYS & asked.keys() if _is_count(asked[key])]
     if not named:
         return None
     limit = rules.max_output_tokens
@@ -233,7 +234,7 @@ def _is_count(value: object) -> bool:
 
 def _answers(asked: dict[str, Any], kind: _Kind) -> int:
     """How many are computed: `n`, for each of several prompts."""
-    counts = [int(asked[key]) for key in ("n", "n_cmpl") if _is_count(asked.get(key))]
+    counts = [int(asked[key]) for key in _ANSWER_KEYS & asked.keys() if _is_count(asked[key])]
     prompts = asked.get("prompt")
     several = kind.count_path == _TEXT and isinstance(prompts, list) and not all(map(_is_count, prompts))
     return max([1, *counts]) * (len(prompts) if several and isinstance(prompts, list) else 1)

@@ -6,13 +6,13 @@ pass for figures: inside a JSON string every quotation mark has a backslash befo
 
 from __future__ import annotations
 
-import re
-from typing import NamedTuple
+import json
+from typing import Any, NamedTuple
 
 TAIL_BYTES = 4096
 HEAD_BYTES = 512
-_TIMINGS = re.compile(rb'"timings":\{([^{}]{1,2000})\}')
-_NUMBER = re.compile(rb'(?<!\\)"([a-z_]{1,40})":([0-9]{1,15}(?:\.[0-9]{1,20})?)')
+_OBJECT_BYTES = 2048
+_DECODER = json.JSONDecoder()
 _PROMPT = ("prompt_tokens", "input_tokens")
 _OUTPUT = ("completion_tokens", "output_tokens")
 _CACHED = ("cached_tokens", "cache_read_input_tokens")
@@ -30,23 +30,40 @@ class Usage(NamedTuple):
 
 def read_usage(head: bytes, tail: bytes) -> Usage | None:
     """From the first and the last bytes of an answer; None where nothing is told."""
-    timings = _TIMINGS.findall(tail)
-    if timings:
-        told = _numbers(timings[-1])
-        if "prompt_n" in told and "predicted_n" in told:
-            cached = int(told.get("cache_n", 0))
-            prompt = int(told["prompt_n"]) + cached
-            return Usage(prompt, cached, int(told["predicted_n"]), told.get("predicted_ms", 0.0) / 1000)
+    told = _object(tail, b'"timings":')
+    if "prompt_n" in told and "predicted_n" in told:
+        cached = _count(told, "cache_n")
+        prompt = _count(told, "prompt_n") + cached
+        return Usage(prompt, cached, _count(told, "predicted_n"), _number(told, "predicted_ms") / 1000)
     for part in (tail, head):
-        at = part.rfind(b'"usage":{')
-        told = _numbers(part[at : at + 400]) if at >= 0 else {}
-        prompts = [int(told[key]) for key in _PROMPT if key in told]
-        if prompts:
-            output = next((int(told[key]) for key in _OUTPUT if key in told), 0)
-            cached = next((int(told[key]) for key in _CACHED if key in told), 0)
-            return Usage(prompts[0], cached, output, 0.0)
+        told = _object(part, b'"usage":')
+        if any(key in told for key in _PROMPT):
+            details = told.get("prompt_tokens_details")
+            cached = max(_count(told, *_CACHED), _count(details, *_CACHED) if isinstance(details, dict) else 0)
+            return Usage(_count(told, *_PROMPT), cached, _count(told, *_OUTPUT), 0.0)
     return None
 
 
-def _numbers(text: bytes) -> dict[str, float]:
-    return {name.decode(): float(value) for name, value in _NUMBER.findall(text)}
+def _object(text: bytes, key: bytes) -> dict[str, Any]:
+    """The last object that stands behind this key; {} where there is none, or not all of it."""
+    at = text.rfind(key + b"{")
+    if at < 0:
+        return {}
+    try:
+        found, _ = _DECODER.raw_decode(text[at + len(key) : at + len(key) + _OBJECT_BYTES].decode("ascii", "replace"))
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _count(told: dict[str, Any], *keys: str) -> int:
+    return int(_number(told, *keys))
+
+
+def _number(told: dict[str, Any], *keys: str) -> float:
+    """The first number under one of these keys; 0 where there is none that makes sense."""
+    for key in keys:
+        value = told.get(key)
+        if isinstance(value, int | float) and 0 <= value < 1e15:
+            return value
+    return 0

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from llamad.engine.log import Sign, telling_lines
+from llamad.engine.log import LineSplitter, Sign, telling_lines
 from llamad.supervision.intake import Intake
 from tests.support.fakes import FakeReporter
 
@@ -33,8 +33,8 @@ def as_printed(level: str, text: str) -> bytes:
 class Slow(Intake):
     """Looks at every line."""
 
-    def _without_dull(self, lines: list[bytes]) -> list[bytes]:
-        return lines
+    def _is_dull(self, splitter: LineSplitter, data: bytes) -> bool:
+        return False
 
 
 def fed(kind: type[Intake], chunks: list[bytes]) -> tuple[object, ...]:
@@ -57,15 +57,31 @@ def test_the_quick_way_tells_the_same_as_looking_at_each_line(seed: int) -> None
     if seed % 3 == 0:
         lines.insert(draw.randrange(300), b"/build/ggml.c:7: GGML_ASSERT failed")
     data = b"\n".join(lines) + b"\n"
-    cuts = sorted(draw.randrange(len(data)) for _ in range(12))
+    if seed % 4 == 0:
+        lines.insert(draw.randrange(300), as_printed("info", "x" * 9000 + " prompt processing"))
+        lines.insert(draw.randrange(300), as_printed("warn", "x" * 9000))
+    data = b"\n".join(lines) + b"\n"
+    cuts = sorted(draw.randrange(len(data)) for _ in range(draw.choice((0, 12, 200))))
     chunks = [data[a:b] for a, b in zip([0, *cuts], [*cuts, len(data)], strict=True) if a < b]
     assert fed(Intake, chunks) == fed(Slow, chunks)
 
 
+def test_much_talk_is_remembered_in_little_memory() -> None:
+    intake = Intake(FakeReporter(), 5, lambda: 0.0)
+    intake.feed(1, as_printed("info", "first") + b"\n")
+    intake.served()
+    line = as_printed("info", "slot launch_slot_: id  0 | task 7 | processing task " + "y" * 150) + b"\n"
+    for _ in range(50):
+        intake.feed(1, line * 250)
+    assert intake._ring._size <= 200 << 10
+    assert intake.recent() == ["slot launch_slot_: id  0 | task 7 | processing task " + "y" * 150] * 200
+    assert intake.line_count == 1 + 50 * 250
+
+
 def test_which_lines_tell() -> None:
-    lines = [as_printed(*line) for line in (DULL[0], TELLING[0], DULL[1], TELLING[6])]
-    assert telling_lines(lines) == [1, 3]
-    assert telling_lines([]) == []
-    assert telling_lines([*lines, b"raw"]) is None and telling_lines([b"", lines[0]]) is None
-    hidden = as_printed("info", 'said "level":"error" himself')
-    assert telling_lines([hidden]) == []
+    lines = [as_printed(*line) + b"\n" for line in (DULL[0], TELLING[0], DULL[1], TELLING[6])]
+    places = [len(lines[0]), sum(map(len, lines[:3]))]
+    assert telling_lines(b"".join(lines)) == places
+    assert telling_lines(b"".join([*lines, b"raw\n"])) is None and telling_lines(b"\n" + lines[0]) is None
+    hidden = as_printed("info", 'said "level":"error" himself') + b"\n"
+    assert telling_lines(hidden) == []

@@ -21,6 +21,7 @@ from llamad.service.planner import PlanMaker, make_launch, remove_stale
 from llamad.service.records import LeaseRecorder
 from llamad.service.reporter import DaemonReporter
 from llamad.service.sharing import Sharing
+from llamad.service.threads import in_thread
 from llamad.service.turn import wait_for_change
 from llamad.supervision.launch import Launch, needs_no_new_child
 from llamad.supervision.learned import LearnedFile
@@ -62,7 +63,7 @@ class BackgroundPlanner:
         self._problems: tuple[str, ...] = booking.problems
         self._launch = first
         self._observe: Callable[[], Observed] | None = None
-        self._waits = False
+        self._waits = self._runs = False
         self._paths = paths
         self._reporter = reporter
         self._read = read
@@ -126,6 +127,7 @@ class BackgroundPlanner:
 
     def spawned(self, pid: int, observed: Callable[[], Observed]) -> None:
         self._observe = observed
+        self._runs = True
         if self._launch is not None:
             self._leases.spawned(pid, self._launch.plan, observed)
 
@@ -137,6 +139,7 @@ class BackgroundPlanner:
         self._leases.settled(pid)
 
     def ended(self) -> None:
+        self._runs = False
         self._leases.ended()
 
     def failed(self, failure: Failure) -> None:
@@ -166,7 +169,7 @@ class BackgroundPlanner:
         if not any(uuid.startswith(("GPU-", "MIG-")) for uuid in uuids):
             return {}
         try:
-            found = await asyncio.wait_for(asyncio.to_thread(self._nvml.devices), FREE_BYTES_S)
+            found = await asyncio.wait_for(in_thread(self._nvml.devices), FREE_BYTES_S)
         except (TimeoutError, LlamadError):
             return {}
         return {uuids[device.uuid]: device.free_bytes for device in found if device.uuid in uuids}
@@ -187,6 +190,7 @@ class BackgroundPlanner:
             booking=self._booking if promised else None,
             sharing=Sharing(loaded.file.parent, self._paths.cache, self._booking.others),
             learned=self._learned,
+            rpc_in_use=self._runs,
         )
 
     def _refuse_upgraded_driver(self, previous: Launch, loaded: Loaded) -> None:
@@ -270,7 +274,7 @@ class BackgroundPlanner:
 async def _off_the_loop(work: Callable[..., T], *args: object, what: str) -> T:
     """Run blocking work in a thread. A thread that hangs (a dead file server) is left behind, not waited for."""
     try:
-        return await asyncio.wait_for(asyncio.to_thread(work, *args), PLAN_S)
+        return await asyncio.wait_for(in_thread(work, *args), PLAN_S)
     except TimeoutError:
         raise BusyError(
             f"{what} takes longer than {PLAN_S:g} s", why="the file system or the driver does not answer",

@@ -50,6 +50,8 @@ class Admission:
         self.rules = rules
         self._count = count
         self._path = ""
+        self._pool_tokens: int | None = None
+        self._default_output_tokens: int | None = None
         self._template_tokens = UNKNOWN_TEMPLATE_TOKENS
         self._tasks: set[asyncio.Task[None]] = set()
         self._wanted: list[Asker] = []
@@ -57,12 +59,13 @@ class Admission:
     def apply(self, rules: TokenRules) -> None:
         """Other limits from the next request on. What belongs to llama-server stays as it is."""
         self._written = rules
-        self._combine(self.rules.pool_tokens, self.rules.default_output_tokens)
+        self._combine()
 
     def opened(self, upstream_path: str, pool_tokens: int | None, default_output_tokens: int | None) -> None:
         """Requests go to this llama-server from now on: `pool_tokens` is the cache that they share."""
         self._path = upstream_path
-        self._combine(pool_tokens, default_output_tokens)
+        self._pool_tokens, self._default_output_tokens = pool_tokens, default_output_tokens
+        self._combine()
         self._template_tokens = UNKNOWN_TEMPLATE_TOKENS
         if pool_tokens is not None:
             self._spawn(self._learn_template(upstream_path))
@@ -123,13 +126,13 @@ class Admission:
         """Whether llama-server is asked nothing."""
         return not self._tasks
 
-    def _combine(self, pool_tokens: int | None, default_output_tokens: int | None) -> None:
+    def _combine(self) -> None:
         written = self._written
-        default = written.default_output_tokens or written.max_output_tokens or default_output_tokens
+        default = written.default_output_tokens or written.max_output_tokens or self._default_output_tokens
         if default is not None and written.max_total_tokens is not None:
             default = min(default, written.max_total_tokens)
         self.rules = TokenRules(
-            pool_tokens,
+            self._pool_tokens,
             default,
             written.max_output_tokens,
             written.max_input_tokens,

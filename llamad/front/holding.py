@@ -115,15 +115,20 @@ class Gate:
         """How many requests wait."""
         return len(self._queue)
 
-    def open(self, upstream_path: str, pool_tokens: int | None = None) -> int:
+    def open(self, upstream_path: str, pool_tokens: int | None = None, *, same_server: bool = False) -> int:
         """Let requests through to the llama-server at `upstream_path`; the number of this new generation.
 
         `pool_tokens`: the cache that its requests share. The tokens of the admitted never exceed it, unless a
-        request is alone. None: no such bound.
+        request is alone. None: no such bound. `same_server`: it is the one before, with the requests on it.
         """
         self._generation += 1
         self.pool_tokens = pool_tokens
-        self.used_tokens = 0
+        if same_server:
+            last = self._generation - 1
+            for ticket, (generation, tokens) in self._promised.items():
+                self._promised[ticket] = (self._generation if generation == last else generation, tokens)
+        else:
+            self.used_tokens = 0
         self._target = Target(self._generation, upstream_path)
         self._refusal = None
         self._pump()

@@ -42,7 +42,12 @@ class Lane:
         self.responses.bound(settings.cache_responses, settings.cache_response_bytes)
 
     def open(
-        self, upstream_path: str, *, pool_tokens: int | None = None, default_output_tokens: int | None = None
+        self,
+        upstream_path: str,
+        *,
+        pool_tokens: int | None = None,
+        default_output_tokens: int | None = None,
+        same_server: bool = False,
     ) -> int:
         """Let requests through to the llama-server at `upstream_path`; the number of this generation. Idle
         connections to the ones before are closed, the others with the end of their answers."""
@@ -60,7 +65,7 @@ class Lane:
             )
         )
         self.admission.opened(upstream_path, pool_tokens, default_output_tokens)
-        return self.gate.open(upstream_path, pool_tokens)
+        return self.gate.open(upstream_path, pool_tokens, same_server=same_server)
 
     def pool(self, target: Target) -> Pool:
         """The connections for a request that is just being admitted: always those of the last generation."""

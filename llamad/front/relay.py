@@ -61,15 +61,24 @@ class Front:
     # --- the gate --------------------------------------------------------------------------------------------
 
     def open(
-        self, upstream_path: str, *, pool_tokens: int | None = None, default_output_tokens: int | None = None
+        self,
+        upstream_path: str,
+        *,
+        pool_tokens: int | None = None,
+        default_output_tokens: int | None = None,
+        same_server: bool = False,
     ) -> int:
         """Relay to the llama-server that listens on this unix socket; the number of this new generation.
         Requests that are with the one before stay there.
 
         `pool_tokens`: the cache that its requests share, which they never overfill; None where each slot has its
-        own. `default_output_tokens`: what an answer may have where neither request nor settings say."""
+        own. `default_output_tokens`: what an answer may have where neither request nor settings say.
+        `same_server`: it is the one before, of which only a connection was lost."""
         return self._lane.open(
-            upstream_path, pool_tokens=pool_tokens, default_output_tokens=default_output_tokens
+            upstream_path,
+            pool_tokens=pool_tokens,
+            default_output_tokens=default_output_tokens,
+            same_server=same_server,
         )
 
     def hold(self, reason: str) -> None:

@@ -114,8 +114,8 @@ class RelayFront:
     def resume(self) -> None:
         """Let requests through again, as far as there is a llama-server."""
         drained, self._drained = self._drained, False
-        if drained and self._open and self._launch is not None:
-            self._generation = self._front_open(self._launch)
+        if drained and self._open and self._launch is not None:  # whoever was left at the drain is still with it
+            self._generation = self._front_open(self._launch, same_server=True)
 
     def clear_cache(self) -> int:
         """Forget the answers that are kept; how many they were."""
@@ -166,9 +166,9 @@ class RelayFront:
     def _reopen(self, launch: Launch | None) -> None:
         ours = self._open and not self._drained and launch is self._launch
         if ours and launch is not None and self.child_lives():
-            self._generation = self._front_open(launch)
+            self._generation = self._front_open(launch, same_server=True)
 
-    def _front_open(self, launch: Launch) -> int:
+    def _front_open(self, launch: Launch, *, same_server: bool = False) -> int:
         """A cache that the slots share is filled by all requests together: past its end llama-server fails them all."""
         plan = launch.plan
         shared = plan.unified_cache and plan.slots > 1 and launch.mode == "completion"
@@ -177,6 +177,7 @@ class RelayFront:
             launch.socket_path,
             pool_tokens=plan.context_tokens if shared else None,
             default_output_tokens=(written or max(1, plan.context_tokens // plan.slots)) if shared else None,
+            same_server=same_server,
         )
 
     async def count_tokens(self, socket_path: str, path: str, body: bytes) -> int | None:

@@ -298,6 +298,17 @@ def test_tokens_of_a_former_llama_server_do_not_count() -> None:
     assert it.used_tokens == 90
 
 
+def test_where_only_a_connection_was_lost_tokens_stay_taken() -> None:
+    it, _, _ = gate()
+    it.open("/a", 100)
+    [old] = of_tokens(it, 90)
+    it.open("/a", 100, same_server=True)
+    [new] = of_tokens(it, 20)
+    assert not new.targets and it.used_tokens == 90
+    it.leave(old)
+    assert new.targets == [Target(2, "/a")] and it.used_tokens == 20
+
+
 def test_a_full_queue_before_a_model_that_answers_is_too_many_requests() -> None:
     it, _, _ = gate(at_once=1, queue=1)
     it.open("/a")

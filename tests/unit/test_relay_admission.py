@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from typing import Any
 
 from llamad.front.settings import Outcome
@@ -192,3 +193,21 @@ async def test_the_dropped_slot_shortens_the_request() -> None:
         assert (await bench.ask(body=body)).status == 200
         assert bench.upstream.calls[0].body == b'{"prompt":"x"}'
         assert (await bench.ask(target="/v1/models/../slots/1", method="GET", body=None)).status in (200, 404)
+
+
+@scenario
+async def test_other_limits_are_in_force_at_once_and_go_again() -> None:
+    async with running(handler=None) as bench:
+        await bench.serve(pool_tokens=10_000, default_output_tokens=40)
+        keys = bench.front._shared.keys
+
+        async def length_put_in() -> int:
+            assert (await ask(bench, {"prompt": "x"})).status == 200
+            return int(json.loads(bench.upstream.calls[-1].body)["max_tokens"])
+
+        assert await length_put_in() == 40
+        bench.front.apply(replace(bench.settings, max_output_tokens=7), keys)
+        assert await length_put_in() == 7
+        assert (await ask(bench, {"max_tokens": 8})).code == "max_tokens_too_large"
+        bench.front.apply(bench.settings, keys)
+        assert await length_put_in() == 40

@@ -142,6 +142,10 @@ class BackgroundPlanner:
         if self._launch is not None:
             self._leases.spawned(pid, self._launch.plan, observed)
 
+    def observed(self) -> Observed | None:
+        """What the llama-server that was started last says of its buffers."""
+        return self._observed() if self._observed is not None else None
+
     def settled(self, pid: int) -> None:
         self._leases.settled(pid)
 

@@ -57,6 +57,16 @@ _KINDS = (
     EventKind("no-progress", "2b365db763de41eea680e81bf81432bf", "err", ("CAUSE",)),
     EventKind("unkillable", "91e0ad48288747d4bc575124ae634a87", "err", ("CAUSE", "FIX")),
     EventKind("learned-lost", "2b6ee0753fb24d819218508a629a0edf", "warning", ("CAUSE",)),
+    EventKind(
+        "request",
+        "eb5266dfb62647eaac6b4d546c38ba98",
+        "info",
+        (
+            *("CACHED_TOKENS", "DURATION_MS", "FIRST_TOKEN_MS", "HOLD_MS", "OUTCOME", "OUTPUT_TOKENS"),
+            *("PATH", "PROMPT_TOKENS", "REQUEST_ID", "STATUS"),
+        ),
+    ),
+    EventKind("requests", "0de7bce635884442840c8831d8ee4b9a", "info", ("COUNT",)),
     EventKind("engine-replaced", "78ac4024b6424fb2b4056d5e56a5393b", "notice", ("CAUSE", "FIX")),
     EventKind("driver-upgraded", "631c0a69134d47d288e1f9fdcfbb66f3", "warning", ("CAUSE", "FIX")),
     EventKind("device-fault", "84054e2af3654c36a27ad1c3b4ca0ab0", "err", ("CAUSE", "FIX")),

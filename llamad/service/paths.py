@@ -65,9 +65,9 @@ class Paths:
         """The copy of the ledger that everybody may read."""
         return self.ledger.parent / PUBLIC_LEDGER
 
-    def credential(self, name: str) -> Path | None:
-        """The API keys that systemd imported for this model; None where there are none."""
-        path = self.credentials / f"llamad.api-key.{name}" if self.credentials else None
+    def credential(self, name: str, kind: str = "api-key") -> Path | None:
+        """The keys that systemd imported for this model, `api-key` or `admin-key`; None where there are none."""
+        path = self.credentials / f"llamad.{kind}.{name}" if self.credentials else None
         return path if path is not None and path.exists() else None
 
     def make(self, *, under_systemd: bool) -> None:

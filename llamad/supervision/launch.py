@@ -220,7 +220,8 @@ class Seams:
 
 def needs_no_new_child(old: Loaded, new: Loaded) -> bool:
     """Whether two definitions differ at most in what the relay and the supervisor apply in place."""
-    keys = {"limits", "aliases", "allowed_hosts", "api_keys_file", "insecure", "idle", "start"}
+    keys = {"limits", "cache", "log", "aliases", "allowed_hosts", "api_keys_file", "admin_keys_file"}
+    keys |= {"insecure", "idle", "start"}
     same = all(
         getattr(old.definition, field.name) == getattr(new.definition, field.name)
         for field in fields(Definition)

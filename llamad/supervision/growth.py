@@ -91,6 +91,11 @@ class Growth:
             self._since_s = now_s
         return now_s - self._since_s >= STABLE_S
 
+    @property
+    def under_way(self) -> bool:
+        """Whether what served has made way for a growth, or has just grown."""
+        return self._former_tokens > 0
+
     def takes(self, offer: Offer) -> None:
         """The offer is taken: what serves now ends for it."""
         self._tried, self._former_tokens = offer, self._serving_tokens

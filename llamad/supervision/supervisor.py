@@ -18,7 +18,7 @@ from llamad.ledger.booking import MustWait
 from llamad.supervision import words
 from llamad.supervision.backoff import Backoff
 from llamad.supervision.causes import CAUSES, Cause, Policy
-from llamad.supervision.child import Child, Spawner, stop_ladder
+from llamad.supervision.child import STOP_KILL_S, Child, Spawner, stop_ladder
 from llamad.supervision.ending import Parking, as_error, ending, of_a_device
 from llamad.supervision.growth import Growth, Offer
 from llamad.supervision.hang import Hung, stuck_error, tell_stuck, watch_hang
@@ -64,7 +64,7 @@ class Supervisor:
         self._parking = Parking(jitter) if parks else None
         self._backoff = Backoff(loaded.definition.limits.restarts, jitter)
         self._queue: asyncio.Queue[Message] = asyncio.Queue()
-        self._epoch = 0
+        self._epoch = self._shortages = 0
         self._jobs = Jobs()
         self._growth = Growth()
         self._child: Child | None = None
@@ -72,9 +72,7 @@ class Supervisor:
         self._killed_because = ""
         self._condemned: LlamadError | None = None
         self._reload = Reload()
-        self._warming, self._batch_s = False, 0.0
-        self._shortages = 0
-        self._ready_at_s = 0.0
+        self._warming, self._batch_s, self._ready_at_s = False, 0.0, 0.0
         self._last_cause: Cause | None = None
         self._exit: ExitCode | None = None
         self._failure: ExitCode = ExitCode.OK
@@ -102,7 +100,7 @@ class Supervisor:
             return
         if self.launch and self.state is State.READY:
             await self._seams.planner.check(loaded, self.launch)
-        waiter = self._reload.begin(self.loaded if self.state is State.READY else None)
+        waiter = self._reload.begin(self.loaded if self.state is State.READY or self._growth.under_way else None)
         self.loaded = loaded
         self._post(Message(Event.RELOAD))
         await asyncio.shield(waiter)
@@ -217,7 +215,7 @@ class Supervisor:
             case Effect.STOP_CHILD:
                 self._stop_child()
             case Effect.KILL_CHILD:
-                self._jobs.start(self._kill_child(self._epoch))
+                self._kill_child()
             case Effect.ARM_BACKOFF:
                 self._jobs.start(self._back_off(self._epoch, message.cause))
             case Effect.TELL_STUCK:
@@ -373,11 +371,9 @@ class Supervisor:
 
     def _stop_child(self) -> None:
         """The ladder survives a change of the goal on its way, so it is no job of the state."""
-        if self._child is None:
-            self._post(Message(Event.DIED, cause=CAUSES["stopped"]))
-            return
-        self._killed_because = "stop"
-        self._jobs.detach(self._climb_down(self._child))
+        if self._child:  # else its end is in the queue already
+            self._killed_because = "stop"
+            self._jobs.detach(self._climb_down(self._child))
 
     async def _climb_down(self, child: Child) -> None:
         await self._seams.front.close_upstreams()
@@ -386,11 +382,16 @@ class Supervisor:
         if not await stop_ladder(child, self.loaded.definition.limits.stop_s):
             self._post(Message(Event.UNKILLABLE))
 
-    async def _kill_child(self, epoch: int) -> None:
+    def _kill_child(self) -> None:
+        """At once, and watched whatever is ordered meanwhile: like the ladder, no job of the state."""
         if self._child:
             self._child.kill_group()
-        await self._clock.sleep(10.0)
-        self._post(Message(Event.UNKILLABLE, epoch))
+            self._jobs.detach(self._see_it_end(self._child))
+
+    async def _see_it_end(self, child: Child) -> None:
+        await self._clock.sleep(STOP_KILL_S)
+        if child is self._child:
+            self._post(Message(Event.UNKILLABLE))
 
     async def _back_off(self, epoch: int, cause: Cause | None) -> None:
         self.restarts += 1
@@ -402,8 +403,7 @@ class Supervisor:
         text = cause.text if cause else "it ended"
         self._seams.reporter.event("restarting", words.restarting_text(delay_s, text), CAUSE=text)
         self._seams.reporter.extend(delay_s + 60.0)
-        if delay_s:
-            await self._clock.sleep(delay_s)
+        await self._clock.sleep(delay_s)
         self._post(Message(Event.TIMER, epoch))
 
     def _give_up(self, message: Message) -> None:

@@ -17,7 +17,8 @@ from llamad.ledger.booking import GaveUpWaiting, MustWait
 from llamad.supervision.child import ProcessSpawner
 from llamad.supervision.growth import Offer
 from llamad.supervision.launch import Seams
-from llamad.supervision.machine import State
+from llamad.supervision.machine import Event, State
+from llamad.supervision.message import Message
 from llamad.supervision.supervisor import Supervisor
 from tests.support.fakes import (
     LOAD_LINES,
@@ -427,7 +428,7 @@ def test_a_new_definition_that_waits_in_vain_gives_way_to_the_old_one(tmp_path: 
 LARGER = Offer(4096, {"CUDA0": 8 << 30})
 
 
-def growing_rig(folder: Path, *scenarios: dict[str, Any]) -> Rig:
+def growing_rig(folder: Path, *scenarios: dict[str, Any] | LlamadError) -> Rig:
     """One that serves 2048 of 4096 tokens, and could have them all. A minute takes 3 ms."""
     rig = Rig(folder, *scenarios, factor=20_000.0, start_stall_s=1e9)
     rig.planner.context_tokens = 2048
@@ -551,3 +552,91 @@ def test_a_stable_child_is_watched_on(tmp_path: Path) -> None:
         rig.supervisor.stop()
 
     assert play(rig, scene) is ExitCode.OK
+
+
+@pytest.mark.parametrize("order", ["stop", "reload"])
+def test_an_order_that_comes_with_the_condemnation_does_not_save_the_child(tmp_path: Path, order: str) -> None:
+    """Both are in the queue: the state that kills is left before a task of its own could run."""
+    rig = Rig(tmp_path, {"ignore_term": True})
+
+    async def scene(rig: Rig) -> None:
+        await rig.until_ready()
+        old = rig.supervisor.child_pid
+        rig.supervisor.condemn("device-lost", ChildError("gone"))
+        if order == "reload":
+            rig.supervisor._post(Message(Event.RELOAD))
+            await rig.until_ready(2)
+            assert rig.supervisor.child_pid not in (0, old)
+        rig.supervisor.stop()
+
+    async def within(rig: Rig) -> None:
+        async with asyncio.timeout(20):
+            await scene(rig)
+
+    assert play(rig, within) is ExitCode.OK
+    assert rig.reporter.states.count("condemned") == 1
+
+
+def test_a_child_that_cannot_be_killed_is_told_whatever_was_ordered_meanwhile(tmp_path: Path) -> None:
+    """A stop must not wait for ever for a process that sits in the kernel."""
+    rig = Rig(tmp_path, factor=200.0)
+
+    async def scene(rig: Rig) -> None:
+        await rig.until_ready()
+        child = rig.supervisor._child
+        assert child is not None
+        child.kill_group = lambda: None  # type: ignore[method-assign]
+        rig.supervisor.condemn("device-lost", ChildError("gone"))
+        await rig.reporter.until(lambda: "condemned" in rig.reporter.states)
+        rig.supervisor.stop()
+        await rig.reporter.until(lambda: "stuck" in rig.reporter.states)
+        del child.kill_group
+
+    async def go() -> None:
+        run = asyncio.create_task(rig.supervisor.run())
+        await scene(rig)
+        await asyncio.wait_for(run, 20)
+
+    asyncio.run(go())
+    assert "unkillable" in rig.reporter.names()
+
+
+def test_a_child_that_dies_as_a_reload_begins_is_one_death(tmp_path: Path) -> None:
+    """Its end is in the queue behind the order that would have stopped it."""
+    rig = Rig(tmp_path, {"load_s": 60}, {})
+
+    async def scene(rig: Rig) -> None:
+        await rig.reporter.until(lambda: "loading" in rig.reporter.states)
+        child = rig.supervisor._child
+        assert child is not None
+        ended = rig.planner.ended
+
+        def told() -> None:
+            """Called when the child is gone, just before its death is put into the queue."""
+            ended()
+            rig.supervisor._post(Message(Event.RELOAD))
+
+        rig.planner.ended = told  # type: ignore[method-assign]
+        child.kill_group()
+        await rig.until_ready()
+        rig.planner.ended = ended  # type: ignore[method-assign]
+        rig.supervisor.stop()
+
+    assert play(rig, scene) is ExitCode.OK
+
+
+def test_a_bad_definition_in_the_middle_of_a_growth_gives_the_old_one_back(tmp_path: Path) -> None:
+    """What grows served a moment ago, and would still: an order that fails must not end it."""
+    rig = growing_rig(tmp_path, {}, DeviceError("gone"), {})
+
+    async def scene(rig: Rig) -> None:
+        await can_have(rig, 4096)
+        await rig.reporter.until(lambda: "replacing" in rig.reporter.states)
+        with pytest.raises(LlamadError):
+            await rig.supervisor.reload(loaded_of(digest="2", kv_cache="q8_0", **rig.limits))
+        await rig.until_ready(2)
+        assert rig.supervisor.loaded.digest == "1"
+        rig.supervisor.stop()
+
+    assert play(rig, scene) is ExitCode.OK
+    assert "reload-reverted" in rig.reporter.names()

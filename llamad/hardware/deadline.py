@@ -27,7 +27,7 @@ class Bounded:
         self._hangs = False
 
     def call(self, work: Callable[[], T]) -> T:
-        """What `work` returns or raises. Raises DeviceError past the deadline."""
+        """What `work` returns or raises. Raises DeviceError past the deadline, or without a thread."""
         end_s = time.monotonic() + self._deadline_s
         if not self._turn.acquire(timeout=0 if self._hangs else self._deadline_s):
             raise self._late()
@@ -44,7 +44,14 @@ class Bounded:
                 self._turn.release()  # here and not by the caller, who may have given up long ago
 
         thread = threading.Thread(target=run, name="llamad-driver", daemon=True)
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError as error:
+            self._turn.release()  # nobody else will
+            raise DeviceError(
+                f"{self._what} cannot be asked", why=f"there is no thread for it: {error}",
+                fix="raise TasksMax= or LimitNPROC=; see who made so many",
+            ) from error  # fmt: skip
         thread.join(max(0.0, end_s - time.monotonic()))
         if failures:
             raise failures[0]

@@ -6,6 +6,7 @@ works on, NVML of such a process too; every program that is started from then on
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -48,6 +49,7 @@ def _installed(folders: Sequence[Path]) -> Iterator[str]:
     """Versions by the names of the files that the link `libnvidia-ml.so.1` leads to."""
     for folder in folders:
         for link in (folder / _LIBRARY, *folder.glob(f"*-linux-*/{_LIBRARY}")):
-            _, _, version = link.resolve().name.partition(".so.")
+            # Not Path.resolve: before Python 3.13 it raises where a link leads to itself.
+            _, _, version = os.path.basename(os.path.realpath(link)).partition(".so.")
             if _VERSION.fullmatch(version) and link.exists():
                 yield version

@@ -63,8 +63,9 @@ class FaultWatch:
         self._stopped = threading.Event()
 
     def start(self) -> None:
-        """Begin to listen."""
-        threading.Thread(target=self._listen, name="llamad-faults", daemon=True).start()
+        """Begin to listen; without a thread (TasksMax=) nothing is heard."""
+        with suppress(RuntimeError):
+            threading.Thread(target=self._listen, name="llamad-faults", daemon=True).start()
 
     def stop(self) -> None:
         """Listen no more; the thread ends within its wait."""

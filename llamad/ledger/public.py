@@ -28,7 +28,14 @@ def read_public(path: Path) -> list[Lease]:
     """The leases whose processes are there, as far as can be told from process ids; [] without a sane copy."""
     try:
         rows = json.loads(files.read(path))
-        leases = [from_json(json.dumps(row), row["name"]) for row in rows]
+        leases = [from_json(json.dumps(row), _name(row["name"])) for row in rows]
     except (ValueError, TypeError, LookupError, RecursionError):
         return []
     return [lease for lease in leases if any(os.path.isdir(f"/proc/{pid}") for pid in lease.pids)]
+
+
+def _name(value: object) -> str:
+    """A name that can be shown. Raises ValueError for what no model is named: another user writes the copy."""
+    if not isinstance(value, str) or not value.isascii() or not value.isprintable() or not value:
+        raise ValueError("no name of a model")
+    return value

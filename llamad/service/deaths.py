@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
 from pathlib import Path
 from typing import NamedTuple
 
+from llamad.errors import LlamadError
+from llamad.service.threads import in_thread
 from llamad.store import read_regular, store_cache
 
 FILE_NAME = "deaths.json"
 MOST_DEATHS = 10
-_LIMIT_BYTES = 64 << 10
+_LIMIT_BYTES = 256 << 10
 _LONGEST_TEXT = 1000
 
 
@@ -41,7 +44,8 @@ class DeathLog:
 
     async def _keep(self, death: Death) -> None:
         async with self._lock:  # one after the other
-            await asyncio.to_thread(keep_death, self._folder, death)
+            with contextlib.suppress(LlamadError):  # no thread: it may be what the child died of
+                await in_thread(keep_death, self._folder, death)
 
 
 def keep_death(state: Path, death: Death) -> None:

@@ -15,6 +15,7 @@ from llamad.units import mib
 
 STATUS_NAME = "status.json"
 _LIMIT_BYTES = 64 << 10
+_MOST_LEVELS = 16
 
 
 class StatusFile:
@@ -87,4 +88,10 @@ def read_status(name: str, root: Path = RUNTIME_ROOT) -> dict[str, object] | Non
         content = json.loads(read_regular(root / name / STATUS_NAME, _LIMIT_BYTES))
     except (OSError, ValueError, RecursionError):
         return None
-    return content if isinstance(content, dict) else None
+    return content if isinstance(content, dict) and _is_shallow(content, _MOST_LEVELS) else None
+
+
+def _is_shallow(content: object, levels: int) -> bool:
+    """Whether it can be printed as well as it was read: to write JSON takes more of the stack than to read it."""
+    inner = content.values() if isinstance(content, dict) else content if isinstance(content, list) else ()
+    return levels > 0 and all(_is_shallow(one, levels - 1) for one in inner)

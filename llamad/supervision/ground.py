@@ -214,6 +214,9 @@ class GroundWatch:
             return None  # the child itself is asked next
         except DeviceError as error:
             return error
+        except RuntimeError as error:
+            _require_no_thread(error)
+            return None
 
     async def _silent(self, launch: Launch) -> LlamadError | None:
         """What the child fails at. While it works on requests, those show whether it moves."""
@@ -247,3 +250,12 @@ async def _off_the_loop(look: Callable[[], T]) -> T | None:
             return await asyncio.to_thread(look)
     except (TimeoutError, LlamadError):
         return None
+    except RuntimeError as error:
+        _require_no_thread(error)
+        return None
+
+
+def _require_no_thread(error: RuntimeError) -> None:
+    """Raise it again unless it says that no thread could be had (TasksMax=): then the look is had later."""
+    if "start new thread" not in str(error):
+        raise error

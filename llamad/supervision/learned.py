@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 FILE_NAME = "learned.toml"
 FORMAT = 1
 _LIMIT_BYTES = 1 << 20
+_LONGEST_WHY = 200
 _KEEP_EVENTS = 50
 LEAST_OVERHEAD_BYTES = 64 * MIB
 MOST_OVERHEAD_BYTES = 4 << 30
@@ -215,7 +216,7 @@ class LearnedFile:
         try:
             return _from_toml(data)
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-            raise DamagedError(error) from error
+            raise DamagedError(str(error)[:_LONGEST_WHY]) from error
 
     def save(self, learned: Learned) -> bool:
         """Replace the file in one step. False, and a warning, where that was not possible."""
@@ -281,9 +282,14 @@ def _measured(row: Mapping[str, Any]) -> Measured:
     return Measured(str(row["device"]), loaded, peak, ubatch, used=row["used"] is True)
 
 
+def _event(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Texts and numbers alone: whatever else TOML can hold could be read, and not be shown."""
+    return {name: value if isinstance(value, str) else _count(value) for name, value in row.items()}
+
+
 def _count(value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 50:
-        raise ValueError(f"{value!r} is no number of bytes")
+        raise ValueError("something is no number of bytes")
     return value
 
 
@@ -323,6 +329,6 @@ def _from_toml(data: bytes) -> Learned:
             Load(str(row["device"]), _parts(row["planned"]), _parts(row["real"])) for row in raw["load"]
         ),
         host=_parts(raw["host"]),
-        events=tuple(dict(row) for row in raw["event"]),
+        events=tuple(map(_event, raw["event"])),
         measured=tuple(_measured(row) for row in raw.get("measured", ())),
     )

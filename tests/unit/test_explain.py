@@ -179,3 +179,54 @@ def test_a_larger_room_is_named(tmp_path: Path) -> None:
     tried = replace(STEP, how="tried", room_bytes=700 * MIB)
     story = Story("phi4", Overview("phi4", "ready", ""), Learned("k").with_step(tried, AT_S))
     assert "No more than 700 MiB of GPU-1 are planned on." in story_text(story)
+
+
+TOML = (
+    'format = 1\nkey = "k"\ncontext_tokens = 0\nargs = ""\nload = []\n{event}\n[corrections]\n[rooms]\n'
+    "[host]\nweights = 0\ncontext = 0\ncompute = 0\n"
+)
+
+
+@pytest.mark.parametrize(
+    "event",
+    ["event = [{cause = 0x" + "f" * 9000 + "}]", "event = [{cause." + "a." * 30_000 + "a = 1}]", "event = [[[1979-05-27, 1]]]"],
+    ids=["number", "deep", "date as key"],
+)
+def test_a_hostile_lesson_is_damage_and_no_traceback(tmp_path: Path, event: str) -> None:
+    """What Python reads and cannot write: huge numbers, tables in tables, keys that are no text."""
+    (tmp_path / FILE_NAME).write_text(TOML.format(event=event))
+    story = read_story("phi4", Overview("phi4", "stopped", ""), [], [tmp_path])
+    json.dumps(story_json(story), default=str, indent=2)
+    assert "what was learned is damaged" in story_text(story)
+
+
+def test_a_damage_is_told_in_a_line_of_a_sane_length(tmp_path: Path) -> None:
+    (tmp_path / FILE_NAME).write_text(TOML.format(event="event = []").replace("weights = 0", f'weights = "{"x" * 90_000}"'))
+    story = read_story("phi4", Overview("phi4", "stopped", ""), [], [tmp_path])
+    assert "is damaged" in story_text(story) and len(story_text(story)) < 1000
+
+
+def test_ten_long_deaths_in_any_letters_are_read_again(tmp_path: Path) -> None:
+    for number in range(MOST_DEATHS):
+        keep_death(tmp_path, Death(AT_S + number, "crash", "\U0001f600" * 1000))
+    assert len(read_deaths(tmp_path)) == MOST_DEATHS
+
+
+def test_a_death_that_cannot_be_kept_for_lack_of_threads_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A child that died since no thread could be had is just the case."""
+    troubles: list[object] = []
+
+    async def die() -> None:
+        async def none(*_words: object) -> None:
+            raise RuntimeError("can't start new thread")
+
+        monkeypatch.setattr(asyncio, "to_thread", none)
+        asyncio.get_running_loop().set_exception_handler(lambda _loop, context: troubles.append(context))
+        log = DeathLog(tmp_path)
+        log.note("crash", "no thread")
+        writes = list(log._writes)
+        await asyncio.wait(writes)
+        troubles.extend(error for task in writes if (error := task.exception()))
+
+    asyncio.run(die())
+    assert not troubles

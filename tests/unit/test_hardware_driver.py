@@ -76,3 +76,9 @@ def test_garbage_is_no_version(driver: Driver) -> None:
     driver.proc.write_text("Kernel Module\n")
     driver.library("x")
     assert driver.upgrade() is None
+
+
+def test_a_link_to_itself_is_no_version(driver: Driver) -> None:
+    driver.module.write_text("550.54.14\n")
+    (driver.lib / "libnvidia-ml.so.1").symlink_to("libnvidia-ml.so.1")
+    assert driver.upgrade() is None

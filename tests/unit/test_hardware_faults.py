@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
 
-from llamad.hardware.faults import Fault
+from llamad.errors import DeviceError
+from llamad.hardware.deadline import Bounded
+from llamad.hardware.faults import Fault, FaultWatch
 from tests.support.nvml import PLAIN, build_shim, fail, gpu, hear, needs_shim
 
 
@@ -46,3 +49,27 @@ def test_a_programs_own_mistakes_are_no_faults_of_the_device() -> None:
     assert [xid for xid in (48, 62, 74, 79, 94, 95, 119, 120, 154) if not Fault("GPU-a", xid).of_the_device] == []
     assert str(Fault("GPU-a", 79)) == "Xid 79 (it has fallen off the bus)"
     assert "Xid 999" in str(Fault("GPU-a", 999))
+
+
+def test_without_a_thread_nothing_is_heard_and_nothing_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    watch = FaultWatch(lambda fault: None)
+    watch.start()
+    watch.stop()
+
+
+def test_a_call_that_got_no_thread_does_not_keep_the_next_from_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lack passes; the driver answers all along."""
+    driver = Bounded("the NVIDIA driver", 0.5)
+
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(DeviceError, match="cannot be asked"):
+            driver.call(lambda: 1)
+    assert driver.call(lambda: 2) == 2

@@ -203,6 +203,16 @@ def test_a_garbled_status_is_no_status(tmp_path: Path, text: str) -> None:
     assert [model.state for model in overview(["tiny"], tmp_path)] == ["stopped"]
 
 
+@pytest.mark.parametrize("depth", [40, 900])
+def test_a_status_that_is_nested_deeply_is_none(tmp_path: Path, depth: int) -> None:
+    """Reading it takes less of the stack than printing it would."""
+    (tmp_path / "tiny").mkdir()
+    text = f'{{"pid": {os.getpid()}, "x": {"[" * depth}{"]" * depth}}}'
+    (tmp_path / "tiny" / "status.json").write_text(text)
+    (model,) = overview(["tiny"], tmp_path)
+    assert model.state == "stopped"
+
+
 def test_a_pipe_as_status_holds_nobody_up(tmp_path: Path) -> None:
     (tmp_path / "tiny").mkdir()
     os.mkfifo(tmp_path / "tiny" / "status.json")

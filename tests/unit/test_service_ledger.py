@@ -181,3 +181,12 @@ def test_who_holds_what_is_a_line_a_device(tmp_path: Path, capsys: pytest.Captur
     assert lease_json(held[2])["waits_for"] == "1 B on CUDA0"
     (tmp_path / "public" / "ledger.json").write_text("{")
     assert read_public(tmp_path / "public" / "ledger.json") == []
+
+
+@pytest.mark.parametrize("name", ["\x1b[31mred", "two\nlines", 7, ["phi4"], ""])
+def test_a_public_ledger_with_names_that_no_model_has_says_nothing(tmp_path: Path, name: object) -> None:
+    """It is written by the service's user, and root prints it."""
+    rows = [{"name": name, "phase": "settled", "promised": {"GPU-1": 1}, "pids": [os.getpid()]}]
+    (tmp_path / "public").mkdir()
+    (tmp_path / "public" / "ledger.json").write_text(json.dumps(rows))
+    assert leases(tmp_path) == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -67,6 +68,8 @@ class BackgroundPlanner:
         self._problems: tuple[str, ...] = booking.problems
         self._launch = first
         self._waits = self._runs = False
+        self._planning = threading.Lock()
+        self._plans = 0
         self._paths = paths
         self._reporter = reporter
         self._read = read
@@ -86,6 +89,7 @@ class BackgroundPlanner:
         if first is not None and first.loaded == loaded:
             return first
         what = f"planning {loaded.definition.model}"
+        self._plans += 1
         self._booking.start_wait_s = loaded.definition.limits.start_wait_s
         if previous is not None:
             await _off_the_loop(self._booking.returning, self._booking.promise_id, what="writing the lease")
@@ -98,7 +102,8 @@ class BackgroundPlanner:
             and most_tokens is not None
             and previous.plan.context_tokens <= most_tokens
         )
-        if previous and again and await _off_the_loop(self._is_back, loaded, previous, what=what):
+        number = self._plans
+        if previous and again and await _off_the_loop(self._alone, number, self._is_back, loaded, previous, what=what):
             self._launch = replace(previous, loaded=loaded)
             return self._launch
         launch = await self._make_or_wait(loaded, previous, most_tokens, what)
@@ -111,7 +116,8 @@ class BackgroundPlanner:
     ) -> Launch:
         """Plan anew; a wait is told once when it begins and once when it has ended well."""
         try:
-            launch = await _off_the_loop(self._make, loaded, previous, most_tokens, what=what)
+            number = self._plans
+            launch = await _off_the_loop(self._alone, number, self._make, loaded, previous, most_tokens, what=what)
             self._tell_problems()
         except MustWait as wait:
             if not self._waits:
@@ -126,6 +132,19 @@ class BackgroundPlanner:
             self._waits = False
             self._reporter.event("memory-granted", "The wait is over: the model is loaded now")
         return launch
+
+    def _alone(self, number: int, work: Callable[..., T], *args: object) -> T:
+        """Make a plan when the one before has ended, though nobody may wait for it any more: it would promise, and take
+        away the socket of, what this one has started by then. One that hangs is not waited for until the deadline.
+        """
+        alone = self._planning.acquire(timeout=PLAN_S / 2)
+        try:
+            if number != self._plans:
+                raise BusyError("another plan was asked for meanwhile")
+            return work(*args)
+        finally:
+            if alone:
+                self._planning.release()
 
     def _tell_problems(self) -> None:
         if self._booking.problems != self._problems:
@@ -180,7 +199,8 @@ class BackgroundPlanner:
         if not any(uuid.startswith(("GPU-", "MIG-")) for uuid in uuids):
             return {}
         try:
-            found = await asyncio.wait_for(in_thread(self._nvml.devices), FREE_BYTES_S)
+            async with asyncio.timeout(FREE_BYTES_S):
+                found = await in_thread(self._nvml.devices)
         except (TimeoutError, LlamadError):
             return {}
         return {uuids[device.uuid]: device.free_bytes for device in found if device.uuid in uuids}
@@ -337,7 +357,9 @@ class BackgroundPlanner:
 async def _off_the_loop(work: Callable[..., T], *args: object, what: str) -> T:
     """Run blocking work in a thread. A thread that hangs (a dead file server) is left behind, not waited for."""
     try:
-        return await asyncio.wait_for(in_thread(work, *args), PLAN_S)
+        # Not wait_for: before Python 3.12 it can lose the cancellation that ends a state's job.
+        async with asyncio.timeout(PLAN_S):
+            return await in_thread(work, *args)
     except TimeoutError:
         raise BusyError(
             f"{what} takes longer than {PLAN_S:g} s", why="the file system or the driver does not answer",

@@ -324,6 +324,7 @@ class LoadObserver:
         self._loaded = False
         self._listening = False
         self._first_error = ""
+        self._serves = False
         self._failures: list[AllocFailure] = []
         self._fit_warnings: list[str] = []
 
@@ -331,7 +332,9 @@ class LoadObserver:
         """Take in one line and return its sign."""
         if line.level == "error" and not self._first_error and _HIDDEN_GPUS not in line.text:
             self._first_error = line.text
-        if "buffer size" in line.text:
+        if self._serves and line.level == "raw":
+            pass  # what clients send is printed so: no line of the server's own about its buffers is
+        elif "buffer size" in line.text:
             self._buffer(line.text)
         elif any(words in line.text for words in _DRAFT_BEGINS):
             self._drafting = True
@@ -344,7 +347,7 @@ class LoadObserver:
         sign = sign_of(line)
         if sign is not None:
             self._sign(sign, line)
-        if "fit" in line.text and _FIT_PASS.search(line.text):
+        if not self._serves and "fit" in line.text and _FIT_PASS.search(line.text):
             self._forget_try()
         return sign
 
@@ -354,7 +357,10 @@ class LoadObserver:
         return len(self._sizes) + len(self._compute)
 
     def forget_failures(self) -> None:
-        """What could not be had so far is past: from now on only new failures count."""
+        """It serves, and what could not be had so far is past: from now on the last failures count, and what clients
+        may have written does not.
+        """
+        self._serves = True
         self._failures.clear()
 
     def observed(self) -> Observed:
@@ -411,7 +417,7 @@ class LoadObserver:
             self._listening = True
         elif sign is Sign.ALLOC_RETRIED:
             self._failures.clear()
-        elif sign is Sign.ALLOC_FAILED and len(self._failures) < _KEEP:
-            self._failures.append(alloc_failure(line))
+        elif sign is Sign.ALLOC_FAILED and (self._serves or len(self._failures) < _KEEP):
+            self._failures = [*self._failures[1 - _KEEP :], alloc_failure(line)]
         elif sign is Sign.FIT_FAILED and len(self._fit_warnings) < _KEEP:
             self._fit_warnings.append(line.text)

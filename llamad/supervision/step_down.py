@@ -180,10 +180,8 @@ def failure_of(
     loaded.
     """
     names = plan_names(plan.devices)
-    told = [names.get(one.buffer, one.buffer) for one in observed.alloc_failures if one.buffer]
-    size_bytes = max((one.size_bytes for one in observed.alloc_failures), default=0)
     failure = Failure(
-        cause, text, told[0] if told else "", size_bytes, running=running,
+        cause, text, *_told(plan, observed, running=running), running=running,
         one_buffer=any(ONE_BUFFER in line for line in lines),
     )  # fmt: skip
     device = failed_device(plan, failure)
@@ -195,3 +193,17 @@ def failure_of(
         held, free_bytes = memory[device.name]
         return replace(failure, device=device.name, held_bytes=held, free_bytes=free_bytes)
     return replace(failure, device=device.name, held_bytes=held)
+
+
+def _told(plan: Plan, observed: Observed, *, running: bool) -> tuple[str, int]:
+    """The device and the size of the allocation that failed; "" and 0 where the log does not tell, or not sensibly.
+
+    The later failures of a load follow from the first. One that serves has survived all but the last.
+    """
+    names, totals = plan_names(plan.devices), {device.name: device.total_device_bytes for device in plan.devices}
+    told = [(names.get(one.buffer, one.buffer), one.size_bytes) for one in observed.alloc_failures]
+    devices = [name for name, _ in told if name in totals]
+    device = devices[-1 if running else 0] if devices else ""
+    most_bytes = totals.get(device, max(totals.values(), default=0))
+    sizes = [size for name, size in told if name in (device, "") and 0 < size <= most_bytes]
+    return device, (sizes[-1] if running else max(sizes)) if sizes else 0

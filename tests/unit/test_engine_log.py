@@ -237,3 +237,25 @@ def test_a_line_of_a_megabyte_and_a_flood_stay_small_and_fast() -> None:
     assert long.endswith(b" [cut, 1040384 bytes more]") and len(long) < 8300
     assert peak_bytes < 2 * MIB
     assert took_s < 30  # 200,000 lines under tracemalloc; about 1 s without it
+
+
+def test_nothing_that_a_client_gets_into_the_log_changes_what_a_child_that_serves_took() -> None:
+    """Grammars of clients are printed raw: what a driver shows beyond the buffers is learned from these figures."""
+    observer = LoadObserver()
+    for line in lines_of("vulkan.log"):
+        observer.line(line)
+    before = observer.observed().buffers
+    observer.forget_failures()
+    for text in ("fitting params", "x:    Vulkan0 model buffer size =  9999.00 MiB", "sched_reserve: reserving ..."):
+        observer.line(parse_line(text))
+    observer.line(LogLine("info", "srv  params: a prompt that says fit params"))
+    assert observer.observed().buffers == before
+
+
+def test_the_last_failures_of_a_child_that_serves_are_kept() -> None:
+    observer = LoadObserver()
+    observer.forget_failures()
+    for number in range(100):
+        observer.line(LogLine("error", f"x: failed to allocate CUDA0 buffer of size {number + 1}"))
+    assert [one.size_bytes for one in observer.observed().alloc_failures][-1] == 100
+    assert len(observer.observed().alloc_failures) <= 16

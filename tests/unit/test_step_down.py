@@ -210,3 +210,35 @@ def test_bisection_finds_the_limit(high: int, limit: int) -> None:
 
 def test_bisection_ends_where_nothing_can_be_told() -> None:
     assert bisect(0, 100, lambda _amount: None, 7) is None
+
+
+def two_cards() -> Plan:
+    first = a_plan().devices[0]
+    return replace(a_plan(), devices=(first, replace(first, name="CUDA1", uuid="GPU-2")))
+
+
+def failure_after(*texts: str, running: bool) -> Failure:
+    observer = LoadObserver()
+    for text in texts:
+        observer.line(LogLine("error", text))
+    return failure_of("c", "t", two_cards(), observer.observed(), {}, running=running)
+
+
+def test_while_it_serves_the_last_failure_is_the_one_and_not_one_that_was_survived() -> None:
+    lines = ["x: failed to allocate CUDA0 buffer of size 900000000", "x: failed to allocate CUDA1 buffer of size 1000000"]
+    failure = failure_after(*lines, running=True)
+    assert (failure.device, failure.size_bytes) == ("CUDA1", 1_000_000)
+    failure = failure_after(*lines, running=False)
+    assert (failure.device, failure.size_bytes) == ("CUDA0", 900_000_000)
+
+
+def test_memory_of_the_host_is_no_device_and_its_size_not_the_devices() -> None:
+    lines = ["x: failed to allocate CUDA_Host buffer of size 900000000", "x: failed to allocate CUDA1 buffer of size 1000000"]
+    failure = failure_after(*lines, running=False)
+    assert (failure.device, failure.size_bytes) == ("CUDA1", 1_000_000)
+
+
+def test_a_size_that_no_device_has_is_not_believed() -> None:
+    """A client can have a line printed: it must not teach that nothing fits any more."""
+    failure = failure_after("x: failed to allocate CUDA0 buffer of size 900000000000000", running=True)
+    assert (failure.device, failure.size_bytes) == ("CUDA0", 0)

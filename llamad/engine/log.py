@@ -262,8 +262,17 @@ def alloc_failure(line: LogLine) -> AllocFailure:
         if match:
             found = match.groupdict()
             buffer = found.get("buffer") or (f"CUDA{found['index']}" if "index" in found else "")
-            return AllocFailure(buffer, int(float(found.get("size") or 0) * factor), line.text)
+            return AllocFailure(buffer, int(_number(found.get("size") or "0", factor)), line.text)
     return AllocFailure("", 0, line.text)
+
+
+def _number(text: str, factor: int = 1) -> float:
+    """A number of the log; 0 for one that is none or not sane: a client can have had the line printed."""
+    try:
+        value = float(text) * factor
+    except ValueError:
+        return 0
+    return value if value < 1 << 50 else 0
 
 
 BufferKey = tuple[str, str]
@@ -383,7 +392,7 @@ class LoadObserver:
         match = _BUFFER.match(text)
         if not match or len(self._sizes) + len(self._compute) >= _KEEP_BUFFERS:
             return
-        name, kind, size_bytes = match["name"], match["kind"].lower(), round(float(match["mib"]) * MIB)
+        name, kind, size_bytes = match["name"], match["kind"].lower(), round(_number(match["mib"], MIB))
         if kind.endswith(" state"):  # DeepSeek-V4's own recurrent state
             kind = "rs"
         if self._drafting and kind in _OF_A_CONTEXT:
@@ -405,10 +414,10 @@ class LoadObserver:
     def _counts(self, text: str) -> None:
         context = _CONTEXT.match(text)
         if context and not self._context_tokens:  # the first is the model's, a later one a draft model's
-            self._context_tokens = int(context[1])
+            self._context_tokens = int(_number(context[1]))
         slots = _SLOTS.search(text)
         if slots:
-            self._slots = int(slots[1])
+            self._slots = int(_number(slots[1]))
 
     def _sign(self, sign: Sign, line: LogLine) -> None:
         if sign is Sign.MODEL_LOADED:

@@ -259,3 +259,25 @@ def test_the_last_failures_of_a_child_that_serves_are_kept() -> None:
         observer.line(LogLine("error", f"x: failed to allocate CUDA0 buffer of size {number + 1}"))
     assert [one.size_bytes for one in observer.observed().alloc_failures][-1] == 100
     assert len(observer.observed().alloc_failures) <= 16
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "allocating 1.2.3 MiB on device 0: cudaMalloc failed",
+        "failed to allocate CUDA0 buffer of size " + "9" * 400,
+        "failed to allocate output buffer of size . MiB",
+        "insufficient memory (attempted to allocate " + "9" * 400 + " MB)",
+        "load_tensors:   CUDA0 model buffer size =   1.2.3 MiB",
+        "load_tensors:   CUDA0 model buffer size =   " + "9" * 400 + " MiB",
+        "llama_context: n_ctx = " + "9" * 5000,
+        "srv: n_slots = " + "9" * 5000,
+    ],
+    ids=range(8),
+)
+def test_a_number_that_is_none_never_raises(text: str) -> None:
+    """An exception where the log is read would end the daemon; clients can have lines printed."""
+    for level in ("error", "info", "raw"):
+        observer = LoadObserver()
+        observer.line(LogLine(level, text))  # type: ignore[arg-type]
+        observer.observed()

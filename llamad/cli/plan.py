@@ -177,4 +177,5 @@ def _same_words(args: argparse.Namespace) -> list[str]:
 
 def _absolute(word: str) -> str:
     """A file as seen from anywhere; a name stays a name."""
-    return word if "/" not in word and not word.endswith(".gguf") else str(Path(word).absolute())
+    is_file = "/" in word or word.endswith((".gguf", ".toml"))
+    return str(Path(word).absolute()) if is_file else word

@@ -77,7 +77,7 @@ def _one(name: str, status: dict[str, object] | None, unit: dict[str, str]) -> O
         content = {**status, "enabled": enabled}
         return Overview(name, state, text, since if is_number(since) else 0, content)
     state = _state_of_unit(unit)
-    text = unit.get("StatusText", "") if state != "stopped" else ""
+    text = printable(unit.get("StatusText", "")) if state != "stopped" else ""
     return Overview(name, state, text, 0, {"name": name, "state": state, "text": text, "enabled": enabled})
 
 

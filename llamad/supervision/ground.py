@@ -116,7 +116,8 @@ class GroundWatch:
         self._loop.call_soon_threadsafe(self._faulted, fault)
 
     def _faulted(self, fault: Fault) -> None:
-        self._faults.append(fault)
+        if fault not in self._faults:  # a GPU in trouble reports the same one over and over
+            self._faults.append(fault)
         self._woken.set()
 
     async def _look(self) -> None:

@@ -65,7 +65,8 @@ class Trouble:
 
     def batch_failed(self, now_s: float) -> bool:
         """Whether that was one too many in a short time."""
-        self._failed_at_s = [at for at in self._failed_at_s if now_s - at < FORGIVEN_S] + [now_s]
+        recent = [at for at in self._failed_at_s if now_s - at < FORGIVEN_S]
+        self._failed_at_s = [*recent, now_s][-FAILED_BATCHES:]
         return len(self._failed_at_s) >= FAILED_BATCHES
 
     def cache_full(self, now_s: float) -> bool:

@@ -57,9 +57,7 @@ class Supervisor:
         self.state = State.STOPPED
         self.loaded = loaded
         self.launch: Launch | None = None
-        self._seams = seams
-        self._spawner = spawner
-        self._clock = clock
+        self._seams, self._spawner, self._clock = seams, spawner, clock
         self._exit_on_failure, self._jitter = exit_on_failure, jitter
         self._parking = Parking(jitter) if parks else None
         self._backoff = Backoff(loaded.definition.limits.restarts, jitter)
@@ -220,6 +218,8 @@ class Supervisor:
                 self._jobs.start(self._back_off(self._epoch, message.cause))
             case Effect.TELL_STUCK:
                 self._failure_text = tell_stuck(self.child_pid, self._seams.reporter)
+                self.loaded = self._reload.take_back() or self.loaded
+                self._reload.settle(stuck_error(self.child_pid))
             case Effect.FORGIVE:
                 self._backoff.forgive()
                 self._shortages = 0

@@ -345,3 +345,13 @@ def test_a_look_for_which_there_is_no_thread_is_had_later(monkeypatch: Any) -> N
         assert not rig.served.condemned
 
     play(scene)
+
+
+def test_a_fault_that_is_told_over_and_over_takes_no_memory() -> None:
+    async def scene(rig: Rig) -> None:
+        await rig.looked()
+        for _ in range(10_000):
+            rig.watch._faulted(Fault("GPU-1", 31))
+        assert len(rig.watch._faults) == 1
+
+    play(scene)

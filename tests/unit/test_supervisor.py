@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from llamad.errors import BadModelError, ChildError, DeviceError, ExitCode, LlamadError
+from llamad.errors import BadModelError, BusyError, ChildError, DeviceError, ExitCode, LlamadError
 from llamad.ledger.booking import GaveUpWaiting, MustWait
 from llamad.supervision.child import ProcessSpawner
 from llamad.supervision.growth import Offer
@@ -640,3 +640,27 @@ def test_a_bad_definition_in_the_middle_of_a_growth_gives_the_old_one_back(tmp_p
 
     assert play(rig, scene) is ExitCode.OK
     assert "reload-reverted" in rig.reporter.names()
+
+
+def test_a_reload_whose_old_child_cannot_be_killed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who reloads is told so, and the definition stays the one of what still runs."""
+    rig = Rig(tmp_path, {"ignore_term": True}, factor=200.0, stop_s=0.2)
+    monkeypatch.setattr("llamad.supervision.child.STOP_KILL_S", 0.3)
+
+    async def go() -> None:
+        run = asyncio.create_task(rig.supervisor.run())
+        await rig.until_ready()
+        child = rig.supervisor._child
+        assert child is not None
+        child.kill_group = lambda: None  # type: ignore[method-assign]
+        async with asyncio.timeout(30):
+            with pytest.raises(BusyError, match="cannot be killed"):
+                await rig.supervisor.reload(loaded_of(digest="2", context=1024, **rig.limits))
+        assert rig.supervisor.state is State.STUCK and rig.supervisor.loaded.digest == "1"
+        del child.kill_group
+        child.kill_group()
+        await rig.until_ready(2)
+        rig.supervisor.stop()
+        await asyncio.wait_for(run, 20)
+
+    asyncio.run(go())

@@ -37,3 +37,13 @@ def test_sandbox_lines_in_their_order_and_nothing_else() -> None:
         "ReadWritePaths=-/run/llamad/ledger -/run/llamad/api",
         "MemoryDenyWriteExecute=no",
     ]
+
+
+def test_a_file_of_this_folder_is_the_same_one_in_the_sandbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sandbox works in `/`."""
+    from llamad.cli.plan import _absolute
+
+    monkeypatch.chdir(tmp_path)
+    for word in ("tiny.toml", "tiny.gguf", "./tiny.toml", "a/b.gguf"):
+        assert _absolute(word) == str(tmp_path / word)
+    assert _absolute("tiny") == "tiny"

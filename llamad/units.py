@@ -58,3 +58,12 @@ def listed(words: Iterable[str]) -> str:
 def pad(value: int, multiple: int) -> int:
     """The smallest multiple of `multiple` that is not below `value` (GGML_PAD)."""
     return -(-value // multiple) * multiple
+
+
+def sane_number(text: str, factor: int = 1) -> float:
+    """The number that hostile digits and dots stand for, times `factor`; 0 where that is none, or 2**50 and more."""
+    try:
+        value = float(text) * factor
+    except ValueError:
+        return 0
+    return value if value < 1 << 50 else 0

@@ -14,7 +14,7 @@ from enum import StrEnum
 from typing import Literal, NamedTuple
 
 from llamad.frozen import dataclass
-from llamad.units import MIB
+from llamad.units import MIB, sane_number
 
 Level = Literal["error", "warning", "info", "debug", "raw"]
 """`raw` is text without a level: continuation lines, and what libraries write straight to stderr."""
@@ -262,17 +262,8 @@ def alloc_failure(line: LogLine) -> AllocFailure:
         if match:
             found = match.groupdict()
             buffer = found.get("buffer") or (f"CUDA{found['index']}" if "index" in found else "")
-            return AllocFailure(buffer, int(_number(found.get("size") or "0", factor)), line.text)
+            return AllocFailure(buffer, int(sane_number(found.get("size") or "0", factor)), line.text)
     return AllocFailure("", 0, line.text)
-
-
-def _number(text: str, factor: int = 1) -> float:
-    """A number of the log; 0 for one that is none or not sane: a client can have had the line printed."""
-    try:
-        value = float(text) * factor
-    except ValueError:
-        return 0
-    return value if value < 1 << 50 else 0
 
 
 BufferKey = tuple[str, str]
@@ -328,8 +319,7 @@ class LoadObserver:
         self._compute: dict[tuple[int, str, str], int] = {}
         self._contexts = 0
         self._drafting = False
-        self._context_tokens = 0
-        self._slots = 0
+        self._context_tokens = self._slots = 0
         self._loaded = False
         self._listening = False
         self._first_error = ""
@@ -342,7 +332,7 @@ class LoadObserver:
         if line.level == "error" and not self._first_error and _HIDDEN_GPUS not in line.text:
             self._first_error = line.text
         if self._serves and line.level == "raw":
-            pass  # what clients send is printed so: no line of the server's own about its buffers is
+            pass  # what clients send is printed so, and no buffer of the server's
         elif "buffer size" in line.text:
             self._buffer(line.text)
         elif any(words in line.text for words in _DRAFT_BEGINS):
@@ -366,9 +356,7 @@ class LoadObserver:
         return len(self._sizes) + len(self._compute)
 
     def forget_failures(self) -> None:
-        """It serves, and what could not be had so far is past: from now on the last failures count, and what clients
-        may have written does not.
-        """
+        """It serves: from now on only new failures count, the last ones, and nothing that clients may have written."""
         self._serves = True
         self._failures.clear()
 
@@ -392,7 +380,7 @@ class LoadObserver:
         match = _BUFFER.match(text)
         if not match or len(self._sizes) + len(self._compute) >= _KEEP_BUFFERS:
             return
-        name, kind, size_bytes = match["name"], match["kind"].lower(), round(_number(match["mib"], MIB))
+        name, kind, size_bytes = match["name"], match["kind"].lower(), round(sane_number(match["mib"], MIB))
         if kind.endswith(" state"):  # DeepSeek-V4's own recurrent state
             kind = "rs"
         if self._drafting and kind in _OF_A_CONTEXT:
@@ -414,10 +402,10 @@ class LoadObserver:
     def _counts(self, text: str) -> None:
         context = _CONTEXT.match(text)
         if context and not self._context_tokens:  # the first is the model's, a later one a draft model's
-            self._context_tokens = int(_number(context[1]))
+            self._context_tokens = int(sane_number(context[1]))
         slots = _SLOTS.search(text)
         if slots:
-            self._slots = int(_number(slots[1]))
+            self._slots = int(sane_number(slots[1]))
 
     def _sign(self, sign: Sign, line: LogLine) -> None:
         if sign is Sign.MODEL_LOADED:

@@ -116,8 +116,8 @@ class BackgroundPlanner:
     ) -> Launch:
         """Plan anew; a wait is told once when it begins and once when it has ended well."""
         try:
-            number = self._plans
-            launch = await _off_the_loop(self._alone, number, self._make, loaded, previous, most_tokens, what=what)
+            work = self._alone, self._plans, self._make
+            launch: Launch = await _off_the_loop(*work, loaded, previous, most_tokens, what=what)
             self._tell_problems()
         except MustWait as wait:
             if not self._waits:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
+
 from llamad.cli.unprivileged import parse_sandbox
 
 UNIT = """

@@ -10,12 +10,12 @@ from collections.abc import Callable, Sequence
 from llamad.clock import SystemClock
 from llamad.config.listen import parse_listen
 from llamad.config.loaded import Loaded
-from llamad.engine.api import ApiError, count_tokens
 from llamad.front.answers import Answer, error
 from llamad.front.errand import LocalService
 from llamad.front.keys import KeySet
 from llamad.front.relay import Front
 from llamad.front.settings import FrontSettings, ModelDescription, RequestRecord
+from llamad.service.opening import count_or_none, opening_of
 from llamad.service.reporter import DaemonReporter
 from llamad.service.requests import RequestFigures, RequestLog
 from llamad.supervision.launch import Launch
@@ -172,23 +172,11 @@ class RelayFront:
             self._generation = self._front_open(launch, same_server=True)
 
     def _front_open(self, launch: Launch, *, same_server: bool = False) -> int:
-        """A cache that the slots share is filled by all requests together: past its end llama-server fails them all."""
-        plan = launch.plan
-        shared = plan.unified_cache and plan.slots > 1 and launch.mode == "completion"
-        written = launch.definition.sampling.max_tokens
-        return self._front.open(
-            launch.socket_path,
-            pool_tokens=plan.context_tokens if shared else None,
-            default_output_tokens=(written or max(1, plan.context_tokens // plan.slots)) if shared else None,
-            same_server=same_server,
-        )
+        return self._front.open(launch.socket_path, **opening_of(launch), same_server=same_server)
 
     async def count_tokens(self, socket_path: str, path: str, body: bytes) -> int | None:
         """As llama-server counts."""
-        try:
-            return await count_tokens(socket_path, path, body)
-        except ApiError:
-            return None
+        return await count_or_none(socket_path, path, body)
 
     def _describe(self) -> ModelDescription:
         plan = self._launch.plan if self._launch else None

@@ -16,7 +16,7 @@ from llamad.service.engine import ServerEngine
 from llamad.service.front import RelayFront
 from llamad.service.keys import read_keys
 from llamad.service.notify import watchdog_interval_s
-from llamad.service.start import Start
+from llamad.service.start import UNDER_SYSTEMD, Start
 from llamad.supervision.child import ProcessSpawner
 from llamad.supervision.launch import Seams
 from llamad.supervision.supervisor import Supervisor
@@ -32,6 +32,9 @@ class Service:
 
     start: Start
 
+    def __post_init__(self) -> None:
+        self._ground_task: asyncio.Task[None] | None = None
+
     async def run(self) -> ExitCode:
         """Serve until told to stop or failed. Raises LlamadError for what fails before the supervisor runs."""
         start = self.start
@@ -45,7 +48,10 @@ class Service:
         )
         seams = Seams(planner, ServerEngine(), self.front, self.reporter)
         spawner = ProcessSpawner(start.process, lambda: start.ledger.lease_fds)
-        self.supervisor = Supervisor(start.loaded, seams, spawner, SystemClock())
+        parks = UNDER_SYSTEMD not in start.environ  # systemd starts us again, with the devices that are there then
+        self.supervisor = Supervisor(start.loaded, seams, spawner, SystemClock(), parks=parks)
+        self._seams = seams
+        self.reporter.on_state = self._state_changed
         self.front.state = lambda: str(self.supervisor.state)
         self.front.child_lives = lambda: self.supervisor.child_pid != 0
         await self.front.start(start.listening.sockets)
@@ -54,11 +60,30 @@ class Service:
             watchdog = asyncio.create_task(self._feed_watchdog())
             code = await self.supervisor.run()
             watchdog.cancel()
+            if self._ground_task:
+                self._ground_task.cancel()
             if code is ExitCode.OK:
                 self.reporter.event("stopped", "Stopped: llama-server is gone")
         finally:
             await self.front.close()
         return code
+
+    # -- what it stands on --------------------------------------------------------------------------------
+
+    def _state_changed(self, state: str) -> None:
+        if self._ground_task is not None:
+            self._ground.state_changed()
+        elif state == "ready":
+            self._watch_ground()
+
+    def _watch_ground(self) -> None:
+        from llamad.service.ground import MachineGround  # no start has time for them
+        from llamad.supervision.ground import GroundWatch
+
+        ground = MachineGround(self.start.paths.cache, self.start.nvml)
+        self._ground = GroundWatch(self.supervisor, self._seams, ground, SystemClock())
+        self._ground_task = asyncio.create_task(self._ground.run())
+        self._ground_task.add_done_callback(_raise_bug)
 
     # -- signals ----------------------------------------------------------------------------------------
 
@@ -92,6 +117,8 @@ class Service:
         self._reload_again = True
         while self._reload_again:
             self._reload_again = False
+            if self._ground_task is not None:
+                self._ground.state_changed()  # who reloads has often installed something
             self.reporter.reloading()
             text = await self._reload_once()
             if self.supervisor.state == "ready":

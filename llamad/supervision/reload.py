@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 
 from llamad.config.loaded import Loaded
-from llamad.errors import LlamadError
+from llamad.errors import ChildError, LlamadError
+from llamad.supervision.launch import Reporter
 
 
 class Reload:
@@ -27,6 +28,16 @@ class Reload:
         """The definition to return to, which is none to return to any more."""
         fallback, self.fallback = self.fallback, None
         return fallback
+
+    def revert(self, why: str, error: LlamadError | None, reporter: Reporter) -> Loaded | None:
+        """The new one could not be started: tell so, and give the one to return to. `error`: what the planner said."""
+        reporter.event(
+            "reload-reverted", f"The new definition could not be started: {why}. The old one is in force again",
+            CAUSE=why,
+        )  # fmt: skip
+        before = self.take_back()
+        self.settle(error or ChildError("the new definition could not be started", why=why))
+        return before
 
     def settle(self, error: LlamadError | None) -> None:
         """Tell who waits; nobody need wait."""

@@ -1,31 +1,33 @@
 """One model's owner: a single-writer loop that posts events to the table and carries out its effects.
 
-Everything mutable about a model is changed here and only from `run`. Jobs (planning, watching a load,
-warming up, draining, stopping, waiting) are tasks of one state: leaving the state cancels them, and what
-they still post is dropped by its epoch.
+Everything mutable about a model is changed here and only from `run`. Jobs (planning, watching a load, warming up,
+draining, stopping, waiting) are tasks of one state: leaving it cancels them, its epoch drops what they still post.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 
 from llamad.clock import Clock
 from llamad.config.loaded import Loaded
 from llamad.errors import ChildError, ExitCode, LlamadError
-from llamad.ledger.booking import GaveUpWaiting, MustWait
+from llamad.frozen import dataclass
+from llamad.ledger.booking import MustWait
 from llamad.supervision import words
 from llamad.supervision.backoff import Backoff
 from llamad.supervision.causes import CAUSES, Cause, Policy
 from llamad.supervision.child import Child, Spawner, stop_ladder
+from llamad.supervision.ending import Parking, as_error, ending, of_a_device
 from llamad.supervision.hang import Hung, watch_hang
 from llamad.supervision.host import oom_kills
 from llamad.supervision.intake import Intake
+from llamad.supervision.jobs import Jobs
 from llamad.supervision.launch import Launch, Seams, needs_no_new_child, tail
-from llamad.supervision.loading import NotUsable, watch_load
-from llamad.supervision.machine import Effect, Event, State, step
+from llamad.supervision.loading import NotUsable, warm_up, watch_load
+from llamad.supervision.machine import Effect, Event, State, may, step
 from llamad.supervision.reload import Reload
 
 SETTLE_S = 2.0
@@ -56,6 +58,7 @@ class Supervisor:
         clock: Clock,
         *,
         exit_on_failure: bool = True,
+        parks: bool = False,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self.state = State.STOPPED
@@ -64,11 +67,12 @@ class Supervisor:
         self._seams = seams
         self._spawner = spawner
         self._clock = clock
-        self._exit_on_failure = exit_on_failure
+        self._exit_on_failure, self._jitter = exit_on_failure, jitter
+        self._parking = Parking(jitter) if parks else None
         self._backoff = Backoff(loaded.definition.limits.restarts, jitter)
         self._queue: asyncio.Queue[_Message] = asyncio.Queue()
         self._epoch = 0
-        self._jobs: set[asyncio.Task[None]] = set()
+        self._jobs = Jobs()
         self._child: Child | None = None
         self._intake: Intake | None = None
         self._killed_because = ""
@@ -83,6 +87,7 @@ class Supervisor:
         self._failure: ExitCode = ExitCode.OK
         self._failure_text = ""
         self._queued_text = ""
+        self._remarks: dict[str, str] = {}
         self.restarts = 0
 
     # -- what others may call ---------------------------------------------------------------------------
@@ -117,7 +122,18 @@ class Supervisor:
         """The one line of `systemctl status`."""
         plan, stepped_from = (self.launch.plan, self.launch.stepped_from) if self.launch else (None, 0)
         text = self._queued_text if self.state is State.WAITING else self._failure_text
-        return words.status_words(self.state, plan, stepped_from, text, self._last_cause)
+        return words.status_words(self.state, plan, stepped_from, text, self._last_cause, self._remarks.values())
+
+    def remark(self, topic: str, text: str) -> None:
+        """Add this to the status of a child that serves, in place of what was said of the topic; "" takes it back."""
+        if self._remarks.get(topic, "") != text:
+            self._remarks[topic] = text
+            self._announce()
+
+    def condemn(self, because: str, error: LlamadError) -> None:
+        """Have the child that serves replaced; nothing if none does. `because` is a word of the classifier."""
+        if self.state is State.READY:
+            self._condemn(self._epoch, because, error)
 
     @property
     def child_pid(self) -> int:
@@ -131,7 +147,7 @@ class Supervisor:
             while self._exit is None:
                 await self._handle(await self._queue.get())
         finally:
-            self._cancel_jobs()
+            self._jobs.cancel()
             if self._child:
                 self._child.kill_group()
         return self._exit
@@ -146,10 +162,12 @@ class Supervisor:
             return
         if message.event in (Event.REFUSED, Event.DIED, Event.DOOMED) and self._reverts(message):
             message = _Message(Event.REVERT)
+        if self._is_parked(message):
+            message = replace(message, event=Event.PARKED)
         before = self.state
         self.state, effects = step(before, message.event)
         if self.state is not before or effects:
-            self._cancel_jobs()
+            self._jobs.cancel()
             self._epoch += 1
         self._take_facts(message)
         for effect in effects:
@@ -167,59 +185,44 @@ class Supervisor:
         """Whether this failure belongs to a new definition that has an older one to fall back to."""
         if message.cause and message.cause.policy is Policy.STEP_DOWN and message.event is Event.DIED:
             return False
-        starting = (State.WAITING, State.LOADING, State.WARMING, State.CONDEMNED)
-        if self._reload.fallback is None or self.state not in starting:
+        if self._reload.fallback is None or not may(Event.REVERT, self.state):
             return False
         why = str(message.error or self._condemned or (message.cause and message.cause.text) or "it failed")
-        self._seams.reporter.event(
-            "reload-reverted", f"The new definition could not be started: {why}. The old one is in force again",
-            CAUSE=why,
-        )  # fmt: skip
-        self.loaded = self._reload.take_back() or self.loaded
-        self._reload.settle(message.error or ChildError("the new definition could not be started", why=why))
+        self.loaded = self._reload.revert(why, message.error, self._seams.reporter) or self.loaded
         return True
 
-    def _cancel_jobs(self) -> None:
-        for job in self._jobs:
-            job.cancel()
-        self._jobs.clear()
-
-    def _job(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.create_task(work)
-        self._jobs.add(task)
-        task.add_done_callback(self._job_done)
-
-    def _job_done(self, task: asyncio.Task[None]) -> None:
-        self._jobs.discard(task)
-        if not task.cancelled() and (error := task.exception()):
-            raise error  # a bug: the loop's exception handler ends the daemon
+    def _is_parked(self, message: _Message) -> bool:
+        may_be = self._parking and message.event in (Event.REFUSED, Event.DOOMED) and may(Event.PARKED, self.state)
+        return bool(may_be) and of_a_device(message.error or message.cause)
 
     # -- effects ----------------------------------------------------------------------------------------
 
     async def _carry_out(self, effect: Effect, message: _Message) -> None:
         match effect:
             case Effect.PLAN:
-                self._job(self._plan(self._epoch))
+                self._jobs.start(self._plan(self._epoch))
             case Effect.AWAIT_TURN:
                 self._queued_text = str(message.error)
                 self._announce()
-                self._job(self._await_turn(self._epoch))
+                self._jobs.start(self._await_turn(self._epoch))
+            case Effect.AWAIT_DEVICE:
+                self._jobs.start(self._await_device(self._epoch, message.error or message.cause))
             case Effect.SPAWN:
                 await self._spawn()
             case Effect.WARM_UP:
-                self._job(self._warm_up(self._epoch))
+                self._jobs.start(self._warm_up(self._epoch))
             case Effect.OPEN:
                 self._open()
             case Effect.HOLD:
                 self._seams.front.hold(f"the model is {self.state}")
             case Effect.DRAIN:
-                self._job(self._drain(self._epoch))
+                self._jobs.start(self._drain(self._epoch))
             case Effect.STOP_CHILD:
                 self._stop_child()
             case Effect.KILL_CHILD:
-                self._job(self._kill_child(self._epoch))
+                self._jobs.start(self._kill_child(self._epoch))
             case Effect.ARM_BACKOFF:
-                self._job(self._back_off(self._epoch, message.cause))
+                self._jobs.start(self._back_off(self._epoch, message.cause))
             case Effect.FORGIVE:
                 self._backoff.forgive()
                 self._shortages = 0
@@ -244,6 +247,14 @@ class Supervisor:
         await self._seams.planner.turn()
         self._post(_Message(Event.TURN, epoch))
 
+    async def _await_device(self, epoch: int, why: LlamadError | Cause | None) -> None:
+        assert self._parking is not None and why is not None
+        self._queued_text = self._parking.begin(why, self._seams.reporter)
+        self._reload.settle(as_error(why))
+        self._announce()
+        await self._clock.sleep(self._parking.next_delay_s())
+        self._post(_Message(Event.TURN, epoch))
+
     async def _spawn(self) -> None:
         launch = self.launch
         assert launch is not None
@@ -261,9 +272,8 @@ class Supervisor:
             "loading", f"Loading {launch.definition.model} on {words.place_text(launch.plan)}",
             DEVICE=words.device_names(launch.plan),
         )  # fmt: skip
-        task = asyncio.create_task(self._watch_exit(child, intake, kills_before))
-        task.add_done_callback(self._job_done)
-        self._job(self._watch_load(self._epoch, child, intake, launch))
+        self._jobs.detach(self._watch_exit(child, intake, kills_before))
+        self._jobs.start(self._watch_load(self._epoch, child, intake, launch))
 
     async def _watch_exit(self, child: Child, intake: Intake, kills_before: int) -> None:
         """Lives as long as the child, whatever the states do meanwhile."""
@@ -306,15 +316,11 @@ class Supervisor:
 
     async def _warm_up(self, epoch: int) -> None:
         assert self.launch is not None and self._intake is not None
-        limits = self.launch.definition.limits
         self._warming = True
-        self._seams.reporter.extend(limits.warmup_s + 30.0)
         try:
-            self._batch_s = await self._seams.engine.warm_up(self.launch, limits.warmup_s)
-            self._intake.check_allocations()
-        except LlamadError as error:
-            self._seams.reporter.event("warm-up-failed", f"The warm-up failed: {error}", CAUSE=str(error))
-            self._condemn(epoch, "warm-up", error)
+            self._batch_s = await warm_up(self._intake, self.launch, self._seams)
+        except NotUsable as unusable:
+            self._condemn(epoch, unusable.because, unusable.error)
         else:
             self._post(_Message(Event.WARMED, epoch))
 
@@ -331,6 +337,7 @@ class Supervisor:
         self._ready_at_s = self._clock.monotonic()
         self._backoff.ready_at(self._ready_at_s)
         self._failure = ExitCode.OK
+        self._parking = Parking(self._jitter) if self._parking else None
         self._seams.planner.settled(self.child_pid)
         self._seams.front.open(self.launch)
         if self._reload.take_back():
@@ -341,8 +348,8 @@ class Supervisor:
 
     def _watch_while_ready(self) -> None:
         if self._child and self._intake and self.launch:
-            self._job(self._watch_hang(self._epoch, self._child, self._intake, self.launch))
-        self._job(self._become_stable(self._epoch))
+            self._jobs.start(self._watch_hang(self._epoch, self._child, self._intake, self.launch))
+        self._jobs.start(self._become_stable(self._epoch))
 
     async def _watch_hang(self, epoch: int, child: Child, intake: Intake, launch: Launch) -> None:
         batch_s = self._batch_s * launch.plan.batch_tokens / launch.warm_up_tokens
@@ -370,8 +377,7 @@ class Supervisor:
             self._post(_Message(Event.DIED, cause=CAUSES["stopped"]))
             return
         self._killed_because = "stop"
-        task = asyncio.create_task(self._climb_down(self._child))
-        task.add_done_callback(self._job_done)
+        self._jobs.detach(self._climb_down(self._child))
 
     async def _climb_down(self, child: Child) -> None:
         await self._seams.front.close_upstreams()
@@ -401,20 +407,14 @@ class Supervisor:
         self._post(_Message(Event.TIMER, epoch))
 
     def _give_up(self, message: _Message) -> None:
-        error, cause = message.error, message.cause
-        self._failure = error.exit_code if error else cause.exit_code if cause else ExitCode.CRASH_LOOP
-        text = str(error) if error else cause.text if cause else "llama-server ended"
-        fix = (error.fix if error else cause.fix if cause else "") or "see the lines before"
-        self._failure_text = text if fix in text else f"{text}; {fix}"
+        error = message.error
         lines = tail(self._intake.recent()) if self._intake and not error else ""
-        event = "gave-up-waiting" if isinstance(error, GaveUpWaiting) else words.event_of(self._failure)
-        self._seams.reporter.event(
-            event, f"{words.verdict(self._failure)}: {text}" + (f"\n{lines}" if lines else ""), CAUSE=text, FIX=fix
-        )
-        self._seams.front.refuse(text)
-        self._reload.settle(error or ChildError(text, fix=fix))
-        if self._exit_on_failure:
-            self._exit = self._failure
+        end = ending(error or message.cause, lines, served=bool(self._ready_at_s))
+        self._failure, self._failure_text = end.code, end.status
+        self._seams.reporter.event(end.event, end.message, CAUSE=end.text, FIX=end.fix)
+        self._seams.front.refuse(end.text)
+        self._reload.settle(error or ChildError(end.text, fix=end.fix))
+        self._exit = self._failure if self._exit_on_failure else None
 
     def _announce(self) -> None:
         self._seams.reporter.state(str(self.state), self.status_text())

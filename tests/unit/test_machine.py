@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from llamad.errors import InternalError
-from llamad.supervision.machine import IGNORED, TRANSITIONS, Effect, Event, State, step
+from llamad.supervision.machine import IGNORED, TRANSITIONS, Effect, Event, State, may, step
 from tests.support.states_dot import states_dot
 
 WITH_CHILD = {
@@ -34,6 +34,15 @@ def test_a_death_is_known_wherever_there_is_a_child_and_nowhere_else() -> None:
                     step(state, event)
 
 
+def test_whatever_fails_for_good_can_be_parked_instead() -> None:
+    failing = {state for (state, _), (after, _) in TRANSITIONS.items() if after is State.FAILED}
+    assert {state for state in State if may(Event.PARKED, state)} == failing
+    for state in failing:
+        after, effects = step(state, Event.PARKED)
+        assert after is State.WAITING and effects[-1] is Effect.AWAIT_DEVICE
+        assert (Effect.HOLD in effects) == (state is State.READY), "requests wait where none did"
+
+
 def test_a_child_is_only_spawned_from_a_state_without_one() -> None:
     for (state, _), (after, effects) in TRANSITIONS.items():
         if Effect.SPAWN in effects:
@@ -50,7 +59,11 @@ def test_ignored_pairs_are_not_also_in_the_table() -> None:
 
 
 def possible(state: State, event: Event, child: bool) -> bool:
-    """A revert stands for the failed start of a new definition: a refusal, or a death while it started."""
+    """A revert stands for the failed start of a new definition: a refusal, or a death while it started. Parked is
+    what has failed, in place of a refusal or a death that is final.
+    """
+    if event is Event.PARKED:
+        return may(Event.PARKED, state)
     if event is Event.REVERT:
         return state in (State.WAITING, State.LOADING, State.WARMING, State.CONDEMNED)
     return event is not Event.START and (child or event not in GONE)
@@ -86,7 +99,7 @@ class Life:
         self.ended = False
 
     def take(self, event: Event) -> None:
-        if event in GONE or event is Event.REVERT:
+        if event in GONE or event in (Event.REVERT, Event.PARKED):
             self.child = False
         self.state, effects = step(self.state, event)
         if Effect.SPAWN in effects:

@@ -30,7 +30,7 @@ class Served(NamedTuple):
     """What the lock files of the ledger say now."""
 
     owners: frozenset[str]
-    """Models that somebody serves, or is about to."""
+    """Models that somebody but the router serves, or is about to."""
     wanted: frozenset[str]
     """Models that the router is asked for."""
     leases: Mapping[str, Lease]
@@ -43,7 +43,9 @@ def look(ledger: Ledger) -> Served:
         names = ledger.file_names()
         leases = {lease.name: lease for lease in transaction.others}
         owners = {
-            name.removesuffix(_OWNER) for name in names if name.endswith(_OWNER) and _is_held(ledger, name)
+            name.removesuffix(_OWNER)
+            for name in names
+            if name.endswith(_OWNER) and not _is_signed(ledger, name) and _is_held(ledger, name)
         }
         wanted = {
             name.removesuffix(_WANTED) for name in names if name.endswith(_WANTED) and _is_held(ledger, name)
@@ -53,7 +55,7 @@ def look(ledger: Ledger) -> Served:
 
 def is_routers(ledger: Ledger) -> bool:
     """Whether it is the router that serves this ledger's model."""
-    return ROUTER_NOTE in files.read(ledger.folder / f"{ledger.name}{_OWNER}").decode("ascii", "replace")
+    return _is_signed(ledger, f"{ledger.name}{_OWNER}")
 
 
 def take_over(ledger: Ledger, wait_s: float, told: Callable[[], None]) -> None:
@@ -102,6 +104,11 @@ def _asking(ledger: Ledger) -> Iterator[None]:
     finally:
         files.remove(path)
         os.close(fd)
+
+
+def _is_signed(ledger: Ledger, file_name: str) -> bool:
+    """Whether the router held this lock file last."""
+    return ROUTER_NOTE in files.read(ledger.folder / file_name).decode("ascii", "replace")
 
 
 def _is_held(ledger: Ledger, file_name: str) -> bool:

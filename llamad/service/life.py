@@ -1,0 +1,130 @@
+"""One time that the router has a model loaded: checked, planned, supervised, until it is unloaded or has failed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from llamad.clock import Clock
+from llamad.config.loaded import Loaded
+from llamad.errors import ExitCode, LlamadError
+from llamad.hardware.nvml import Nvml
+from llamad.ledger.booking import Booking
+from llamad.ledger.ledger import Ledger
+from llamad.service.background import BackgroundPlanner
+from llamad.service.checks import require_usable
+from llamad.service.engine import ServerEngine
+from llamad.service.facts import CACHE_NAME, FactsReader
+from llamad.service.ground import MachineGround
+from llamad.service.lane_front import LaneFront
+from llamad.service.paths import Paths
+from llamad.service.reporter import DaemonReporter
+from llamad.supervision.child import ProcessSpawner
+from llamad.supervision.ground import GroundWatch
+from llamad.supervision.launch import Seams
+from llamad.supervision.supervisor import Supervisor
+
+
+@dataclass(frozen=True)
+class LifeSeams:
+    """What a life acts through."""
+
+    config_root: Path
+    paths: Paths
+    reporter: DaemonReporter
+    nvml: Nvml
+    front: LaneFront
+    always: Callable[[], frozenset[str]]
+
+
+class Life:
+    """See the module. `ledger` has the model's name already, and is released by the owner."""
+
+    def __init__(
+        self, loaded: Loaded, ledger: Ledger, seams: LifeSeams, clock: Clock, *, sandboxed: bool
+    ) -> None:
+        self.is_leaving = False
+        self.last_words = ""
+        """Why it has failed."""
+        self._loaded = loaded
+        self._ledger = ledger
+        self._seams = seams
+        self._clock = clock
+        self._sandboxed = sandboxed
+        self._supervisor: Supervisor | None = None
+        self._reloads: set[asyncio.Task[None]] = set()
+
+    @property
+    def state(self) -> str:
+        """Of its supervisor."""
+        return str(self._supervisor.state) if self._supervisor is not None else "waiting"
+
+    @property
+    def child_pid(self) -> int:
+        """0 where there is none."""
+        return self._supervisor.child_pid if self._supervisor is not None else 0
+
+    def stop(self) -> None:
+        """Finish the requests in flight, end llama-server, and let `run` return."""
+        self.is_leaving = True
+        if self._supervisor is not None:
+            self._supervisor.stop()
+
+    def reload(self, loaded: Loaded) -> None:
+        """Put another definition into force; the old one stays where that cannot be."""
+        self._loaded = loaded
+        if self._supervisor is not None and not self.is_leaving:
+            task = asyncio.create_task(self._reload(self._supervisor, loaded))
+            self._reloads.add(task)
+            task.add_done_callback(self._reloaded)
+
+    async def run(self) -> ExitCode:
+        """Load and serve. Raises LlamadError for a model that cannot be used at all."""
+        seams = self._seams
+        read = FactsReader(seams.paths.cache / CACHE_NAME)
+        await asyncio.to_thread(self._require_usable, read)
+        if self.is_leaving:
+            return ExitCode.OK
+        booking = Booking(self._ledger, seams.nvml.held)
+        planner = BackgroundPlanner(
+            seams.paths, seams.reporter, read, seams.nvml, None, booking, expected=seams.always
+        )
+        acts = Seams(planner, ServerEngine(), seams.front, seams.reporter)
+        spawner = ProcessSpawner(None, lambda: self._ledger.lease_fds)
+        self._supervisor = supervisor = Supervisor(self._loaded, acts, spawner, self._clock, parks=True)
+        ground = GroundWatch(supervisor, acts, MachineGround(seams.paths.cache, seams.nvml), self._clock)
+        watching = asyncio.create_task(ground.run())
+        try:
+            code = await supervisor.run()
+        finally:
+            watching.cancel()
+            for task in self._reloads:
+                task.cancel()
+        if code is not ExitCode.OK:
+            self.last_words = supervisor.failure_text
+        return code
+
+    def _require_usable(self, read: FactsReader) -> None:
+        paths, loaded = self._seams.paths, self._loaded
+        require_usable(
+            loaded,
+            read,
+            self._seams.config_root,
+            credential_present=paths.credential(loaded.name) is not None,
+            sandboxed=self._sandboxed,
+            neighbours_file=paths.cache / "neighbours.json",
+        )
+
+    async def _reload(self, supervisor: Supervisor, loaded: Loaded) -> None:
+        try:
+            await supervisor.reload(loaded)
+        except LlamadError as error:
+            text = f"Reload refused, nothing changed: {error}"
+            self._seams.reporter.event("reload-refused", text, CAUSE=str(error))
+
+    def _reloaded(self, task: asyncio.Task[None]) -> None:
+        self._reloads.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            raise error  # a bug: the loop's exception handler ends the router

@@ -14,6 +14,8 @@ from llamad.frozen import dataclass
 RUNTIME_ROOT = Path("/run/llamad/model")
 
 SYSTEM_RUN = Path("/run/llamad")
+ROUTER = "router"
+"""The folder of the router's models in the run-time directory, beside `model`."""
 PUBLIC_LEDGER = Path("public", "ledger.json")
 
 

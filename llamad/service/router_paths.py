@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llamad.errors import os_error
-from llamad.service.paths import SYSTEM_RUN, Paths, require_own, user_run
+from llamad.service.paths import ROUTER, SYSTEM_RUN, Paths, require_own, user_run
 
-ROUTER = "router"
 CACHE = ".router"
 """Beside the caches of models, whose names do not begin with a point."""
 HOST_CREDENTIAL = "llamad"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -231,12 +233,13 @@ def test_what_is_broken_or_manual_says_so_and_the_rest_is_served(router: Router)
 
 def test_ready_waits_for_the_models_that_are_always_there(router: Router) -> None:
     define(router.bed, "one", head='start = "always"', extra='[idle]\nkeep_alive = "1s"\n')
-    define(router.bed, "two")
+    define(router.bed, "two", extra='[idle]\nkeep_alive = "1s"\n')
     router.start()
     assert get(f"{router.url}/health") == (200, {"status": "ok"})
     wait_for(lambda: get(f"{router.url}/ready")[0] == 200, "ready", 60)
     assert router.states() == {"one": "ready", "two": "unloaded"}
-    time.sleep(2.0)  # longer than keep_alive
+    assert router.ask("two")[0] == 200
+    router.until("two", "unloaded", 20)  # as short a keep_alive as the first one's
     assert router.states()["one"] == "ready"
 
 

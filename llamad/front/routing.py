@@ -138,7 +138,7 @@ class JsonModel:
     It goes on to the end, because a second one is refused. What is no JSON otherwise is for llama-server to refuse.
     """
 
-    __slots__ = ("_depth", "_key", "_step", "_text", "model")
+    __slots__ = ("_depth", "_half", "_key", "_step", "_text", "model")
 
     def __init__(self) -> None:
         self.model: str | None = None
@@ -146,6 +146,7 @@ class JsonModel:
         self._depth = 0  # of brackets inside the object
         self._text = bytearray()  # an unfinished key or name
         self._key = b""
+        self._half = False  # an escape's backslash was the last byte so far
 
     def feed(self, data: bytes) -> None:
         at, size = 0, len(data)
@@ -229,22 +230,22 @@ class JsonModel:
         return end
 
     def _take(self, data: bytes, at: int) -> tuple[int, bool]:
-        """Keep more of a string, up to a bound; the index behind it, and whether it has ended."""
-        if self._text.endswith(b"\\") and not _escapes_itself(self._text):
-            self._text += data[at : at + 1]
+        """Keep more of a string, a little past the bound at most; the index behind it, and whether it has ended."""
+        room = max(0, NAME_BYTES + 1 - len(self._text))
+        if self._half:
+            self._half = False
+            self._text += data[at : at + min(1, room)]
             return at + 1, False
         end = _string_end(data, at)
-        self._text += data[at : min(end, at + NAME_BYTES + 1)]
+        self._half = end < len(data) and data[end] != _QUOTE
+        self._text += data[at : min(end + self._half, at + room)]
         if end == len(data):
             return end, False
-        if data[end] == _QUOTE:
-            return end + 1, True
-        self._text += b"\\" if end - at <= NAME_BYTES else b""  # the rest of the escape comes later
-        return end + 1, False
+        return end + 1, not self._half
 
     def _in_string(self, data: bytes, at: int) -> int:
-        if self._text:  # the second half of an escape
-            self._text.clear()
+        if self._half:
+            self._half = False
             return at + 1
         end = _string_end(data, at)
         if end == len(data):
@@ -252,7 +253,7 @@ class JsonModel:
         if data[end] == _QUOTE:
             self._step = JsonModel._nested if self._depth else JsonModel._comma
         else:
-            self._text += b"\\"
+            self._half = True
         return end + 1
 
     def _nested(self, data: bytes, at: int) -> int:
@@ -305,11 +306,6 @@ def _string_end(data: bytes, at: int) -> int:
     match = _IN_STRING.match(data, at)
     assert match is not None
     return match.end()
-
-
-def _escapes_itself(text: bytearray) -> bool:
-    """Whether the backslash at the end of an unfinished string is the second one of a pair."""
-    return (len(text) - len(text.rstrip(b"\\"))) % 2 == 0
 
 
 def _is_model(key: bytes) -> bool:

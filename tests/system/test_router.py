@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -105,12 +104,8 @@ def more_than_half_mib() -> int:
 
 
 def large(bed: Bed, name: str, *, head: str = "", extra: str = "") -> str:
-    """A model beside which there is no room for another one like it."""
-    cache = Path("/var/cache/llamad/.router") / name
-    if not (cache / "mesa_shader_cache").exists():  # compiling the shaders anew takes half a minute
-        shutil.copytree("/usr/local/lib/bed/shaders/mesa_shader_cache", cache / "mesa_shader_cache")
-        run("chown", "-R", "_llamad", "/var/cache/llamad/.router")
-    return define(bed, name, head=head, placement=f'[placement]\nvram_margin = "{more_than_half_mib()}MiB"\n', extra=extra)
+    """A model beside which there is no room for another one like it: its prompt cache is promised in host memory."""
+    return define(bed, name, head=head, extra=f'[server]\ncache_ram = "{more_than_half_mib()}MiB"\n{extra}')
 
 
 def test_where_memory_holds_one_the_idle_one_goes(router: Router) -> None:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from llamad.clock import Clock
 from llamad.config.loaded import Loaded
@@ -39,15 +40,44 @@ class LifeSeams:
     always: Callable[[], frozenset[str]]
 
 
+class Living(Protocol):
+    """A life, as the resident that leads it sees it."""
+
+    is_leaving: bool
+    last_words: str
+    """Why it has failed."""
+
+    @property
+    def state(self) -> str:
+        """Of its supervisor."""
+        ...
+
+    @property
+    def child_pid(self) -> int:
+        """0 where there is none."""
+        ...
+
+    def stop(self) -> None:
+        """Finish the requests in flight, end llama-server, and let `run` return."""
+        ...
+
+    def reload(self, loaded: Loaded) -> None:
+        """Put another definition into force; the old one stays where that cannot be."""
+        ...
+
+    async def run(self) -> ExitCode:
+        """Load and serve. Raises LlamadError for a model that cannot be used at all."""
+        ...
+
+
 class Life:
     """See the module. `ledger` has the model's name already, and is released by the owner."""
 
     def __init__(
-        self, loaded: Loaded, ledger: Ledger, seams: LifeSeams, clock: Clock, *, sandboxed: bool
+        self, loaded: Loaded, ledger: Ledger, seams: LifeSeams, clock: Clock, sandboxed: bool
     ) -> None:
         self.is_leaving = False
         self.last_words = ""
-        """Why it has failed."""
         self._loaded = loaded
         self._ledger = ledger
         self._seams = seams
@@ -58,22 +88,18 @@ class Life:
 
     @property
     def state(self) -> str:
-        """Of its supervisor."""
         return str(self._supervisor.state) if self._supervisor is not None else "waiting"
 
     @property
     def child_pid(self) -> int:
-        """0 where there is none."""
         return self._supervisor.child_pid if self._supervisor is not None else 0
 
     def stop(self) -> None:
-        """Finish the requests in flight, end llama-server, and let `run` return."""
         self.is_leaving = True
         if self._supervisor is not None:
             self._supervisor.stop()
 
     def reload(self, loaded: Loaded) -> None:
-        """Put another definition into force; the old one stays where that cannot be."""
         self._loaded = loaded
         if self._supervisor is not None and not self.is_leaving:
             task = asyncio.create_task(self._reload(self._supervisor, loaded))
@@ -81,7 +107,6 @@ class Life:
             task.add_done_callback(self._reloaded)
 
     async def run(self) -> ExitCode:
-        """Load and serve. Raises LlamadError for a model that cannot be used at all."""
         seams = self._seams
         read = FactsReader(seams.paths.cache / CACHE_NAME)
         await asyncio.to_thread(self._require_usable, read)

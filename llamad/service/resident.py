@@ -26,7 +26,7 @@ from llamad.service.definitions import Read
 from llamad.service.front import settings_of
 from llamad.service.journal import Journal
 from llamad.service.lane_front import LaneFront
-from llamad.service.life import Life, LifeSeams
+from llamad.service.life import Life, LifeSeams, Living
 from llamad.service.notify import Notifier
 from llamad.service.overview import is_number
 from llamad.service.reporter import DaemonReporter
@@ -79,6 +79,7 @@ class House:
     """Something is to be looked at: who serves what, who makes room."""
     always: Callable[[], frozenset[str]] = field(default=frozenset)
     """The models that plans leave room for."""
+    live: Callable[[Loaded, Ledger, LifeSeams, Clock, bool], Living] = Life
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ class Resident:
         self._reporter.on_state = self._state_changed
         self._created_s = int(time.time())
         self._loading_since_s = 0.0
-        self._life: Life | None = None
+        self._life: Living | None = None
         self._task: asyncio.Task[None] | None = None
         self._outside = Outside()
         self._failures = 0
@@ -383,7 +384,7 @@ class Resident:
             await asyncio.to_thread(ledger.take, ROUTER_NOTE)
             self.way = Way.LOADED
             seams = LifeSeams(house.config_root, self._paths, self._reporter, house.nvml, self.front, house.always)
-            self._life = Life(loaded, ledger, seams, house.clock, sandboxed=house.sandboxed)
+            self._life = house.live(loaded, ledger, seams, house.clock, house.sandboxed)
             code = await self._life.run()
             text = self._life.last_words
         except LlamadError as error:

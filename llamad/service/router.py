@@ -11,12 +11,14 @@ import contextlib
 import os
 import signal
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from llamad.clock import Clock, SystemClock
 from llamad.config.definition import HostSettings
 from llamad.config.listen import parse_listen
+from llamad.config.loaded import Loaded
 from llamad.errors import LlamadError
 from llamad.front.keys import KeySet
 from llamad.front.settings import FrontSettings
@@ -28,6 +30,7 @@ from llamad.ledger.wake import Watch
 from llamad.service.daemon import BUG_EXIT, CONFIG_READ_S
 from llamad.service.definitions import Read, changed, read_all, read_host
 from llamad.service.journal import Journal, make_journal
+from llamad.service.life import Life, LifeSeams, Living
 from llamad.service.neighbours import ENABLED_UNITS, enabled_names
 from llamad.service.notify import Notifier, make_notifier, watchdog_interval_s
 from llamad.service.resident import House, Outside, Resident
@@ -59,6 +62,7 @@ class Router:
         clock: Clock | None = None,
         enabled_units: Path = ENABLED_UNITS,
         nvml: Nvml | None = None,
+        live: Callable[[Loaded, Ledger, LifeSeams, Clock, bool], Living] = Life,
     ) -> None:
         self.residents: dict[str, Resident] = {}
         self._config_root = config_root
@@ -69,6 +73,7 @@ class Router:
         self._watchdog_s = watchdog_s
         self._clock = clock or SystemClock()
         self._enabled_units = enabled_units
+        self._live = live
         self._ledger = Ledger(paths.ledger, ROUTER_NAME)
         self._nvml = nvml or Nvml(own_pids=self._ledger.pids)
         self._again = asyncio.Event()
@@ -90,7 +95,7 @@ class Router:
         self._house = House(
             self._config_root, self._paths, self.front, self._reporter.journal,
             ResidentNotifier(self._notifier), self._nvml, self._clock, self._sandboxed, host.host.unit_grace_s,
-            self._again.set, self._always,
+            self._again.set, self._always, self._live,
         )  # fmt: skip
         self._install_signals(loop)
         self._reads = await asyncio.to_thread(read_all, self._config_root, self._paths)

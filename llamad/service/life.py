@@ -128,7 +128,7 @@ class Life:
             for task in self._reloads:
                 task.cancel()
         if code is not ExitCode.OK:
-            self.last_words = supervisor.failure_text
+            self.last_words = supervisor.status_text().removeprefix("failed: ")
         return code
 
     def _require_usable(self, read: FactsReader) -> None:

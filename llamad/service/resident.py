@@ -8,29 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from enum import StrEnum
-from pathlib import Path
+from dataclasses import replace
 
-from llamad.clock import Clock
 from llamad.config.loaded import Loaded
 from llamad.errors import BusyError, ExitCode, LlamadError
 from llamad.front.holding import Refusal
 from llamad.front.settings import FrontSettings, ModelDescription
-from llamad.front.several import SwitchFront
-from llamad.hardware.nvml import Nvml
 from llamad.ledger.handover import ROUTER_NOTE
 from llamad.ledger.ledger import Ledger
 from llamad.service.definitions import Read
 from llamad.service.front import settings_of
-from llamad.service.journal import Journal
+from llamad.service.house import House, Outside, Timers, Way
 from llamad.service.lane_front import LaneFront
-from llamad.service.life import Life, LifeSeams, Living
-from llamad.service.notify import Notifier
+from llamad.service.life import LifeSeams, Living
 from llamad.service.overview import is_number
 from llamad.service.reporter import DaemonReporter
-from llamad.service.router_paths import RouterPaths
 from llamad.service.sockets import ROUTER_SOCKET
 from llamad.service.status import StatusFile, read_status
 from llamad.supervision import residency
@@ -42,55 +34,6 @@ RESTART_S = 2.0
 """A unit that is not enabled and went away may be restarting: so long nobody else loads its model."""
 PROBE_S = 0.1
 _RETRIED = frozenset({ExitCode.NO_MODEL_FILE, ExitCode.NO_DEVICE, ExitCode.TEMPORARY})
-
-
-class Way(StrEnum):
-    """Who answers requests for a model. While it is loaded here its supervisor's states are shown instead."""
-
-    STARTING = "starting"
-    """The router does not know yet."""
-    UNLOADED = "unloaded"
-    LOADED = "loaded"
-    FORWARDED = "forwarded"
-    """Its own unit runs."""
-    AWAITED = "awaited"
-    """Its own unit is expected: it asked for the model, or was here a moment ago."""
-    UNIT_STOPPED = "unit-stopped"
-    MANUAL = "manual"
-    FAILED = "failed"
-    BROKEN = "broken"
-    """Its definition cannot be used."""
-
-
-@dataclass
-class House:
-    """What all residents share."""
-
-    config_root: Path
-    paths: RouterPaths
-    front: SwitchFront
-    journal: Journal
-    notifier: Notifier
-    nvml: Nvml
-    clock: Clock
-    sandboxed: bool
-    unit_grace_s: float
-    changed: Callable[[], None]
-    """Something is to be looked at: who serves what, who makes room."""
-    always: Callable[[], frozenset[str]] = field(default=frozenset)
-    """The models that plans leave room for."""
-    live: Callable[[Loaded, Ledger, LifeSeams, Clock, bool], Living] = Life
-
-
-@dataclass(frozen=True)
-class Outside:
-    """What is known of a model's own unit."""
-
-    owned: bool = False
-    """Somebody serves it, or is about to."""
-    wanted: bool = False
-    """Somebody asks the router for it."""
-    enabled: bool = False
 
 
 class Resident:
@@ -115,7 +58,7 @@ class Resident:
         self._failures = 0
         self._awaited_until_s: float | None = None
         self._why_unloaded = ""
-        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._timers = Timers()
         self._probing: asyncio.Task[None] | None = None
         self._closing = False
         self.front = LaneFront(house.front, _settings(read), read.keys, self.describe)
@@ -214,8 +157,7 @@ class Resident:
 
     async def gone(self) -> None:
         """Return when nothing of it is left."""
-        for timer in self._timers.values():
-            timer.cancel()
+        self._timers.close()
         if self._probing is not None:
             self._probing.cancel()
         if self._task is not None:
@@ -293,7 +235,7 @@ class Resident:
         now_s = self._house.clock.monotonic()
         self._awaited_until_s = None if grace_s is None else now_s + grace_s
         if grace_s is not None:
-            self._later("grace", grace_s, self._house.changed)
+            self._timers.set("grace", grace_s, self._house.changed)
 
     def _is_awaited(self) -> bool:
         until_s = self._awaited_until_s
@@ -355,7 +297,7 @@ class Resident:
             self._house.changed()
 
     def _look_at_idleness(self) -> None:
-        self._drop_timer("idle")
+        self._timers.drop("idle")
         if self.loaded is None or self.is_always or self.ready_at_s is None or self.front.is_wanted:
             return
         keep_alive_s = parse_duration(self.loaded.definition.idle.keep_alive)
@@ -363,7 +305,7 @@ class Resident:
         if idle_s >= keep_alive_s:
             self.unload(f"idle for {keep_alive_s:g} s ([idle] keep_alive)")
         else:
-            self._later("idle", keep_alive_s - idle_s + 0.01, self._look_at_idleness)
+            self._timers.set("idle", keep_alive_s - idle_s + 0.01, self._look_at_idleness)
 
     # -- a life -------------------------------------------------------------------------------------------
 
@@ -418,7 +360,7 @@ class Resident:
         retry_s = min(RETRY_MOST_S, RETRY_S * 2.0 ** (self._failures - 1)) if code in _RETRIED else None
         self.front.refuse_with(Refusal(503, "model_failed", text, retry_s))
         if retry_s is not None:
-            self._later("retry", retry_s, self._may_be_tried)
+            self._timers.set("retry", retry_s, self._may_be_tried)
 
     def _may_be_tried(self) -> None:
         if self.way is Way.FAILED and self._task is None:
@@ -439,19 +381,6 @@ class Resident:
         elif state not in ("draining", "stopping", "swapping"):
             self.ready_at_s = None
         self._house.changed()
-
-    def _later(self, what: str, delay_s: float, call: Callable[[], None]) -> None:
-        self._drop_timer(what)
-        self._timers[what] = asyncio.get_running_loop().call_later(delay_s, self._ring, what, call)
-
-    def _drop_timer(self, what: str) -> None:
-        timer = self._timers.pop(what, None)
-        if timer is not None:
-            timer.cancel()
-
-    def _ring(self, what: str, call: Callable[[], None]) -> None:
-        self._timers.pop(what, None)
-        call()
 
 
 def _settings(read: Read) -> FrontSettings:

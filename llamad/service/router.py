@@ -29,11 +29,12 @@ from llamad.ledger.ledger import Ledger
 from llamad.ledger.wake import Watch
 from llamad.service.daemon import BUG_EXIT, CONFIG_READ_S
 from llamad.service.definitions import Read, changed, read_all, read_host
+from llamad.service.house import House, Outside
 from llamad.service.journal import Journal, make_journal
 from llamad.service.life import Life, LifeSeams, Living
 from llamad.service.neighbours import ENABLED_UNITS, enabled_names
 from llamad.service.notify import Notifier, make_notifier, watchdog_interval_s
-from llamad.service.resident import House, Outside, Resident
+from llamad.service.resident import Resident
 from llamad.service.router_notify import NoRecords, ResidentNotifier, RouterReporter, summary
 from llamad.service.router_paths import RouterPaths
 from llamad.service.sockets import Listening, listen_on, stored_sockets

@@ -118,11 +118,6 @@ class Supervisor:
         """Why the last child died that was not stopped by us."""
         return self._last_cause
 
-    @property
-    def failure_text(self) -> str:
-        """Why it has failed; "" where it has not."""
-        return self._failure_text
-
     def status_text(self) -> str:
         """The one line of `systemctl status`."""
         plan, stepped_from = (self.launch.plan, self.launch.stepped_from) if self.launch else (None, 0)

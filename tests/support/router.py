@@ -222,7 +222,7 @@ class RouterBench:
         """The router tells nobody when it has looked: looked at again and again, with a bound."""
         try:
             async with asyncio.timeout(20):
-                while not condition():
+                while not condition():  # noqa: ASYNC110
                     await asyncio.sleep(0.01)
         except TimeoutError:
             raise AssertionError(f"{what}: {self.states()} {self.journal.events[-5:]}") from None

@@ -12,8 +12,8 @@ from typing import Any
 
 from llamad.front.keys import KeySet
 from llamad.front.lane import Lane
-from llamad.front.several import SwitchFront
 from llamad.front.settings import FrontSettings, ModelDescription
+from llamad.front.several import SwitchFront
 from tests.support.fake_upstream import FakeUpstream, Handler, answer_ok
 from tests.support.front import QuickClock
 from tests.support.http import Answer, Client, RecordingObserver, ask, yield_to_loop

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -33,7 +34,7 @@ cuts = st.lists(st.integers(0, 400), max_size=8)
 
 def pieces(data: bytes, at: list[int]) -> list[bytes]:
     places = [0, *sorted({min(place, len(data)) for place in at}), len(data)]
-    return [data[start:end] for start, end in zip(places, places[1:], strict=False)]
+    return [data[start:end] for start, end in pairwise(places)]
 
 
 def found(finder: Any, data: bytes, at: list[int]) -> str | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +27,7 @@ from llamad.service.reporter import DaemonReporter
 from llamad.supervision.child import ProcessSpawner
 from llamad.supervision.ground import GroundWatch
 from llamad.supervision.launch import Seams
+from llamad.supervision.learned import FILE_NAME
 from llamad.supervision.supervisor import Supervisor
 
 
@@ -37,6 +40,8 @@ class LifeSeams:
     reporter: DaemonReporter
     nvml: Nvml
     front: LaneFront
+    unit_state: Path
+    """Where the model's own unit keeps what it learned."""
     always: Callable[[], frozenset[str]]
 
 
@@ -109,7 +114,7 @@ class Life:
     async def run(self) -> ExitCode:
         seams = self._seams
         read = FactsReader(seams.paths.cache / CACHE_NAME)
-        await asyncio.to_thread(self._require_usable, read)
+        await asyncio.to_thread(self._prepare, read)
         if self.is_leaving:
             return ExitCode.OK
         booking = Booking(self._ledger, seams.nvml.held)
@@ -131,8 +136,13 @@ class Life:
             self.last_words = supervisor.status_text().removeprefix("failed: ")
         return code
 
-    def _require_usable(self, read: FactsReader) -> None:
+    def _prepare(self, read: FactsReader) -> None:
+        """Check the definition, and begin with what the unit learned where there is nothing of our own. Blocking."""
         paths, loaded = self._seams.paths, self._loaded
+        own, other = paths.state / FILE_NAME, self._seams.unit_state / FILE_NAME
+        if not own.exists() and other.exists():
+            with contextlib.suppress(OSError):  # it only saves learning it again
+                shutil.copyfile(other, own)
         require_usable(
             loaded,
             read,

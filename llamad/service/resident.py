@@ -325,7 +325,10 @@ class Resident:
             self._paths.make(under_systemd=False)
             await asyncio.to_thread(ledger.take, ROUTER_NOTE)
             self.way = Way.LOADED
-            seams = LifeSeams(house.config_root, self._paths, self._reporter, house.nvml, self.front, house.always)
+            seams = LifeSeams(
+                house.config_root, self._paths, self._reporter, house.nvml, self.front,
+                house.paths.unit_state(self.name), house.always,
+            )  # fmt: skip
             self._life = house.live(loaded, ledger, seams, house.clock, house.sandboxed)
             code = await self._life.run()
             text = self._life.last_words

@@ -68,6 +68,12 @@ class RouterPaths:
             self.runtime / name, self.state / name, self.cache / name, self.ledger, self.run / "api", self.credentials
         )
 
+    def unit_state(self, name: str) -> Path:
+        """Where the model's own unit, or a `llamad serve NAME` of this user, keeps what it learned."""
+        if self.state == _SYSTEM_STATE:
+            return _SYSTEM_STATE.with_name("state") / name
+        return self.state.with_name("llamad") / name
+
     def unit_runtime(self, name: str) -> Path:
         """The runtime directory of the model's own unit, or of a `llamad serve NAME` of this user."""
         return self.run / "model" / name

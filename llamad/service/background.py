@@ -21,6 +21,7 @@ from llamad.service.planner import PlanMaker, make_launch, remove_stale
 from llamad.service.records import LeaseRecorder
 from llamad.service.reporter import DaemonReporter
 from llamad.service.sharing import Sharing
+from llamad.service.threads import in_thread
 from llamad.service.turn import wait_for_change
 from llamad.supervision.launch import Launch, needs_no_new_child
 from llamad.supervision.learned import LearnedFile
@@ -64,7 +65,7 @@ class BackgroundPlanner:
         self._leases = LeaseRecorder(booking, reporter, paths.state)
         self._problems: tuple[str, ...] = booking.problems
         self._launch = first
-        self._waits = False
+        self._waits = self._runs = False
         self._paths = paths
         self._reporter = reporter
         self._read = read
@@ -127,6 +128,7 @@ class BackgroundPlanner:
         await wait_for_change(self._booking)
 
     def spawned(self, pid: int, observed: Callable[[], Observed]) -> None:
+        self._runs = True
         if self._launch is not None:
             self._leases.spawned(pid, self._launch.plan, observed)
 
@@ -134,6 +136,7 @@ class BackgroundPlanner:
         self._leases.settled(pid)
 
     def ended(self) -> None:
+        self._runs = False
         self._leases.ended()
 
     def failed(self, failure: Failure) -> None:
@@ -163,7 +166,7 @@ class BackgroundPlanner:
         if not any(uuid.startswith(("GPU-", "MIG-")) for uuid in uuids):
             return {}
         try:
-            found = await asyncio.wait_for(asyncio.to_thread(self._nvml.devices), FREE_BYTES_S)
+            found = await asyncio.wait_for(in_thread(self._nvml.devices), FREE_BYTES_S)
         except (TimeoutError, LlamadError):
             return {}
         return {uuids[device.uuid]: device.free_bytes for device in found if device.uuid in uuids}
@@ -184,6 +187,7 @@ class BackgroundPlanner:
             booking=self._booking if promised else None,
             sharing=Sharing(loaded.file.parent, self._paths.cache, self._booking.others, expected=self._expected),
             learned=self._learned,
+            rpc_in_use=self._runs,
         )
 
     def _refuse_upgraded_driver(self, previous: Launch, loaded: Loaded) -> None:
@@ -267,7 +271,7 @@ class BackgroundPlanner:
 async def _off_the_loop(work: Callable[..., T], *args: object, what: str) -> T:
     """Run blocking work in a thread. A thread that hangs (a dead file server) is left behind, not waited for."""
     try:
-        return await asyncio.wait_for(asyncio.to_thread(work, *args), PLAN_S)
+        return await asyncio.wait_for(in_thread(work, *args), PLAN_S)
     except TimeoutError:
         raise BusyError(
             f"{what} takes longer than {PLAN_S:g} s", why="the file system or the driver does not answer",

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from types import FrameType
 from typing import Any
 
 from llamad.clock import SystemClock
@@ -17,6 +21,7 @@ from llamad.service.front import RelayFront
 from llamad.service.keys import read_keys
 from llamad.service.notify import watchdog_interval_s
 from llamad.service.start import UNDER_SYSTEMD, Start
+from llamad.service.threads import in_thread
 from llamad.supervision.child import ProcessSpawner
 from llamad.supervision.launch import Seams
 from llamad.supervision.supervisor import Supervisor
@@ -62,7 +67,7 @@ class Service:
             watchdog.cancel()
             if self._ground_task:
                 self._ground_task.cancel()
-            if code is ExitCode.OK:
+            if code is ExitCode.OK and not self.supervisor.child_pid:
                 self.reporter.event("stopped", "Stopped: llama-server is gone")
         finally:
             await self.front.close()
@@ -88,9 +93,10 @@ class Service:
     # -- signals ----------------------------------------------------------------------------------------
 
     def _install_signals(self, loop: asyncio.AbstractEventLoop) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop)
-        loop.add_signal_handler(signal.SIGHUP, self._hang_up)
+        # Not the loop's own handlers: they lose signals, of any number, while many of one come.
+        reactions = {signal.SIGTERM: self._stop, signal.SIGINT: self._stop, signal.SIGHUP: self._hang_up}
+        for number, react in reactions.items():
+            signal.signal(number, partial(on_signal, loop, react))
         self._reload_task: asyncio.Task[None] | None = None
         self._reload_again = False
         self._stopping = False
@@ -121,13 +127,13 @@ class Service:
                 self._ground.state_changed()  # who reloads has often installed something
             self.reporter.reloading()
             text = await self._reload_once()
-            if self.supervisor.state == "ready":
+            if self.supervisor.state in ("ready", "stuck"):  # in all others what comes of it is still to come
                 self.reporter.still_ready(text)
 
     async def _reload_once(self) -> str:
         running = self.supervisor.loaded
         try:
-            loaded = await asyncio.wait_for(asyncio.to_thread(self.start.load), CONFIG_READ_S)
+            loaded = await asyncio.wait_for(in_thread(self.start.load), CONFIG_READ_S)
             self._refuse_moves(running, loaded)
             keys = read_keys(loaded, self.start.paths.credential(self.name))
             self.front.apply(loaded, keys)
@@ -172,6 +178,14 @@ class Service:
         self.start.journal.record(f"Internal error: {context['message']}\n{trace}", "crit", "llamad")
         if error is not None:
             loop.stop()
+
+
+def on_signal(
+    loop: asyncio.AbstractEventLoop, react: Callable[[], None], _number: int, _frame: FrameType | None
+) -> None:
+    """A handler for `signal.signal` that has `react` called on the loop."""
+    with contextlib.suppress(RuntimeError):  # the loop is closed: we are at our end already
+        loop.call_soon_threadsafe(react)
 
 
 def _raise_bug(task: asyncio.Task[None]) -> None:

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from llamad.config.apart import Apart
 from llamad.config.definition import HostSettings
-from llamad.config.kept import load_kept
+from llamad.config.kept import Judge, load_kept
 from llamad.config.listen import parse_listen
-from llamad.config.load import load_host
 from llamad.config.loaded import Loaded
 from llamad.config.names import definition_names
 from llamad.errors import ConfigError, LlamadError, Where
@@ -36,15 +36,16 @@ class Read:
 
 def read_all(root: Path, paths: RouterPaths) -> dict[str, Read]:
     """Every definition of the folder."""
-    return {name: read_one(name, root, paths) for name in definition_names(root)}
+    with Apart() as judge:
+        return {name: read_one(name, root, paths, judge) for name in definition_names(root)}
 
 
-def read_one(name: str, root: Path, paths: RouterPaths) -> Read:
+def read_one(name: str, root: Path, paths: RouterPaths, judge: Judge) -> Read:
     """One definition, with its keys and what is known of its model without loading it. Raises nothing."""
     folders = paths.of_model(name)
     try:
         folders.make(under_systemd=False)
-        loaded = load_kept(name, root, folders.cache / "definition.json")
+        loaded = load_kept(name, root, folders.cache / "definition.json", judge=judge)
         keys = read_keys(loaded, folders.credential(name))
     except LlamadError as problem:
         return Read(name, None, problem, KeySet())
@@ -57,6 +58,10 @@ def read_host(root: Path, paths: RouterPaths) -> tuple[HostSettings, KeySet]:
 
     An address of the network without keys is refused, unless that is said to be meant.
     """
+    from llamad.config.load import (
+        load_host,  # with the parser, which is needed for a file that says something
+    )
+
     found = load_host(root)
     host = found.settings.host
     where = found.origins.get(("host", "api_keys_file"))

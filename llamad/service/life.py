@@ -62,6 +62,10 @@ class Living(Protocol):
         """0 where there is none."""
         ...
 
+    def state_changed(self) -> None:
+        """Its supervisor has another state."""
+        ...
+
     def stop(self) -> None:
         """Finish the requests in flight, end llama-server, and let `run` return."""
         ...
@@ -89,6 +93,7 @@ class Life:
         self._clock = clock
         self._sandboxed = sandboxed
         self._supervisor: Supervisor | None = None
+        self._ground: GroundWatch | None = None
         self._reloads: set[asyncio.Task[None]] = set()
 
     @property
@@ -98,6 +103,10 @@ class Life:
     @property
     def child_pid(self) -> int:
         return self._supervisor.child_pid if self._supervisor is not None else 0
+
+    def state_changed(self) -> None:
+        if self._ground is not None:
+            self._ground.state_changed()
 
     def stop(self) -> None:
         self.is_leaving = True
@@ -124,8 +133,8 @@ class Life:
         acts = Seams(planner, ServerEngine(), seams.front, seams.reporter)
         spawner = ProcessSpawner(None, lambda: self._ledger.lease_fds)
         self._supervisor = supervisor = Supervisor(self._loaded, acts, spawner, self._clock, parks=True)
-        ground = GroundWatch(supervisor, acts, MachineGround(seams.paths.cache, seams.nvml), self._clock)
-        watching = asyncio.create_task(ground.run())
+        self._ground = GroundWatch(supervisor, acts, MachineGround(seams.paths.cache, seams.nvml), self._clock)
+        watching = asyncio.create_task(self._ground.run())
         try:
             code = await supervisor.run()
         finally:

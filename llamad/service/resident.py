@@ -383,6 +383,8 @@ class Resident:
             self._look_at_idleness()
         elif state not in ("draining", "stopping", "swapping"):
             self.ready_at_s = None
+        if self._life is not None:
+            self._life.state_changed()
         self._house.changed()
 
 

@@ -12,6 +12,7 @@ import os
 import signal
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from llamad.hardware.nvml import Nvml
 from llamad.ledger.handover import Served, forget_requests, look
 from llamad.ledger.ledger import Ledger
 from llamad.ledger.wake import Watch
-from llamad.service.daemon import BUG_EXIT, CONFIG_READ_S
+from llamad.service.daemon import BUG_EXIT, CONFIG_READ_S, on_signal
 from llamad.service.definitions import Read, changed, read_all, read_host
 from llamad.service.house import House, Outside
 from llamad.service.journal import Journal, make_journal
@@ -276,9 +277,9 @@ class Router:
             raise error  # a bug: the loop's exception handler ends the router
 
     def _install_signals(self, loop: asyncio.AbstractEventLoop) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.stop)
-        loop.add_signal_handler(signal.SIGHUP, self.reload)
+        reactions = {signal.SIGTERM: self.stop, signal.SIGINT: self.stop, signal.SIGHUP: self.reload}
+        for number, react in reactions.items():
+            signal.signal(number, partial(on_signal, loop, react))
 
     async def _feed_watchdog(self) -> None:
         while self._watchdog_s:

@@ -14,20 +14,21 @@ from dataclasses import replace
 from llamad.clock import Clock
 from llamad.config.loaded import Loaded
 from llamad.errors import ChildError, ExitCode, LlamadError
-from llamad.frozen import dataclass
 from llamad.ledger.booking import MustWait
 from llamad.supervision import words
 from llamad.supervision.backoff import Backoff
 from llamad.supervision.causes import CAUSES, Cause, Policy
 from llamad.supervision.child import Child, Spawner, stop_ladder
 from llamad.supervision.ending import Parking, as_error, ending, of_a_device
-from llamad.supervision.hang import Hung, watch_hang
+from llamad.supervision.hang import Hung, stuck_error, tell_stuck, watch_hang
 from llamad.supervision.host import oom_kills
 from llamad.supervision.intake import Intake
 from llamad.supervision.jobs import Jobs
 from llamad.supervision.launch import Launch, Seams, needs_no_new_child, tail
 from llamad.supervision.loading import NotUsable, warm_up, watch_load
 from llamad.supervision.machine import Effect, Event, State, may, step
+from llamad.supervision.message import Message as _Message
+from llamad.supervision.prepared import prepare
 from llamad.supervision.reload import Reload
 
 SETTLE_S = 2.0
@@ -35,16 +36,6 @@ STEP_S = 300.0
 MOST_SHORTAGES = 8
 """More than the steps of a start: each is one death for lack of memory, some of which others caused."""
 _HAS_CHILD = (State.LOADING, State.WARMING, State.READY)
-
-
-@dataclass(frozen=True)
-class _Message:
-    event: Event
-    epoch: int | None = None
-    """The state's epoch that posted it; None for what comes from outside and always counts."""
-    launch: Launch | None = None
-    error: LlamadError | None = None
-    cause: Cause | None = None
 
 
 class Supervisor:
@@ -103,6 +94,8 @@ class Supervisor:
         force then. A definition that changes nothing for the child, ready or still loading, is applied at once
         without touching it.
         """
+        if self.state is State.STUCK:
+            raise stuck_error(self.child_pid)
         if self.launch and self.state in _HAS_CHILD and needs_no_new_child(self.launch.loaded, loaded):
             self.loaded = loaded
             return
@@ -223,6 +216,8 @@ class Supervisor:
                 self._jobs.start(self._kill_child(self._epoch))
             case Effect.ARM_BACKOFF:
                 self._jobs.start(self._back_off(self._epoch, message.cause))
+            case Effect.TELL_STUCK:
+                self._failure_text = tell_stuck(self.child_pid, self._seams.reporter)
             case Effect.FORGIVE:
                 self._backoff.forgive()
                 self._shortages = 0
@@ -344,6 +339,7 @@ class Supervisor:
             self._seams.reporter.event("reload-applied", "The new definition is in force")
         self._seams.reporter.serving(self.launch)
         self._reload.settle(None)
+        self._jobs.start(prepare(self._clock))
         self._watch_while_ready()
 
     def _watch_while_ready(self) -> None:

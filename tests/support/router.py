@@ -94,6 +94,9 @@ class PlayedLife:
         self._seams = seams
         self._stopped = asyncio.Event()
 
+    def state_changed(self) -> None:
+        """Nothing stands on anything here."""
+
     def stop(self) -> None:
         self.is_leaving = True
         self._stopped.set()

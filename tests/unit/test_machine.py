@@ -16,6 +16,7 @@ WITH_CHILD = {
     State.STOPPING, State.STUCK,
 }  # fmt: skip
 GONE = {Event.DIED, Event.DOOMED}
+TOWARDS_A_STOP = (State.DRAINING, State.STOPPING)
 
 
 def test_every_state_can_be_stopped_and_reloaded() -> None:
@@ -99,34 +100,88 @@ class Life:
         self.ended = False
 
     def take(self, event: Event) -> None:
+        before, had_child = self.state, self.child
         if event in GONE or event in (Event.REVERT, Event.PARKED):
             self.child = False
-        self.state, effects = step(self.state, event)
+        self.state, effects = step(before, event)
         if Effect.SPAWN in effects:
-            assert not self.child, "a second child"
+            assert not had_child, "a second child"
             self.child = True
-        assert self.child == (self.state in WITH_CHILD), f"{event} leads to {self.state}"
-        if Effect.OPEN in effects:
-            assert event is Event.WARMED, "only a warmed child is opened"
+        assert self.child == (self.state in WITH_CHILD), f"{event} leads from {before} to {self.state}"
+        self._hold_rules(before, event, effects)
         self.ended = Effect.EXIT in effects
 
+    def _hold_rules(self, before: State, event: Event, effects: tuple[Effect, ...]) -> None:
+        if Effect.OPEN in effects:
+            assert event is Event.WARMED, "only a warmed child is opened"
+        if Effect.EXIT in effects:
+            assert event is Event.STOP or before in TOWARDS_A_STOP, "only who was told to stop ends by himself"
+        if before in TOWARDS_A_STOP and event is not Event.STOP:
+            assert self.state in (*TOWARDS_A_STOP, State.STOPPED, State.STUCK), "a stop that was taken back"
+        if self.state is State.STUCK:
+            assert Effect.SPAWN not in effects and Effect.PLAN not in effects, "beside a child that cannot be killed"
+            if before is not State.STUCK:
+                assert Effect.TELL_STUCK in effects
+        if before is State.READY and self.state not in (State.READY, State.DRAINING, State.FAILED):
+            assert Effect.HOLD in effects, "requests would go to a child that is none any more"
 
-def test_random_lives_have_one_child_at_most_and_always_end() -> None:
-    """100,000 lives."""
-    choose = random.Random(20261)
-    choices = {
+
+def choices() -> dict[tuple[State, bool], list[Event]]:
+    """What may come next, by the state and whether there is a child."""
+    return {
         (state, child): [event for event in Event if possible(state, event, child) and not impossible(state, event)]
         for state in State
         for child in (False, True)
     }
-    for _ in range(100_000):
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_random_lives_have_one_child_at_most_and_always_end(seed: int) -> None:
+    """100,000 of 4 to 200 events: whatever has come before, a stop and the end of the child end them."""
+    choose, following, longest = random.Random(20261 + seed), choices(), 0
+    for _ in range(25_000):
         life = Life()
-        for _ in range(choose.randrange(4, 24)):
-            life.take(choose.choice(choices[life.state, life.child]))
+        events = choose.randrange(4, 24) if choose.random() < 0.98 else 200
+        for count in range(events):
+            life.take(choose.choice(following[life.state, life.child]))
+            longest = max(longest, count)
             if life.ended and not life.child:
                 break
         else:
-            for event in (Event.STOP, Event.DRAINED, *([Event.DIED] if life.child else []), Event.STOP):
-                if not (event in GONE and not life.child) and not impossible(life.state, event):
-                    life.take(event)
-            assert not life.child and life.ended, "a stop that does not end"
+            end(life)
+    assert longest > 50
+
+
+def end(life: Life) -> None:
+    """A stop, and then only what must come: the drain's end, the child's end (which SIGKILL may have to bring)."""
+    life.take(Event.STOP)
+    for event in (Event.DRAINED, Event.DIED):
+        if life.ended:
+            break
+        if event is Event.DRAINED or life.child:
+            life.take(event)
+    assert life.ended, f"a stop that does not end, in {life.state}"
+    assert not life.child or life.state is State.STUCK
+
+
+@pytest.mark.parametrize("state", State)
+def test_a_stop_ends_within_three_events_from_everywhere(state: State) -> None:
+    """Also where the child cannot be killed: then llamad ends, and the child has its lease."""
+    for third in (Event.DIED, Event.UNKILLABLE):
+        now, effects = step(state, Event.STOP)
+        for event in (Event.DRAINED, third):
+            if Effect.EXIT in effects:
+                break
+            now, effects = step(now, event)
+        assert Effect.EXIT in effects, f"{state} -> {now} by {third}"
+
+
+def test_every_state_can_be_reached_and_left() -> None:
+    found, edge = {State.STOPPED}, [State.STOPPED]
+    while edge:
+        state = edge.pop()
+        after = {to for (place, _), (to, _) in TRANSITIONS.items() if place is state}
+        assert after - {state} or state is State.STUCK, f"{state} is a dead end"
+        edge += after - found
+        found |= after
+    assert found == set(State)

@@ -16,6 +16,8 @@ from llamad.front.upstream import Pool
 if TYPE_CHECKING:
     from llamad.front.exchange import Exchange
 
+_FAREWELL_S = 1.0
+
 
 class Lane:
     """See the module. An address has one lane for each model behind it; `Front` has one."""
@@ -31,6 +33,8 @@ class Lane:
         self._clock = clock
         self._pulse = pulse
         self._last_finished_s = clock.monotonic()
+        self.passes_keys = False
+        """Whether what it leads to asks for keys itself: another llamad."""
         self._told_lost = 0
         self._cause: tuple[int, str, str] | None = None
 
@@ -109,6 +113,33 @@ class Lane:
         if self._cause is not None and self._cause[0] == generation:
             return self._cause[1], self._cause[2]
         return None
+
+    # --- the end of a llama-server ---------------------------------------------------------------------------
+
+    @property
+    def at_work(self) -> int:
+        """Requests that llama-server has whole, and whose clients take what it answers."""
+        return sum(one.is_at_work for one in self.exchanges)
+
+    async def drain(self, deadline_s: float, generation: int | None = None) -> int:
+        """See `Front.drain`."""
+        await self._pulse.until(lambda: not self.upstream(generation), deadline_s)
+        return len(self.upstream(generation))
+
+    def cut(self, cause: str, message: str, generation: int | None = None) -> int:
+        """See `Front.cut`."""
+        cut = self.upstream(generation)
+        for exchange in cut:
+            exchange.cut(cause, message)
+        return len(cut)
+
+    async def close_upstreams(self, generation: int | None = None) -> None:
+        """See `Front.close_upstreams`."""
+        self.cut("stopped", "llama-server is being stopped", generation)
+        pools = [pool for pool in self.pools if generation in (None, pool.generation)]
+        for pool in pools:
+            pool.drop_all()
+        await self._pulse.until(lambda: all(pool.is_empty for pool in pools), _FAREWELL_S)
 
     def finished(self, exchange: Exchange, now_s: float) -> None:
         """An exchange is over."""

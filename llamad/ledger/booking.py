@@ -258,7 +258,8 @@ class Step:
         more = f" and {len(by) - _MOST_NAMES} more" if len(by) > _MOST_NAMES else ""
         held = f", held by {', '.join(by[:_MOST_NAMES])}{more}" if by else ", which others have just given back"
         text = f"{format_bytes(need)} on {self._names.get(place, place)}{held}"
-        self._wait(tuple(holders), text, places, need, source)
+        lacks = {one: max(0, need - self.available.get(one, 0)) for one in places}
+        self._wait(tuple(holders), text, places, need, source, lacks=lacks)
 
     def _largest(self, lease: Lease, places: Sequence[str]) -> int:
         return max((lease.promised.get(place, 0) for place in places), default=0)
@@ -282,6 +283,7 @@ class Step:
         source: str = "",
         *,
         for_turn: bool = False,
+        lacks: Mapping[str, int] | None = None,
     ) -> None:
         """Stand in the queue, and say so by MustWait or, if it was long enough, by GaveUpWaiting."""
         transaction, booking = self._transaction, self._booking
@@ -299,6 +301,7 @@ class Step:
                 booking.ledger.name, Phase.WAITING, waiting.id if waiting else transaction.new_id(),
                 wants=dict.fromkeys(places, need_bytes), why=text, ticket=ticket,
                 passed=waiting.passed if waiting else 0, until_s=int(until_s), source=source, pids=(os.getpid(),),
+                lacks=lacks or {},
             )  # fmt: skip
             if lease != waiting:
                 transaction.put(lease)

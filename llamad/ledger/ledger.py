@@ -54,8 +54,11 @@ class Ledger:
 
     # -- the name -----------------------------------------------------------------------------------------
 
-    def take(self) -> None:
-        """Become the one process that serves the model. Raises BusyError where another does, AccessError."""
+    def take(self, note: str = "") -> None:
+        """Become the one process that serves the model. Raises BusyError where another does, AccessError.
+
+        `note` is told to who finds the name taken, behind our process id.
+        """
         with self.transaction() as transaction:
             fd = files.open_lock(self.folder / f"{self.name}.owner")
             if not files.try_lock(fd):
@@ -63,7 +66,7 @@ class Ledger:
                 os.close(fd)
                 what, why = f"{self.name} is served already", f"by process {holder}"
                 raise BusyError(what, why=why, fix="stop that one first")
-            files.sign(fd, f"{os.getpid()}\n")
+            files.sign(fd, f"{os.getpid()}{note}\n")
             self._owner_fd = fd
             transaction.begin()
 
@@ -103,7 +106,7 @@ class Ledger:
 
         It needs no lock: whatever is read here can only have grown when the drivers are asked.
         """
-        names = [name for name, suffix in map(files.name_of, self._file_names()) if suffix == ".json"]
+        names = [name for name, suffix in map(files.name_of, self.file_names()) if suffix == ".json"]
         leases = [lease for name in names if (lease := self._lease(name)) is not None]
         loading = any(lease.phase is Phase.LOADING for lease in leases)
         processes = held() if loading else {}
@@ -117,7 +120,7 @@ class Ledger:
 
     def pids(self) -> set[int]:
         """The processes that have leases, for figures that are about all others. No lock, no sign of life."""
-        names = [name for name, suffix in map(files.name_of, self._file_names()) if suffix == ".json"]
+        names = [name for name, suffix in map(files.name_of, self.file_names()) if suffix == ".json"]
         return {pid for name in names if (lease := self._lease(name)) is not None for pid in lease.pids}
 
     @contextmanager
@@ -162,7 +165,8 @@ class Ledger:
             time.sleep(wait_s)  # flock has no deadline, and no event for who waits
             wait_s = min(_WAIT_S, wait_s * 2)
 
-    def _file_names(self) -> list[str]:
+    def file_names(self) -> list[str]:
+        """What is in the folder; nothing where there is none."""
         try:
             return os.listdir(self.folder)
         except OSError:
@@ -206,7 +210,7 @@ class Transaction:
     def _look(self) -> None:
         ledger = self._ledger
         names: dict[str, set[str]] = {}
-        for file_name in ledger._file_names():
+        for file_name in ledger.file_names():
             name, suffix = files.name_of(file_name)
             if name:
                 names.setdefault(name, set()).add(suffix)

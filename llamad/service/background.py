@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
@@ -57,11 +57,14 @@ class BackgroundPlanner:
         first: Launch | None,
         booking: Booking,
         upgrade: Upgrade | None = None,
+        expected: Callable[[], Collection[str]] = tuple,
     ) -> None:
-        """`first` was planned a moment ago, for the first start. `nvml` is kept open: opening a GPU that nobody
+        """`first` was planned a moment ago, for the first start. `expected` names models that are to be served
+        besides those that are enabled: plans leave room for them. `nvml` is kept open: opening a GPU that nobody
         uses can take seconds. `upgrade` is `driver_upgrade` where it is not given.
         """
         self._upgrade = upgrade
+        self._expected = expected
         self._booking = booking
         self._leases = LeaseRecorder(booking, reporter)
         self._problems: tuple[str, ...] = booking.problems
@@ -216,7 +219,7 @@ class BackgroundPlanner:
             read=self._read,
             nvml=self._nvml,
             booking=self._booking if promised else None,
-            sharing=Sharing(loaded.file.parent, self._paths.cache, self._booking.others),
+            sharing=Sharing(loaded.file.parent, self._paths.cache, self._booking.others, expected=self._expected),
             learned=self._learned,
             rpc_in_use=self._runs,
         )

@@ -122,7 +122,7 @@ class Service:
         # Not the loop's own handlers: they lose signals, of any number, while many of one come.
         reactions = {signal.SIGTERM: self._stop, signal.SIGINT: self._stop, signal.SIGHUP: self._hang_up}
         for number, react in reactions.items():
-            signal.signal(number, partial(_on_signal, loop, react))
+            signal.signal(number, partial(on_signal, loop, react))
         self._reload_task: asyncio.Task[None] | None = None
         self._reload_again = False
         self._stopping = False
@@ -207,9 +207,10 @@ class Service:
             loop.stop()
 
 
-def _on_signal(
+def on_signal(
     loop: asyncio.AbstractEventLoop, react: Callable[[], None], _number: int, _frame: FrameType | None
 ) -> None:
+    """A handler for `signal.signal` that has `react` called on the loop."""
     with contextlib.suppress(RuntimeError):  # the loop is closed: we are at our end already
         loop.call_soon_threadsafe(react)
 

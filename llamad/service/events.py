@@ -72,6 +72,9 @@ _KINDS = (
     EventKind("device-fault", "84054e2af3654c36a27ad1c3b4ca0ab0", "err", ("CAUSE", "FIX")),
     EventKind("resumed", "5bd64ac8c7fd4ad1802b9297c18c3285", "notice", ("CAUSE",)),
     EventKind("engine-config-present", "4b34764bf697423d8b93033f84efdb83", "warning", ()),
+    EventKind("router-ready", "06f74194e1b944058dd055099473281a", "notice", ("CAUSE",)),
+    EventKind("unloading", "9746811342a943caab134a48f7f98a1d", "notice", ("CAUSE",)),
+    EventKind("not-loaded", "f969c81b6cdf4d4fa2569711aa7679ba", "err", ("CAUSE", "FIX")),
 )
 
 EVENTS: dict[str, EventKind] = {kind.name: kind for kind in _KINDS}

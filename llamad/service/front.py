@@ -30,7 +30,7 @@ class RelayFront:
         self.figures = RequestFigures()
         self.local: LocalService | None = None
         """What `/metrics` and `/admin/` do; to be set before requests come."""
-        self._log = _request_log(reporter, loaded) if reporter is not None else None
+        self._log = request_log(reporter, loaded) if reporter is not None else None
         self._drained = False
         self._launch: Launch | None = None
         self._open = False
@@ -189,9 +189,10 @@ class RelayFront:
         )
 
 
-def _request_log(reporter: DaemonReporter, loaded: Loaded) -> RequestLog:
+def request_log(reporter: DaemonReporter, loaded: Loaded | None) -> RequestLog:
+    """Where the requests of a model are written down. To be made on the loop."""
     loop = asyncio.get_running_loop()
-    return RequestLog(reporter, loop.time, loop.call_later, loaded.definition.log.requests)
+    return RequestLog(reporter, loop.time, loop.call_later, loaded.definition.log.requests if loaded else "info")
 
 
 def settings_of(loaded: Loaded) -> FrontSettings:

@@ -19,6 +19,9 @@ from llamad.errors import AccessError, BusyError, ConfigError, os_error
 from llamad.service.notify import Notifier
 
 BACKLOG = 4096
+ROUTER_SOCKET = "router.sock"
+"""In a model's runtime directory, for the router's requests: they ask for keys as all others do."""
+ROUTER_STORE = "router"
 LISTEN_FDS_START = 3
 _IP_FREEBIND = 15  # linux/in.h; also valid at level IPPROTO_IPV6 as IPV6_FREEBIND = 78
 _IPV6_FREEBIND = 78
@@ -85,6 +88,25 @@ def listen_on(
     sock.setblocking(False)
     shown = _show(runtime / "api.sock", public / listen.path) if listen.kind == "unix" else None
     return Listening([sock], shown)
+
+
+def listen_for_router(
+    stored: dict[str, socket.socket], notifier: Notifier, runtime: Path
+) -> socket.socket:
+    """The socket by which the router passes requests on; taken out of `stored`, or new and then stored.
+
+    Only this user can connect to it. Raises AccessError, BusyError.
+    """
+    sock = stored.pop(ROUTER_STORE, None)
+    if sock is not None and not (runtime / ROUTER_SOCKET).exists():
+        sock.close()
+        sock = None
+    if sock is None:
+        sock = _bind_unix(runtime / ROUTER_SOCKET, 0o600)
+        notifier.drop(ROUTER_STORE)
+        notifier.store(ROUTER_STORE, [sock.fileno()])
+    sock.setblocking(False)
+    return sock
 
 
 def _bind_tcp(listen: Listen) -> socket.socket:

@@ -19,7 +19,7 @@ from llamad.config.apart import Apart
 from llamad.config.kept import load_kept
 from llamad.config.listen import parse_listen
 from llamad.config.loaded import Loaded
-from llamad.errors import ChildError, LlamadError
+from llamad.errors import BusyError, ChildError, LlamadError
 from llamad.front.keys import KeySet
 from llamad.hardware.nvml import Nvml
 from llamad.ledger.booking import Booking, MustWait
@@ -33,7 +33,7 @@ from llamad.service.paths import Paths
 from llamad.service.planner import SOCKET_NAME, PlanMaker, make_launch
 from llamad.service.reporter import DaemonReporter
 from llamad.service.sharing import Sharing
-from llamad.service.sockets import Listening, listen_on, stored_sockets
+from llamad.service.sockets import ROUTER_SOCKET, Listening, listen_for_router, listen_on, stored_sockets
 from llamad.service.status import StatusFile
 from llamad.supervision.launch import Launch
 from llamad.supervision.learned import LearnedFile
@@ -77,8 +77,14 @@ class Start:
         self.hung_up = True
 
     def take_name(self) -> None:
-        """Make sure that nobody else serves the model. Raises BusyError."""
-        self.ledger.take()
+        """Make sure that nobody else serves the model; the router hands it over. Raises BusyError."""
+        try:
+            self.ledger.take()
+        except BusyError:
+            from llamad.service.handover import take_from_router  # seldom
+
+            if not take_from_router(self.ledger, self.notifier, lambda: self.loaded.definition.limits):
+                raise
 
     def load(self) -> Loaded:
         """The definition as it is on disk now, read and checked. Blocking. Raises LlamadError."""
@@ -116,7 +122,10 @@ class Start:
         listen = parse_listen(definition.listen or "127.0.0.1:8080")
         mode = int(definition.listen_mode, 8)
         stored = stored_sockets(self.environ)
-        return listen_on(listen, mode, stored, self.notifier, self.paths.runtime, self.paths.public_sockets)
+        inner = listen_for_router(stored, self.notifier, self.paths.runtime)
+        outer = listen_on(listen, mode, stored, self.notifier, self.paths.runtime, self.paths.public_sockets)
+        outer.sockets.append(inner)
+        return outer
 
     @cached_property
     def first(self) -> Launch | None:
@@ -167,7 +176,8 @@ class Start:
         self.status.remove()
         if UNDER_SYSTEMD not in self.environ and "listening" in self.__dict__:
             engine = self.paths.engine / SOCKET_NAME  # llama-server itself leaves it behind
-            for path in (self.listening.unix_path, self.paths.runtime / "api.sock", engine):
+            inner = self.paths.runtime / ROUTER_SOCKET
+            for path in (self.listening.unix_path, self.paths.runtime / "api.sock", inner, engine):
                 if path is not None:
                     with contextlib.suppress(OSError):
                         path.unlink()

@@ -87,10 +87,7 @@ class ClientConnection(asyncio.Protocol):
         self._eof = True
         if self._state is _State.HEAD and self._buffer:
             self._next()
-        if self._state is _State.BODY and self._exchange is not None:
-            self._state = _State.LINGER
-            exchange, self._exchange = self._exchange, None
-            exchange.client_gone()
+        self._give_up_body()
         if self._exchange is None:
             return self._state is _State.HEAD and bool(self._buffer)
         self._shared.hangups.watch(self._socket().fileno(), self.break_off)
@@ -103,10 +100,18 @@ class ClientConnection(asyncio.Protocol):
             self._shared.hangups.unwatch(self._socket().fileno())
         self._shared.clients.discard(self)
         self._deadline_s = _NEVER
+        self._state, self._buffer = _State.LINGER, bytearray()  # what waits in it is nobody's now
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
             exchange.client_gone()
         self._shared.pulse.fire()
+
+    def _give_up_body(self) -> None:
+        """The client sends no more: a request whose body is not complete never will be."""
+        if self._state is _State.BODY and self._exchange is not None:
+            self._state = _State.LINGER
+            exchange, self._exchange = self._exchange, None
+            exchange.client_gone()
 
     def pause_writing(self) -> None:
         self.writing_paused = True
@@ -297,8 +302,6 @@ class ClientConnection(asyncio.Protocol):
             self._buffer += self._body.rest
             self._ready_for_next()
 
-    # --- bodies and what follows them ------------------------------------------------------------------------
-
     def _read_body(self, data: bytes) -> None:
         body, exchange = self._body, self._exchange
         assert body is not None and exchange is not None
@@ -352,8 +355,10 @@ class ClientConnection(asyncio.Protocol):
         self._buffer = bytearray()
         self._pause(_FOR_PIPELINE, False)
         self._read_head(data)
-        if self._eof and self._state is _State.HEAD and self._scanned:
-            self._close_gently()  # the rest of this head will never come
+        if self._eof:
+            self._give_up_body()
+            if self._exchange is None and (self._scanned or self._body is not None):
+                self._close_gently()  # the rest of this request will never come
 
     # --- the end ---------------------------------------------------------------------------------------------
 

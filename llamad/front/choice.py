@@ -10,11 +10,11 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from llamad.front.answers import Answer, error
-from llamad.front.exchange import ClientSide, Exchange
+from llamad.front.exchange import Exchange
 from llamad.front.head import RequestHead
 from llamad.front.lane import Lane
 from llamad.front.refuse import record_local
-from llamad.front.reply import Reply
+from llamad.front.reply import ClientSide, Reply
 from llamad.front.routing import Finder, RoutingError, finder_for
 from llamad.front.settings import Outcome
 from llamad.front.shared import Shared

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from llamad.front.access import is_admin_only
+from dataclasses import replace
+
+from llamad.front.access import is_for_admin
 from llamad.front.answers import Answer, answer_locally, error, is_public
 from llamad.front.head import RequestHead
 from llamad.front.settings import FrontObserver, Outcome, RequestRecord
@@ -10,30 +12,46 @@ from llamad.front.shared import Shared
 
 
 def refusal(
-    shared: Shared, head: RequestHead, path: bytes | None, request_id: bytes, *, from_network: bool
+    shared: Shared, head: RequestHead, path: bytes | None, request_id: bytes, *, from_network: bool, by_owner: bool
 ) -> Answer | None:
-    """The refusal of a request that must be neither relayed nor answered, or None. `path` is its local path."""
+    """The refusal of a request that must be neither relayed nor answered, or None. `path` is its local path,
+    `by_owner`: it comes from root or our own user, through a unix socket."""
     settings = shared.settings
     if from_network and settings.check_host:
         why = shared.hosts.problem(head)
         if why is not None:
-            return error(403, "host_not_allowed", why, request_id)
-    if not is_public(path, head) and not shared.lets_in(head, path):
+            return replace(error(403, "host_not_allowed", why, request_id), is_shared=False)
+    is_admin = by_owner or shared.keys.allows_admin(head.credentials)
+    if is_for_admin(head) and not is_admin:
+        status = 401 if shared.keys.admin else 403
+        message = f"{head.raw_path.decode()} is for the admin only: {_HOW if shared.keys.admin else _NO_ADMIN}"
+        return error(status, "admin_only", message, request_id)
+    if is_admin and is_for_admin(head):
+        return None
+    if not is_public(path, head) and not (is_admin or shared.lets_in(head, path)):
         return error(401, "invalid_api_key", "a valid API key is needed", request_id)
     if head.length > settings.body_bytes:
         message = f"the body is longer than {settings.body_bytes} bytes ([limits] body_bytes)"
         return error(413, "body_too_large", message, request_id)
-    if path is None and is_admin_only(head):
-        return error(403, "admin_only", f"{head.raw_path.decode()} is for the admin only", request_id)
     return None
 
 
+_HOW = "a key of admin_keys_file is needed"
+_NO_ADMIN = "write admin_keys_file, or ask through a unix socket as root"
+
+
 def answered_here(
-    shared: Shared, head: RequestHead, path: bytes | None, request_id: bytes, *, from_network: bool
+    shared: Shared,
+    head: RequestHead,
+    path: bytes | None,
+    request_id: bytes,
+    *,
+    from_network: bool,
+    by_owner: bool,
 ) -> tuple[Answer, Outcome] | None:
     """The answer to a request that must not be relayed, or need not be; None for one that must. `path`: its local path.
     """
-    problem = refusal(shared, head, path, request_id, from_network=from_network)
+    problem = refusal(shared, head, path, request_id, from_network=from_network, by_owner=by_owner)
     if problem is not None:
         return problem, Outcome.REFUSED
     if path is None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from llamad.front.client import ClientConnection
+    from llamad.front.errand import LocalService
     from llamad.front.switch import Switch
 
 _SANE_ID = re.compile(rb"[0-9A-Za-z._-]{1,128}")
@@ -38,7 +39,10 @@ class Shared:
         observer: FrontObserver,
         clock: Clock,
         describe: Callable[[], ModelDescription],
+        local: LocalService | None = None,
     ) -> None:
+        self.local = local
+        self.errands: set[asyncio.Task[None]] = set()
         self.settings = settings
         self.keys = keys
         self.hosts = HostCheck(settings.allowed_hosts)

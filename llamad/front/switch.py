@@ -18,10 +18,10 @@ from llamad.front.answers import (
     not_allowed,
 )
 from llamad.front.choice import Choice, Routed
-from llamad.front.exchange import ClientSide
 from llamad.front.head import RequestHead, with_target
 from llamad.front.keys import KeySet
 from llamad.front.lane import Lane
+from llamad.front.reply import ClientSide
 from llamad.front.routing import Names, RoutingError, model_in_query, split_upstream
 from llamad.front.settings import ModelDescription
 from llamad.front.shared import Shared

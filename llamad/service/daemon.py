@@ -15,8 +15,11 @@ from typing import Any
 from llamad.clock import SystemClock
 from llamad.config.loaded import Loaded
 from llamad.errors import BusyError, ExitCode, LlamadError
+from llamad.service.admin import Orders, OwnAnswers
 from llamad.service.background import BackgroundPlanner
+from llamad.service.deaths import DeathLog
 from llamad.service.engine import ServerEngine
+from llamad.service.figures import ModelFigures
 from llamad.service.front import RelayFront
 from llamad.service.keys import read_keys
 from llamad.service.notify import watchdog_interval_s
@@ -47,7 +50,8 @@ class Service:
         loop.set_exception_handler(self._on_loop_error)
         self.name, self.reporter = start.name, start.reporter
         self.keys = start.keys
-        self.front = RelayFront(start.loaded, self.keys)
+        self.reporter.on_death = DeathLog(start.paths.state).note
+        self.front = RelayFront(start.loaded, self.keys, self.reporter)
         planner = BackgroundPlanner(
             start.paths, self.reporter, start.read, start.nvml, start.first, start.booking
         )
@@ -59,6 +63,7 @@ class Service:
         self.reporter.on_state = self._state_changed
         self.front.state = lambda: str(self.supervisor.state)
         self.front.child_lives = lambda: self.supervisor.child_pid != 0
+        self.front.local = self._own_answers(planner)
         await self.front.start(start.listening.sockets)
         try:
             self._install_signals(loop)
@@ -89,6 +94,27 @@ class Service:
         self._ground = GroundWatch(self.supervisor, self._seams, ground, SystemClock())
         self._ground_task = asyncio.create_task(self._ground.run())
         self._ground_task.add_done_callback(_raise_bug)
+
+    def _own_answers(self, planner: BackgroundPlanner) -> OwnAnswers:
+        """What `/metrics` and `/admin/` tell and do."""
+        front, supervisor = self.front, self.supervisor
+        figures = ModelFigures(
+            self.name, front.relay, front.figures, self.reporter.counts, front.state, lambda: front.launch,
+            planner.observed, planner.free_bytes,
+        )  # fmt: skip
+
+        def status() -> dict[str, object]:
+            text = supervisor.status_text()
+            return {"model": self.name, "state": str(supervisor.state), "text": text, "child_pid": supervisor.child_pid}
+
+        return OwnAnswers(figures, Orders(front, status, self._reload_for_admin))
+
+    async def _reload_for_admin(self) -> tuple[bool, str]:
+        refused = self.reporter.counts.names["reload-refused"]
+        self._hang_up()
+        if self._reload_task is not None:
+            await asyncio.wait((self._reload_task,))
+        return self.reporter.counts.names["reload-refused"] == refused, self.supervisor.status_text()
 
     # -- signals ----------------------------------------------------------------------------------------
 
@@ -135,7 +161,8 @@ class Service:
         try:
             loaded = await asyncio.wait_for(in_thread(self.start.load), CONFIG_READ_S)
             self._refuse_moves(running, loaded)
-            keys = read_keys(loaded, self.start.paths.credential(self.name))
+            paths = self.start.paths
+            keys = read_keys(loaded, paths.credential(self.name), paths.credential(self.name, "admin-key"))
             self.front.apply(loaded, keys)
             await self.supervisor.reload(loaded)
             self.keys = keys

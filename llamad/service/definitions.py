@@ -66,7 +66,7 @@ def read_host(root: Path, paths: RouterPaths) -> tuple[HostSettings, KeySet]:
     host = found.settings.host
     where = found.origins.get(("host", "api_keys_file"))
     credential = paths.of_model(HOST_CREDENTIAL).credential(HOST_CREDENTIAL)
-    keys = keys_of(host.api_keys_file, credential, where)
+    keys = keys_of(host.api_keys_file, credential, where, "host.api_keys_file")
     if not (keys or host.insecure or parse_listen(host.listen).is_local):
         place = found.origins.get(("host", "listen")) or Where(str(root / "llamad.toml"), 1, 1)
         raise ConfigError(

@@ -10,7 +10,8 @@ from llamad.front.keys import KeySet
 from llamad.front.lane import Lane
 from llamad.front.settings import FrontSettings, ModelDescription, RequestRecord
 from llamad.front.several import SwitchFront
-from llamad.service.front import REOPEN_S
+from llamad.service.front import REOPEN_S, shared_tokens, tokens_as_counted
+from llamad.service.requests import RequestLog
 from llamad.supervision.launch import Launch
 
 
@@ -27,7 +28,9 @@ class LaneFront:
         settings: FrontSettings,
         keys: KeySet,
         describe: Callable[[], ModelDescription],
+        log: RequestLog | None = None,
     ) -> None:
+        self.log = log
         self.on_waiting: Callable[[], None] = _nothing
         self.on_finished: Callable[[], None] = _nothing
         self.on_forward_lost: Callable[[], None] = _nothing
@@ -51,7 +54,10 @@ class LaneFront:
         self.launch, self._open = launch, True
         self.has_answered = False
         self.lane.passes_keys = False
-        self._generation = self.lane.open(launch.socket_path)
+        self._generation = self._lane_open(launch)
+
+    def quiet_s(self) -> float:
+        return self.lane.idle_s()
 
     def at_work(self) -> int:
         return self.lane.at_work
@@ -104,8 +110,14 @@ class LaneFront:
     def request_waiting(self) -> None:
         self.on_waiting()
 
-    def request_finished(self, record: RequestRecord) -> None:  # noqa: ARG002
+    def request_finished(self, record: RequestRecord) -> None:
+        if self.log is not None:
+            self.log.finished(record)
         self.on_finished()
+
+    async def count_tokens(self, socket_path: str, path: str, body: bytes) -> int | None:
+        """As llama-server counts."""
+        return await tokens_as_counted(socket_path, path, body)
 
     def progress(self) -> None:
         """Counted for the watch over hangs."""
@@ -123,4 +135,13 @@ class LaneFront:
 
     def _reopen(self, launch: Launch) -> None:
         if self._open and launch is self.launch and self.child_lives():
-            self._generation = self.lane.open(launch.socket_path)
+            self._generation = self._lane_open(launch, same_server=True)
+
+    def _lane_open(self, launch: Launch, *, same_server: bool = False) -> int:
+        pool_tokens, default_tokens = shared_tokens(launch)
+        return self.lane.open(
+            launch.socket_path,
+            pool_tokens=pool_tokens,
+            default_output_tokens=default_tokens,
+            same_server=same_server,
+        )

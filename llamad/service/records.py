@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llamad.engine.names import plan_names
@@ -16,7 +15,6 @@ from llamad.hardware.host import process_bytes
 from llamad.ledger.booking import Booking
 from llamad.planning.plan import Plan
 from llamad.service.desk import place_of
-from llamad.service.neighbours import keep_plan
 from llamad.service.reporter import DaemonReporter
 from llamad.service.threads import in_thread
 from llamad.units import MIB
@@ -34,9 +32,7 @@ _AT_ONCE = ("CUDA", "ROCm")
 class LeaseRecorder:
     """Writes what becomes of the last promise."""
 
-    def __init__(self, booking: Booking, reporter: DaemonReporter, state: Path) -> None:
-        """`state` is the model's state folder, for the plan that has come to serve."""
-        self._state = state
+    def __init__(self, booking: Booking, reporter: DaemonReporter) -> None:
         self._booking = booking
         self._reporter = reporter
         self._task: asyncio.Task[None] | None = None
@@ -59,12 +55,7 @@ class LeaseRecorder:
     def settled(self, pid: int) -> None:
         """It is ready."""
         promise = self._booking.promise_id
-        self._begin(self._write(lambda: self._settle(promise, pid)))
-
-    def _settle(self, promise: str, pid: int) -> None:
-        promised = self._booking.settled(promise, pid, process_bytes(pid))
-        if promised:
-            keep_plan(self._state, promised)
+        self._begin(self._write(lambda: self._booking.settled(promise, pid, process_bytes(pid))))
 
     def _begin(self, work: Coroutine[None, None, None]) -> None:
         before, self._task = self._task, None

@@ -17,7 +17,7 @@ from llamad.front.settings import FrontSettings, ModelDescription
 from llamad.ledger.handover import ROUTER_NOTE
 from llamad.ledger.ledger import Ledger
 from llamad.service.definitions import Read
-from llamad.service.front import settings_of
+from llamad.service.front import request_log, settings_of
 from llamad.service.house import House, Outside, Timers, Way
 from llamad.service.lane_front import LaneFront
 from llamad.service.life import LifeSeams, Living
@@ -61,7 +61,8 @@ class Resident:
         self._timers = Timers()
         self._probing: asyncio.Task[None] | None = None
         self._closing = False
-        self.front = LaneFront(house.front, _settings(read), read.keys, self.describe)
+        log = request_log(self._reporter, read.loaded) if read.loaded is not None else None
+        self.front = LaneFront(house.front, _settings(read), read.keys, self.describe, log)
         self.front.on_waiting = self._request_waits
         self.front.on_finished = self._request_finished
         self.front.on_forward_lost = self._forward_lost
@@ -122,6 +123,8 @@ class Resident:
         self.read = read
         self._failures = 0
         self._house.front.change(self.front.lane, _settings(read), read.keys)
+        if read.loaded is not None:
+            self.front.log = request_log(self._reporter, read.loaded)
         if self.way in (Way.FAILED, Way.BROKEN, Way.MANUAL):
             self.way = Way.UNLOADED
         if self._life is not None and read.loaded is not None:
@@ -163,6 +166,8 @@ class Resident:
         if self._task is not None:
             await asyncio.wait([self._task])
         self._status.remove()
+        if self.front.log is not None:
+            self.front.log.flush()
 
     def residency(self, holds: dict[str, int]) -> residency.Resident | None:
         """What it would give back, for the choice of who makes room; None where it has nothing."""

@@ -39,6 +39,10 @@ class NoRecords:
     def request_finished(self, record: RequestRecord) -> None:
         """Nothing to do."""
 
+    async def count_tokens(self, socket_path: str, path: str, body: bytes) -> int | None:  # noqa: ARG002
+        """The address itself has no tokens to count."""
+        return None
+
     def upstream_lost(self, generation: int) -> None:
         """The address itself has no llama-server."""
 

@@ -25,7 +25,7 @@ class State(StrEnum):
     SWAPPING = "swapping"
     """Towards a new definition: requests in flight are finished, new ones held."""
     REPLACING = "replacing"
-    """The old child is being stopped for a new definition."""
+    """The old child is being stopped for a new definition, or for a larger plan."""
     CONDEMNED = "condemned"
     """The child runs but must not be used: wrong placement, stalled, failed warm-up, hung."""
     STOPPING = "stopping"
@@ -69,6 +69,8 @@ class Event(StrEnum):
     STOP = "stop"
     UNKILLABLE = "unkillable"
     STABLE = "stable"
+    GROW = "grow"
+    """A larger plan has been possible for long, and no request is in work."""
 
 
 class Effect(StrEnum):
@@ -131,6 +133,7 @@ TRANSITIONS: dict[tuple[State, Event], Row] = {
     (_S.READY, _E.DOOMED): (_S.FAILED, (_F.GIVE_UP,)),
     (_S.READY, _E.RELOAD): (_S.SWAPPING, (_F.HOLD, _F.DRAIN)),
     (_S.READY, _E.STABLE): (_S.READY, (_F.FORGIVE,)),
+    (_S.READY, _E.GROW): (_S.REPLACING, (_F.HOLD, _F.STOP_CHILD)),
     (_S.READY, _E.STOP): (_S.DRAINING, (_F.DRAIN,)),
     (_S.DRAINING, _E.DRAINED): (_S.STOPPING, (_F.STOP_CHILD,)),
     (_S.DRAINING, _E.DIED): (_S.STOPPED, (_F.EXIT,)),
@@ -175,7 +178,7 @@ IGNORED: frozenset[tuple[State, Event]] = frozenset(
 
 _OF_AN_ATTEMPT = frozenset(
     {Event.PLANNED, Event.QUEUED, Event.TURN, Event.REFUSED, Event.LOADED, Event.CONDEMN, Event.WARMED,
-     Event.DRAINED, Event.TIMER, Event.STABLE, Event.UNKILLABLE, Event.REVERT, Event.PARKED}
+     Event.DRAINED, Event.TIMER, Event.STABLE, Event.GROW, Event.UNKILLABLE, Event.REVERT, Event.PARKED}
 )  # fmt: skip
 
 

@@ -20,16 +20,18 @@ from llamad.supervision.backoff import Backoff
 from llamad.supervision.causes import CAUSES, Cause, Policy
 from llamad.supervision.child import Child, Spawner, stop_ladder
 from llamad.supervision.ending import Parking, as_error, ending, of_a_device
+from llamad.supervision.growth import Growth, Offer
 from llamad.supervision.hang import Hung, stuck_error, tell_stuck, watch_hang
 from llamad.supervision.host import oom_kills
 from llamad.supervision.intake import Intake
 from llamad.supervision.jobs import Jobs
 from llamad.supervision.launch import Launch, Seams, needs_no_new_child, tail
-from llamad.supervision.loading import NotUsable, warm_up, watch_load
+from llamad.supervision.loading import NotUsable, tell_loading, warm_up, watch_load
+from llamad.supervision.lookout import tell_growth, watch_memory
 from llamad.supervision.machine import Effect, Event, State, may, step
-from llamad.supervision.message import Message as _Message
+from llamad.supervision.message import Message
 from llamad.supervision.prepared import prepare
-from llamad.supervision.reload import Reload
+from llamad.supervision.reload import Reload, drain
 
 SETTLE_S = 2.0
 STEP_S = 300.0
@@ -61,23 +63,22 @@ class Supervisor:
         self._exit_on_failure, self._jitter = exit_on_failure, jitter
         self._parking = Parking(jitter) if parks else None
         self._backoff = Backoff(loaded.definition.limits.restarts, jitter)
-        self._queue: asyncio.Queue[_Message] = asyncio.Queue()
+        self._queue: asyncio.Queue[Message] = asyncio.Queue()
         self._epoch = 0
         self._jobs = Jobs()
+        self._growth = Growth()
         self._child: Child | None = None
         self._intake: Intake | None = None
         self._killed_because = ""
         self._condemned: LlamadError | None = None
         self._reload = Reload()
-        self._warming = False
-        self._batch_s = 0.0
+        self._warming, self._batch_s = False, 0.0
         self._shortages = 0
         self._ready_at_s = 0.0
         self._last_cause: Cause | None = None
         self._exit: ExitCode | None = None
         self._failure: ExitCode = ExitCode.OK
-        self._failure_text = ""
-        self._queued_text = ""
+        self._failure_text = self._waiting_text = ""
         self._remarks: dict[str, str] = {}
         self.restarts = 0
 
@@ -85,7 +86,7 @@ class Supervisor:
 
     def stop(self) -> None:
         """Drain, stop the child, and let `run` return."""
-        self._post(_Message(Event.STOP))
+        self._post(Message(Event.STOP))
 
     async def reload(self, loaded: Loaded) -> None:
         """Put a new definition into force; return when it serves, or the old one serves again.
@@ -103,7 +104,7 @@ class Supervisor:
             await self._seams.planner.check(loaded, self.launch)
         waiter = self._reload.begin(self.loaded if self.state is State.READY else None)
         self.loaded = loaded
-        self._post(_Message(Event.RELOAD))
+        self._post(Message(Event.RELOAD))
         await asyncio.shield(waiter)
 
     @property
@@ -113,9 +114,8 @@ class Supervisor:
 
     def status_text(self) -> str:
         """The one line of `systemctl status`."""
-        plan, stepped_from = (self.launch.plan, self.launch.stepped_from) if self.launch else (None, 0)
-        text = self._queued_text if self.state is State.WAITING else self._failure_text
-        return words.status_words(self.state, plan, stepped_from, text, self._last_cause, self._remarks.values())
+        text = self._failure_text if self.state in (State.FAILED, State.STUCK) else self._waiting_text
+        return words.status_words(self.state, self.launch, text, self._last_cause, self._remarks.values())
 
     def remark(self, topic: str, text: str) -> None:
         """Add this to the status of a child that serves, in place of what was said of the topic; "" takes it back."""
@@ -135,7 +135,7 @@ class Supervisor:
 
     async def run(self) -> ExitCode:
         """Carry the model through its life; returns the exit code for the service."""
-        self._post(_Message(Event.START))
+        self._post(Message(Event.START))
         try:
             while self._exit is None:
                 await self._handle(await self._queue.get())
@@ -147,19 +147,21 @@ class Supervisor:
 
     # -- the loop ---------------------------------------------------------------------------------------
 
-    def _post(self, message: _Message) -> None:
+    def _post(self, message: Message) -> None:
         self._queue.put_nowait(message)
 
-    async def _handle(self, message: _Message) -> None:
+    async def _handle(self, message: Message) -> None:
         if message.epoch is not None and message.epoch != self._epoch:
             return
         if message.event in (Event.REFUSED, Event.DIED, Event.DOOMED) and self._reverts(message):
-            message = _Message(Event.REVERT)
+            message = Message(Event.REVERT)
         if self._is_parked(message):
             message = replace(message, event=Event.PARKED)
+        if message.offer and not self._takes(message.offer):
+            return
         before = self.state
         self.state, effects = step(before, message.event)
-        if self.state is not before or effects:
+        if self.state is not before or set(effects) - {Effect.FORGIVE}:  # what a stable child is watched for goes on
             self._jobs.cancel()
             self._epoch += 1
         self._take_facts(message)
@@ -168,13 +170,15 @@ class Supervisor:
         if self.state is not before:
             self._announce()
 
-    def _take_facts(self, message: _Message) -> None:
+    def _take_facts(self, message: Message) -> None:
+        self._growth.note(message.event)
         if message.launch:
             self.launch = message.launch
+            self._growth.planned(self.launch.plan.context_tokens)
         if message.cause and message.cause.name != "stopped":
             self._last_cause = message.cause
 
-    def _reverts(self, message: _Message) -> bool:
+    def _reverts(self, message: Message) -> bool:
         """Whether this failure belongs to a new definition that has an older one to fall back to."""
         if message.cause and message.cause.policy is Policy.STEP_DOWN and message.event is Event.DIED:
             return False
@@ -184,18 +188,18 @@ class Supervisor:
         self.loaded = self._reload.revert(why, message.error, self._seams.reporter) or self.loaded
         return True
 
-    def _is_parked(self, message: _Message) -> bool:
+    def _is_parked(self, message: Message) -> bool:
         may_be = self._parking and message.event in (Event.REFUSED, Event.DOOMED) and may(Event.PARKED, self.state)
         return bool(may_be) and of_a_device(message.error or message.cause)
 
     # -- effects ----------------------------------------------------------------------------------------
 
-    async def _carry_out(self, effect: Effect, message: _Message) -> None:
+    async def _carry_out(self, effect: Effect, message: Message) -> None:
         match effect:
             case Effect.PLAN:
                 self._jobs.start(self._plan(self._epoch))
             case Effect.AWAIT_TURN:
-                self._queued_text = str(message.error)
+                self._waiting_text = str(message.error)
                 self._announce()
                 self._jobs.start(self._await_turn(self._epoch))
             case Effect.AWAIT_DEVICE:
@@ -229,26 +233,26 @@ class Supervisor:
 
     async def _plan(self, epoch: int) -> None:
         try:
-            launch = await self._seams.planner.plan(self.loaded, self.launch)
+            launch = await self._seams.planner.plan(self.loaded, self.launch, self._growth.most_tokens)
         except MustWait as wait:
-            self._post(_Message(Event.QUEUED, epoch, error=wait))
+            self._post(Message(Event.QUEUED, epoch, error=wait))
         except LlamadError as error:
-            self._post(_Message(Event.REFUSED, epoch, error=error))
+            self._post(Message(Event.REFUSED, epoch, error=error))
         else:
-            self._queued_text = ""
-            self._post(_Message(Event.PLANNED, epoch, launch=launch))
+            self._waiting_text = ""
+            self._post(Message(Event.PLANNED, epoch, launch=launch))
 
     async def _await_turn(self, epoch: int) -> None:
         await self._seams.planner.turn()
-        self._post(_Message(Event.TURN, epoch))
+        self._post(Message(Event.TURN, epoch))
 
     async def _await_device(self, epoch: int, why: LlamadError | Cause | None) -> None:
         assert self._parking is not None and why is not None
-        self._queued_text = self._parking.begin(why, self._seams.reporter)
+        self._waiting_text = self._parking.begin(why, self._seams.reporter)
         self._reload.settle(as_error(why))
         self._announce()
         await self._clock.sleep(self._parking.next_delay_s())
-        self._post(_Message(Event.TURN, epoch))
+        self._post(Message(Event.TURN, epoch))
 
     async def _spawn(self) -> None:
         launch = self.launch
@@ -263,10 +267,7 @@ class Supervisor:
             return
         intake.pid = child.pid
         self._seams.planner.spawned(child.pid, intake.observer.observed)
-        self._seams.reporter.event(
-            "loading", f"Loading {launch.definition.model} on {words.place_text(launch.plan)}",
-            DEVICE=words.device_names(launch.plan),
-        )  # fmt: skip
+        tell_loading(launch, self._seams.reporter)
         self._jobs.detach(self._watch_exit(child, intake, kills_before))
         self._jobs.start(self._watch_load(self._epoch, child, intake, launch))
 
@@ -276,30 +277,22 @@ class Supervisor:
         self._child = None
         self._seams.planner.ended()
         if self._killed_because == "stop" or self.state in (State.STOPPING, State.REPLACING):
-            self._post(_Message(Event.DIED, cause=CAUSES["stopped"]))
+            self._post(Message(Event.DIED, cause=CAUSES["stopped"]))
             return
         assert self.launch is not None
-        from llamad.supervision.inquest import inquest
+        from llamad.supervision.inquest import told_inquest
 
-        cause, failure = inquest(
-            returncode, intake, self.launch.plan, self._killed_because, self._condemned,
+        self._died(told_inquest(
+            self._seams, returncode, intake, self.launch.plan, self._killed_because, self._condemned,
             warming=self._warming, kills=oom_kills() - kills_before,
-        )  # fmt: skip
-        self._seams.reporter.event(
-            "child-exited", f"llama-server ended ({words.exit_words(returncode)}): {cause.text}",
-            CAUSE=cause.text, FIX=cause.fix or "see its last lines", DEATH=cause.name,
-        )  # fmt: skip
-        self._seams.front.explain(cause.name, cause.text)
-        if failure:
-            self._seams.planner.failed(failure)
-        self._died(cause)
+        ))  # fmt: skip
 
     def _died(self, cause: Cause) -> None:
-        if cause.policy is Policy.STEP_DOWN:
-            self._shortages += 1
-        stepping = cause.policy is Policy.STEP_DOWN and self._shortages <= MOST_SHORTAGES
-        final = cause.final or not (stepping or self._backoff.may_retry())
-        self._post(_Message(Event.DOOMED if final else Event.DIED, cause=cause))
+        short = cause.policy is Policy.STEP_DOWN
+        self._shortages += short
+        may_retry = (short and self._shortages <= MOST_SHORTAGES) or self._backoff.may_retry()
+        final = not self._growth.died(short=short) and (cause.final or not may_retry)
+        self._post(Message(Event.DOOMED if final else Event.DIED, cause=cause))
 
     async def _watch_load(self, epoch: int, child: Child, intake: Intake, launch: Launch) -> None:
         try:
@@ -307,7 +300,7 @@ class Supervisor:
         except NotUsable as unusable:
             self._condemn(epoch, unusable.because, unusable.error)
         else:
-            self._post(_Message(Event.LOADED, epoch))
+            self._post(Message(Event.LOADED, epoch))
 
     async def _warm_up(self, epoch: int) -> None:
         assert self.launch is not None and self._intake is not None
@@ -317,12 +310,12 @@ class Supervisor:
         except NotUsable as unusable:
             self._condemn(epoch, unusable.because, unusable.error)
         else:
-            self._post(_Message(Event.WARMED, epoch))
+            self._post(Message(Event.WARMED, epoch))
 
     def _condemn(self, epoch: int, because: str, error: LlamadError) -> None:
         if epoch == self._epoch and self._child:
             self._killed_because, self._condemned = because, error
-            self._post(_Message(Event.CONDEMN, epoch))
+            self._post(Message(Event.CONDEMN, epoch))
 
     def _open(self) -> None:
         assert self.launch is not None and self._intake is not None
@@ -331,6 +324,7 @@ class Supervisor:
         self._seams.planner.proved(self.launch, self._intake.observer.observed())
         self._ready_at_s = self._clock.monotonic()
         self._backoff.ready_at(self._ready_at_s)
+        self._growth.serves(self.launch.plan.context_tokens)
         self._failure = ExitCode.OK
         self._parking = Parking(self._jitter) if self._parking else None
         self._seams.planner.settled(self.child_pid)
@@ -345,7 +339,22 @@ class Supervisor:
     def _watch_while_ready(self) -> None:
         if self._child and self._intake and self.launch:
             self._jobs.start(self._watch_hang(self._epoch, self._child, self._intake, self.launch))
+            self._jobs.start(self._watch_memory(self._epoch, self.launch))
         self._jobs.start(self._become_stable(self._epoch))
+
+    async def _watch_memory(self, epoch: int, launch: Launch) -> None:
+        if offer := await watch_memory(launch, self._seams, self._clock, self._growth, self._jitter):
+            self._post(Message(Event.GROW, epoch, offer=offer))
+
+    def _takes(self, offer: Offer) -> bool:
+        """Take a larger plan, unless a request has come since it was offered: then the watch goes on."""
+        assert self.launch is not None
+        if self._seams.front.quiet_s() <= 0:
+            self._jobs.start(self._watch_memory(self._epoch, self.launch))
+            return False
+        self._growth.takes(offer)
+        self._waiting_text = tell_growth(self.launch.plan, offer, self._seams.reporter)
+        return True
 
     async def _watch_hang(self, epoch: int, child: Child, intake: Intake, launch: Launch) -> None:
         batch_s = self._batch_s * launch.plan.batch_tokens / launch.warm_up_tokens
@@ -356,21 +365,16 @@ class Supervisor:
 
     async def _become_stable(self, epoch: int) -> None:
         await self._clock.sleep(self.loaded.definition.limits.stable_s)
-        self._post(_Message(Event.STABLE, epoch))
+        self._post(Message(Event.STABLE, epoch))
 
     async def _drain(self, epoch: int) -> None:
-        front, limits = self._seams.front, self.loaded.definition.limits
-        self._seams.reporter.extend(limits.drain_s + 2 * limits.stop_s + 30.0)
-        if self.state is State.DRAINING:
-            await front.farewell(limits.drain_s)
-        elif await front.drain(limits.drain_s):
-            front.cut("reload", f"the request ran longer than drain_s ({limits.drain_s:g} s)")
-        self._post(_Message(Event.DRAINED, epoch))
+        await drain(self._seams, self.loaded.definition.limits, farewell=self.state is State.DRAINING)
+        self._post(Message(Event.DRAINED, epoch))
 
     def _stop_child(self) -> None:
         """The ladder survives a change of the goal on its way, so it is no job of the state."""
         if self._child is None:
-            self._post(_Message(Event.DIED, cause=CAUSES["stopped"]))
+            self._post(Message(Event.DIED, cause=CAUSES["stopped"]))
             return
         self._killed_because = "stop"
         self._jobs.detach(self._climb_down(self._child))
@@ -380,19 +384,19 @@ class Supervisor:
         if self.launch:
             await self._seams.engine.settle(self.launch.socket_path, SETTLE_S)
         if not await stop_ladder(child, self.loaded.definition.limits.stop_s):
-            self._post(_Message(Event.UNKILLABLE))
+            self._post(Message(Event.UNKILLABLE))
 
     async def _kill_child(self, epoch: int) -> None:
         if self._child:
             self._child.kill_group()
         await self._clock.sleep(10.0)
-        self._post(_Message(Event.UNKILLABLE, epoch))
+        self._post(Message(Event.UNKILLABLE, epoch))
 
     async def _back_off(self, epoch: int, cause: Cause | None) -> None:
         self.restarts += 1
         if cause and cause.policy is Policy.STEP_DOWN and self._shortages <= MOST_SHORTAGES:
             self._seams.reporter.extend(STEP_S)  # told when it is known what comes instead
-            self._post(_Message(Event.TIMER, epoch))
+            self._post(Message(Event.TIMER, epoch))
             return
         delay_s = self._backoff.next_delay_s(self._clock.monotonic())
         text = cause.text if cause else "it ended"
@@ -400,9 +404,9 @@ class Supervisor:
         self._seams.reporter.extend(delay_s + 60.0)
         if delay_s:
             await self._clock.sleep(delay_s)
-        self._post(_Message(Event.TIMER, epoch))
+        self._post(Message(Event.TIMER, epoch))
 
-    def _give_up(self, message: _Message) -> None:
+    def _give_up(self, message: Message) -> None:
         error = message.error
         lines = tail(self._intake.recent()) if self._intake and not error else ""
         end = ending(error or message.cause, lines, served=bool(self._ready_at_s))

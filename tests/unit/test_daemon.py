@@ -70,7 +70,7 @@ def file(tmp_path: Path) -> Path:
 
 def service_of(file: Path, load: Any = None) -> tuple[Any, Reloads, Reporter]:
     loaded = with_keys(file)
-    paths = SimpleNamespace(credential=lambda _name: None)
+    paths = SimpleNamespace(credential=lambda _name, _kind="api-key": None)
     start: Any = SimpleNamespace(load=load or (lambda: loaded), paths=paths, hung_up=False)
     service: Any = Service(start)
     parts, reporter = Reloads(loaded), Reporter()

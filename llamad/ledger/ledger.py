@@ -51,6 +51,7 @@ class Ledger:
         self._kept: dict[str, tuple[bytes, Lease | None]] = {}
         """What each file said and what that meant: most are read many times before they change."""
         self._lock_fd = self._owner_fd = self._lease_fd = -1
+        self._closed = False
 
     # -- the name -----------------------------------------------------------------------------------------
 
@@ -59,6 +60,7 @@ class Ledger:
 
         `note` is told to who finds the name taken, behind our process id.
         """
+        self._closed = False
         with self.transaction() as transaction:
             fd = files.open_lock(self.folder / f"{self.name}.owner")
             if not files.try_lock(fd):
@@ -93,11 +95,15 @@ class Ledger:
             self.close()
 
     def close(self) -> None:
-        """Let go of everything at once, as the kernel does for a process that ends."""
-        for fd in (self._lease_fd, self._owner_fd, self._lock_fd):
-            if fd >= 0:
-                os.close(fd)
-        self._lease_fd = self._owner_fd = self._lock_fd = -1
+        """Let go of everything at once, as the kernel does for a process that ends. Until the name is taken again
+        there are no transactions: what another thread still wanted to write comes too late.
+        """
+        with self._threads:  # a descriptor must not be closed, and then be another file's, while it is used
+            for fd in (self._lease_fd, self._owner_fd, self._lock_fd):
+                if fd >= 0:
+                    os.close(fd)
+            self._lease_fd = self._owner_fd = self._lock_fd = -1
+            self._closed = True
 
     # -- looking and promising ----------------------------------------------------------------------------
 
@@ -130,6 +136,8 @@ class Ledger:
         if not self._threads.acquire(timeout=deadline_s):
             raise BusyError("the ledger is held by another thread of this process for too long")
         try:
+            if self._closed:
+                raise BusyError(f"{self.name} was given back to the ledger")
             fd = self._locked(end_s)
             try:
                 transaction = Transaction(self)

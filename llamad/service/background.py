@@ -156,6 +156,12 @@ class BackgroundPlanner:
         self._runs = False
         self._leases.ended()
 
+    def close(self) -> None:
+        """Plan and write nothing more. For who goes on living after the model."""
+        self._leases.close()
+        for task in self._proving:
+            task.cancel()
+
     def failed(self, failure: Failure) -> None:
         self._lessons.failed(failure)
 

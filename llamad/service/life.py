@@ -139,6 +139,7 @@ class Life:
             code = await supervisor.run()
         finally:
             watching.cancel()
+            planner.close()
             for task in self._reloads:
                 task.cancel()
         if code is not ExitCode.OK:

@@ -46,6 +46,12 @@ class LeaseRecorder:
         promise = self._booking.promise_id
         self._begin(self._write(lambda: self._booking.returning(promise)))
 
+    def close(self) -> None:
+        """Write nothing more: the name is about to be given back, and the lease with it."""
+        if self._task is not None:
+            self._task.cancel()
+            self._task = None
+
     def settled(self, pid: int) -> None:
         """It is ready."""
         promise = self._booking.promise_id

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
+from llamad.config.changes import needs_no_new_child
 from llamad.config.loaded import Loaded
 from llamad.errors import BusyError, LlamadError
 from llamad.hardware.device import Device, Probe
@@ -22,7 +23,7 @@ from llamad.service.records import LeaseRecorder
 from llamad.service.reporter import DaemonReporter
 from llamad.service.sharing import Sharing
 from llamad.service.turn import wait_for_change
-from llamad.supervision.launch import Launch, needs_no_new_child
+from llamad.supervision.launch import Launch
 from llamad.supervision.learned import LearnedFile
 from llamad.supervision.step_down import ENVIRONMENT_BYTES, Failure
 

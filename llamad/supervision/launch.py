@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from llamad.config.definition import Definition
@@ -194,17 +194,6 @@ class Seams:
     engine: Engine
     front: Front
     reporter: Reporter
-
-
-def needs_no_new_child(old: Loaded, new: Loaded) -> bool:
-    """Whether two definitions differ at most in what the relay and the supervisor apply in place."""
-    keys = {"limits", "aliases", "allowed_hosts", "api_keys_file", "insecure", "idle", "start"}
-    same = all(
-        getattr(old.definition, field.name) == getattr(new.definition, field.name)
-        for field in fields(Definition)
-        if field.name not in keys
-    )
-    return same and old.host == new.host
 
 
 def tail(lines: Sequence[str], count: int = 20) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
 
 from llamad.clock import Clock
+from llamad.config.changes import needs_no_new_child
 from llamad.config.loaded import Loaded
 from llamad.errors import ChildError, ExitCode, LlamadError
 from llamad.ledger.booking import GaveUpWaiting, MustWait
@@ -23,7 +24,7 @@ from llamad.supervision.child import Child, Spawner, stop_ladder
 from llamad.supervision.hang import Hung, watch_hang
 from llamad.supervision.host import oom_kills
 from llamad.supervision.intake import Intake
-from llamad.supervision.launch import Launch, Seams, needs_no_new_child, tail
+from llamad.supervision.launch import Launch, Seams, tail
 from llamad.supervision.loading import NotUsable, watch_load
 from llamad.supervision.machine import Effect, Event, State, step
 from llamad.supervision.reload import Reload

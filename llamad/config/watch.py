@@ -211,7 +211,7 @@ class InotifyHints:
         self._moved = moved
         self._fd = -1
         self._attached = False
-        self._watches: set[int] = set()
+        self._watches: set[Any] = set()
 
     def watch(self, folders: Sequence[str]) -> None:
         # Here, not above: it is not for a start, and there may be none.
@@ -236,8 +236,8 @@ class InotifyHints:
             if watch < 0 and get_errno() in _PASSING:
                 continue
             self._watches.add(_checked(watch, get_errno, folder))
-        for watch in former - self._watches:
-            calls.inotify_rm_watch(self._fd, watch)
+        for stale in former - self._watches:
+            calls.inotify_rm_watch(self._fd, stale)
 
     def attach(self) -> None:
         if not self._attached:

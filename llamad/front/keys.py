@@ -49,6 +49,12 @@ class KeySet:
     def __len__(self) -> int:
         return len(self._keys)
 
+    def __eq__(self, other: object) -> bool:
+        return self._keys == other._keys if isinstance(other, KeySet) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._keys)
+
     def __repr__(self) -> str:
         return f"KeySet({len(self._keys)} keys)"
 

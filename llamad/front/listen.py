@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 import socket
@@ -42,19 +43,35 @@ class Listener:
         if self._starting:
             await asyncio.wait(self._starting)
 
-    def _accept(self) -> None:
+    async def retire(self) -> None:
+        """End the address for good: whoever is in the kernel's queue is served, who comes later is refused."""
+        self._listening = False
+        asyncio.get_running_loop().remove_reader(self._sock.fileno())
+        while self._accept():
+            pass
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)  # also for others that have this socket
+        self._sock.close()
+        if self._starting:
+            await asyncio.wait(self._starting)
+
+    def _accept(self) -> bool:
+        """Accept some of those that wait; whether there may be more."""
         for _ in range(_AT_ONCE):
             try:
                 connection, _ = self._sock.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-                return
+                return False
             except OSError as error:
                 self._failed(error)
-                return
+                return False
             self._spawn(self._adopt(connection))
+        return True
 
     def _failed(self, error: OSError) -> None:
         """No room for another connection passes; any other error of accept is for an admin to see."""
+        if not self._listening:
+            return
         asyncio.get_running_loop().remove_reader(self._sock.fileno())
         if error.errno in _NO_ROOM:
             _log.warning("cannot accept: %s; trying again in %s s", error.strerror, _RETRY_S)

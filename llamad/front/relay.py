@@ -53,6 +53,14 @@ class Front:
         if self._sweeper is None:
             self._sweeper = asyncio.get_running_loop().create_task(self._sweep_for_ever())
 
+    async def move(self, sockets: Sequence[socket.socket]) -> None:
+        """Accept on these sockets and no longer on those before, which are closed. Who waits in their queues is
+        served, and no connection is touched."""
+        former, self._listeners = self._listeners, []
+        await self.start(sockets)
+        for listener in former:
+            await listener.retire()
+
     # --- the gate --------------------------------------------------------------------------------------------
 
     def open(self, upstream_path: str) -> int:

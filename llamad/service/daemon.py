@@ -10,18 +10,19 @@ from typing import Any
 
 from llamad.clock import SystemClock
 from llamad.config.loaded import Loaded
-from llamad.errors import BusyError, ExitCode, LlamadError
+from llamad.errors import ExitCode
 from llamad.service.background import BackgroundPlanner
 from llamad.service.engine import ServerEngine
 from llamad.service.front import RelayFront
 from llamad.service.keys import read_keys
+from llamad.service.move import Move
 from llamad.service.notify import watchdog_interval_s
+from llamad.service.reloads import Reloads, Sources
 from llamad.service.start import Start
 from llamad.supervision.child import ProcessSpawner
 from llamad.supervision.launch import Seams
 from llamad.supervision.supervisor import Supervisor
 
-CONFIG_READ_S = 10.0
 BUG_EXIT = 1
 """Not one of the final codes: after a bug in llamad itself systemd starts it afresh."""
 
@@ -38,8 +39,7 @@ class Service:
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(self._on_loop_error)
         self.name, self.reporter = start.name, start.reporter
-        self.keys = start.keys
-        self.front = RelayFront(start.loaded, self.keys)
+        self.front = RelayFront(start.loaded, start.keys)
         planner = BackgroundPlanner(
             start.paths, self.reporter, start.read, start.nvml, start.first, start.booking
         )
@@ -48,6 +48,7 @@ class Service:
         self.supervisor = Supervisor(start.loaded, seams, spawner, SystemClock())
         self.front.state = lambda: str(self.supervisor.state)
         self.front.child_lives = lambda: self.supervisor.child_pid != 0
+        self.reloads = self._make_reloads()
         await self.front.start(start.listening.sockets)
         try:
             self._install_signals(loop)
@@ -57,78 +58,49 @@ class Service:
             if code is ExitCode.OK:
                 self.reporter.event("stopped", "Stopped: llama-server is gone")
         finally:
+            self.reloads.close()
             await self.front.close()
         return code
+
+    def _make_reloads(self) -> Reloads:
+        start = self.start
+
+        def move(old: Loaded, new: Loaded) -> Move:
+            return Move(
+                start.listening, old.definition, new.definition, start.notifier, start.paths.runtime,
+                start.paths.public_sockets,
+            )  # fmt: skip
+
+        sources = Sources(
+            start.load, lambda loaded: read_keys(loaded, start.paths.credential(start.name)), move
+        )
+        reloads = Reloads(sources, self.supervisor, self.front, self.reporter, SystemClock(), start.keys)
+
+        def on_state(state: str) -> None:
+            if state == "ready":  # not before: the start is not to wait for it
+                reloads.watch()
+
+        self.reporter.on_state = on_state
+        return reloads
 
     # -- signals ----------------------------------------------------------------------------------------
 
     def _install_signals(self, loop: asyncio.AbstractEventLoop) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop)
-        loop.add_signal_handler(signal.SIGHUP, self._hang_up)
-        self._reload_task: asyncio.Task[None] | None = None
-        self._reload_again = False
+        loop.add_signal_handler(signal.SIGHUP, self.reloads.hang_up)
         self._stopping = False
         if self.start.hung_up:
-            self._hang_up()
+            self.reloads.hang_up()
 
     def _stop(self) -> None:
         if self._stopping:
             return
         self._stopping = True
+        self.reloads.close()
         self.reporter.stopping()
         self.reporter.event("stopping", "Stopping: requests in flight are finished first")
         self.supervisor.stop()
-
-    def _hang_up(self) -> None:
-        """Any number of hang-ups end in one reload after the running one."""
-        if self._reload_task and not self._reload_task.done():
-            self._reload_again = True
-            return
-        self._reload_task = asyncio.create_task(self._reload())
-        self._reload_task.add_done_callback(_raise_bug)
-
-    async def _reload(self) -> None:
-        self._reload_again = True
-        while self._reload_again:
-            self._reload_again = False
-            self.reporter.reloading()
-            text = await self._reload_once()
-            if self.supervisor.state == "ready":
-                self.reporter.still_ready(text)
-
-    async def _reload_once(self) -> str:
-        running = self.supervisor.loaded
-        try:
-            loaded = await asyncio.wait_for(asyncio.to_thread(self.start.load), CONFIG_READ_S)
-            self._refuse_moves(running, loaded)
-            keys = read_keys(loaded, self.start.paths.credential(self.name))
-            self.front.apply(loaded, keys)
-            await self.supervisor.reload(loaded)
-            self.keys = keys
-        except LlamadError as error:
-            # With the keys that were in force: their file may be what is wrong now.
-            self.front.apply(running, self.keys)
-            self.reporter.event(
-                "reload-refused", f"Reload refused, nothing changed: {error}", CAUSE=str(error)
-            )
-            return f"{self.supervisor.status_text()} (reload refused: {error})"
-        except TimeoutError:
-            self.reporter.event(
-                "reload-refused", "Reload refused: the definition cannot be read", CAUSE="time-out"
-            )
-            return f"{self.supervisor.status_text()} (reload refused: reading the definition takes too long)"
-        return self.supervisor.status_text()
-
-    def _refuse_moves(self, old: Loaded, new: Loaded) -> None:
-        if (old.definition.listen, old.definition.listen_mode) != (
-            new.definition.listen,
-            new.definition.listen_mode,
-        ):
-            raise BusyError(
-                "`listen` cannot change while the model is served",
-                fix=f"`systemctl restart llamad@{self.name}`",
-            )
 
     # -- the loop's own health ---------------------------------------------------------------------------
 
@@ -145,12 +117,6 @@ class Service:
         self.start.journal.record(f"Internal error: {context['message']}\n{trace}", "crit", "llamad")
         if error is not None:
             loop.stop()
-
-
-def _raise_bug(task: asyncio.Task[None]) -> None:
-    """Hand what a task did not expect to the loop's exception handler now, not when the task is forgotten."""
-    if not task.cancelled() and (error := task.exception()):
-        raise error
 
 
 def run(start: Start) -> int:

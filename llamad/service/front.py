@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from llamad.clock import SystemClock
-from llamad.config.listen import parse_listen
+from llamad.config.listen import DEFAULT_LISTEN, parse_listen
 from llamad.config.loaded import Loaded
 from llamad.front.keys import KeySet
 from llamad.front.relay import Front
@@ -34,6 +34,10 @@ class RelayFront:
     async def start(self, sockets: Sequence[socket.socket]) -> None:
         """Accept on these sockets; requests are held until the model is ready."""
         await self._front.start(sockets)
+
+    async def move(self, listening: list[socket.socket]) -> None:
+        """Accept on these sockets; those before are closed when their queues are empty."""
+        await self._front.move(listening)
 
     def apply(self, loaded: Loaded, keys: KeySet) -> None:
         """Use other settings and keys from now on."""
@@ -113,7 +117,7 @@ def settings_of(loaded: Loaded) -> FrontSettings:
     """The relay's part of a definition."""
     definition = loaded.definition
     limits = definition.limits
-    listen = parse_listen(definition.listen or "127.0.0.1:8080")
+    listen = parse_listen(definition.listen or DEFAULT_LISTEN)
     return FrontSettings(
         name=loaded.name,
         aliases=definition.aliases,

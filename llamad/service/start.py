@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llamad.config.kept import load_kept
-from llamad.config.listen import parse_listen
+from llamad.config.listen import DEFAULT_LISTEN, parse_listen
 from llamad.config.loaded import Loaded
 from llamad.errors import LlamadError
 from llamad.front.keys import KeySet
@@ -32,7 +32,7 @@ from llamad.service.paths import Paths
 from llamad.service.planner import SOCKET_NAME, PlanMaker, make_launch
 from llamad.service.reporter import DaemonReporter
 from llamad.service.sharing import Sharing
-from llamad.service.sockets import Listening, listen_on, stored_sockets
+from llamad.service.sockets import SOCKET_FILE, Listening, listen_on, stored_sockets
 from llamad.service.status import StatusFile
 from llamad.supervision.launch import Launch
 from llamad.supervision.learned import LearnedFile
@@ -107,7 +107,7 @@ class Start:
     def listening(self) -> Listening:
         """Its sockets: systemd's stored ones, or new ones."""
         definition = self.loaded.definition
-        listen = parse_listen(definition.listen or "127.0.0.1:8080")
+        listen = parse_listen(definition.listen or DEFAULT_LISTEN)
         mode = int(definition.listen_mode, 8)
         stored = stored_sockets(self.environ)
         return listen_on(listen, mode, stored, self.notifier, self.paths.runtime, self.paths.public_sockets)
@@ -158,7 +158,7 @@ class Start:
         self.status.remove()
         if UNDER_SYSTEMD not in self.environ and "listening" in self.__dict__:
             engine = self.paths.engine / SOCKET_NAME  # llama-server itself leaves it behind
-            for path in (self.listening.unix_path, self.paths.runtime / "api.sock", engine):
+            for path in (self.listening.unix_path, self.paths.runtime / SOCKET_FILE, engine):
                 if path is not None:
                     with contextlib.suppress(OSError):
                         path.unlink()

@@ -5,7 +5,11 @@ from __future__ import annotations
 import asyncio
 
 from llamad.config.loaded import Loaded
-from llamad.errors import LlamadError
+from llamad.errors import ChildError, LlamadError
+
+
+class Reverted(ChildError):
+    """The new definition could not be started, and the old one is in force again. It was told."""
 
 
 class Reload:
@@ -14,10 +18,13 @@ class Reload:
     def __init__(self) -> None:
         self.fallback: Loaded | None = None
         """What is put into force again if the new definition cannot be started."""
+        self.changed = ""
+        """What is new in the last one."""
         self._outcome: asyncio.Future[None] | None = None
 
-    def begin(self, serving: Loaded | None) -> asyncio.Future[None]:
-        """Its outcome. `serving`: the definition that serves now; None where none does."""
+    def begin(self, serving: Loaded | None, changed: str = "") -> asyncio.Future[None]:
+        """Its outcome. `serving`: the definition that serves now; None where none does. `changed`: in words."""
+        self.changed = changed
         self.fallback = serving or self.fallback
         if self._outcome is None or self._outcome.done():
             self._outcome = asyncio.get_running_loop().create_future()

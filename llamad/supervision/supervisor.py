@@ -27,7 +27,7 @@ from llamad.supervision.intake import Intake
 from llamad.supervision.launch import Launch, Seams, tail
 from llamad.supervision.loading import NotUsable, watch_load
 from llamad.supervision.machine import Effect, Event, State, step
-from llamad.supervision.reload import Reload
+from llamad.supervision.reload import Reload, Reverted
 
 SETTLE_S = 2.0
 STEP_S = 300.0
@@ -92,19 +92,31 @@ class Supervisor:
         """Drain, stop the child, and let `run` return."""
         self._post(_Message(Event.STOP))
 
-    async def reload(self, loaded: Loaded) -> None:
-        """Put a new definition into force; return when it serves, or the old one serves again.
+    def adopt(self, loaded: Loaded) -> None:
+        """Use another definition from now on, in any state, that asks for no other child. Nothing is touched."""
+        self.loaded = loaded
+        if self.launch and needs_no_new_child(self.launch.loaded, loaded):
+            self.launch = replace(self.launch, loaded=loaded)
+        limits = loaded.definition.limits
+        self._backoff.restarts = limits.restarts
+        if self._intake:
+            self._intake.lines_per_s = limits.child_log_lines_per_s
+
+    async def reload(self, loaded: Loaded, changed: str = "") -> None:
+        """Put a new definition into force; return when it serves, or the old one serves again. `changed`: what is
+        new in it, in words.
 
         Raises LlamadError where the new definition was refused or could not be started; the old one is in
         force then. A definition that changes nothing for the child, ready or still loading, is applied at once
         without touching it.
         """
         if self.launch and self.state in _HAS_CHILD and needs_no_new_child(self.launch.loaded, loaded):
-            self.loaded = loaded
+            self.adopt(loaded)
             return
         if self.launch and self.state is State.READY:
             await self._seams.planner.check(loaded, self.launch)
-        waiter = self._reload.begin(self.loaded if self.state is State.READY else None)
+        waiter = self._reload.begin(self.loaded if self.state is State.READY else None, changed)
+        self._backoff.restarts = loaded.definition.limits.restarts
         self.loaded = loaded
         self._post(_Message(Event.RELOAD))
         await asyncio.shield(waiter)
@@ -177,7 +189,7 @@ class Supervisor:
             CAUSE=why,
         )  # fmt: skip
         self.loaded = self._reload.take_back() or self.loaded
-        self._reload.settle(message.error or ChildError("the new definition could not be started", why=why))
+        self._reload.settle(Reverted("the new definition could not be started", why=why))
         return True
 
     def _cancel_jobs(self) -> None:
@@ -335,7 +347,8 @@ class Supervisor:
         self._seams.planner.settled(self.child_pid)
         self._seams.front.open(self.launch)
         if self._reload.take_back():
-            self._seams.reporter.event("reload-applied", "The new definition is in force")
+            changed = self._reload.changed
+            self._seams.reporter.event("reload-applied", f"The new definition is in force: {changed}", CHANGED=changed)
         self._seams.reporter.serving(self.launch)
         self._reload.settle(None)
         self._watch_while_ready()
@@ -348,9 +361,12 @@ class Supervisor:
     async def _watch_hang(self, epoch: int, child: Child, intake: Intake, launch: Launch) -> None:
         batch_s = self._batch_s * launch.plan.batch_tokens / launch.warm_up_tokens
         try:
-            await watch_hang(child, intake, launch, self._seams, self._clock, batch_s)
+            await watch_hang(child, intake, launch, self._seams, self._clock, batch_s, self._hang_s)
         except Hung as hung:
             self._condemn(epoch, hung.because, hung.error)
+
+    def _hang_s(self) -> float:
+        return self.loaded.definition.limits.hang_s
 
     async def _become_stable(self, epoch: int) -> None:
         await self._clock.sleep(self.loaded.definition.limits.stable_s)

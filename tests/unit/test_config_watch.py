@@ -467,10 +467,8 @@ def test_a_thousand_edits_by_eight_writers_end_in_the_last_and_leak_nothing(tmp_
         writers = [threading.Thread(target=churn, args=(plan, one.file)) for plan in plans]
         for writer in writers:
             writer.start()
-        while any(writer.is_alive() for writer in writers):
-            await asyncio.sleep(0.05)
         for writer in writers:
-            writer.join()
+            await asyncio.to_thread(writer.join)
         one.file.unlink(missing_ok=True)
         one.file.write_text("# the last\n")
         await one.until_seen(3.0)

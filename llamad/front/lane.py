@@ -62,9 +62,9 @@ class Lane:
         """Seconds since the last request ended; 0 while there is one."""
         return 0.0 if self.exchanges else self._clock.monotonic() - self._last_finished_s
 
-    def upstream(self, generation: int | None) -> list[Exchange]:
-        """The requests that are with llama-server, or with this generation of it."""
-        return [one for one in self.exchanges if one.generation and generation in (None, one.generation)]
+    def upstream(self, generation: int | None, before: int | None = None) -> list[Exchange]:
+        """The requests that are with llama-server, or with this generation of it, or with one before another."""
+        return [one for one in self.exchanges if one.generation and is_of(one.generation, generation, before)]
 
     def sweep(self) -> None:
         """About once a second: time-outs of the gate and of idle connections."""
@@ -100,6 +100,11 @@ class Lane:
         self.exchanges.discard(exchange)
         self._last_finished_s = now_s
         self._pulse.fire()
+
+
+def is_of(generation: int, only: int | None, before: int | None) -> bool:
+    """Whether a generation is the only one meant, where one is, and before another, where one is given."""
+    return only in (None, generation) and (before is None or generation < before)
 
 
 def _gate_limits(settings: FrontSettings) -> GateLimits:

@@ -14,6 +14,7 @@ from llamad.clock import Clock
 from llamad.front.client import ClientConnection
 from llamad.front.holding import Refusal
 from llamad.front.keys import KeySet
+from llamad.front.lane import is_of
 from llamad.front.listen import Listener
 from llamad.front.settings import FrontObserver, FrontSettings, ModelDescription
 from llamad.front.shared import Shared
@@ -88,10 +89,9 @@ class Front:
         """Requests that are with llama-server."""
         return self._lane.gate.in_flight
 
-    @property
-    def at_work(self) -> int:
-        """Requests that llama-server has whole, and whose clients take what it answers."""
-        return sum(one.is_at_work for one in self._lane.exchanges)
+    def at_work(self, since: int = 0) -> int:
+        """Requests that llama-server, from generation `since` on, has whole, and whose clients take what it answers."""
+        return sum(one.is_at_work and one.generation >= since for one in self._lane.exchanges)
 
     @property
     def waiting(self) -> int:
@@ -109,26 +109,26 @@ class Front:
 
     # --- the end of a llama-server ---------------------------------------------------------------------------
 
-    async def drain(self, deadline_s: float, generation: int | None = None) -> int:
-        """Wait until no request is with llama-server (or with this generation of it), at most `deadline_s`;
-        how many still are. `hold` before, or new ones keep coming."""
-        await self._shared.pulse.until(lambda: not self._lane.upstream(generation), deadline_s)
-        return len(self._lane.upstream(generation))
+    async def drain(self, deadline_s: float, generation: int | None = None, before: int | None = None) -> int:
+        """Wait until no request is with llama-server (or with this generation of it, or with those `before` one), at
+        most `deadline_s`; how many still are. `hold` before, or new ones keep coming."""
+        await self._shared.pulse.until(lambda: not self._lane.upstream(generation, before), deadline_s)
+        return len(self._lane.upstream(generation, before))
 
-    def cut(self, cause: str, message: str, generation: int | None = None) -> int:
+    def cut(self, cause: str, message: str, generation: int | None = None, before: int | None = None) -> int:
         """End every request that is with llama-server; how many. A stream that has begun gets an error event
         with `cause` and its request id; one of which nothing has gone out waits at the gate for the next
         llama-server; other answers end with 503 or, where part of the body is out, a broken connection."""
-        cut = self._lane.upstream(generation)
+        cut = self._lane.upstream(generation, before)
         for exchange in cut:
             exchange.cut(cause, message)
         return len(cut)
 
-    async def close_upstreams(self, generation: int | None = None) -> None:
+    async def close_upstreams(self, generation: int | None = None, before: int | None = None) -> None:
         """Close every connection to llama-server, which does not stop while a request is on one. Requests
         still there are cut with cause `stopped`: `cut` before to name a better one."""
-        self.cut("stopped", "llama-server is being stopped", generation)
-        pools = [pool for pool in self._lane.pools if generation in (None, pool.generation)]
+        self.cut("stopped", "llama-server is being stopped", generation, before)
+        pools = [pool for pool in self._lane.pools if is_of(pool.generation, generation, before)]
         for pool in pools:
             pool.drop_all()
         await self._shared.pulse.until(lambda: all(pool.is_empty for pool in pools), _FAREWELL_S)

@@ -46,7 +46,7 @@ class Service:
         seams = Seams(planner, ServerEngine(), self.front, self.reporter)
         spawner = ProcessSpawner(start.process, lambda: start.ledger.lease_fds)
         self.supervisor = Supervisor(start.loaded, seams, spawner, SystemClock())
-        self.front.state = lambda: str(self.supervisor.state)
+        self.front.state = lambda: self.supervisor.state.public
         self.front.child_lives = lambda: self.supervisor.child_pid != 0
         self.reloads = self._make_reloads()
         await self.front.start(start.listening.sockets)

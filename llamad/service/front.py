@@ -25,6 +25,8 @@ class RelayFront:
         self._launch: Launch | None = None
         self._open = False
         self._generation = 0
+        self._since = 0
+        """The first generation of the child that requests go to."""
         self._progress = 0
         self._created_s = int(time.time())
         self.state: Callable[[], str] = lambda: "stopped"
@@ -55,10 +57,10 @@ class RelayFront:
 
     def open(self, launch: Launch) -> None:
         self._launch, self._open = launch, True
-        self._generation = self._front.open(launch.socket_path)
+        self._generation = self._since = self._front.open(launch.socket_path)
 
     def at_work(self) -> int:
-        return self._front.at_work
+        return self._front.at_work(self._since)
 
     def progress_count(self) -> int:
         return self._progress
@@ -73,14 +75,17 @@ class RelayFront:
     async def farewell(self, deadline_s: float) -> None:
         await self._front.close(deadline_s)
 
-    async def drain(self, deadline_s: float) -> int:
-        return await self._front.drain(deadline_s)
+    async def drain(self, deadline_s: float, *, former: bool = False) -> int:
+        return await self._front.drain(deadline_s, before=self._before(former))
 
-    def cut(self, cause: str, message: str) -> None:
-        self._front.cut(cause, message)
+    def cut(self, cause: str, message: str, *, former: bool = False) -> None:
+        self._front.cut(cause, message, before=self._before(former))
 
-    async def close_upstreams(self) -> None:
-        await self._front.close_upstreams()
+    async def close_upstreams(self, *, former: bool = False) -> None:
+        await self._front.close_upstreams(before=self._before(former))
+
+    def _before(self, former: bool) -> int | None:
+        return self._since if former else None
 
     # -- what the relay tells ---------------------------------------------------------------------------
 
@@ -94,9 +99,10 @@ class RelayFront:
         """Counted for the watch over hangs."""
         self._progress += 1
 
-    def upstream_lost(self, generation: int) -> None:  # noqa: ARG002
+    def upstream_lost(self, generation: int) -> None:
         """The supervisor hears of a dead child by itself; a live one that dropped a connection is used again."""
-        asyncio.get_running_loop().call_later(REOPEN_S, self._reopen, self._launch)
+        if generation >= self._since:
+            asyncio.get_running_loop().call_later(REOPEN_S, self._reopen, self._launch)
 
     def _reopen(self, launch: Launch | None) -> None:
         if self._open and launch is self._launch and launch is not None and self.child_lives():

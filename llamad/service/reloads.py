@@ -19,6 +19,7 @@ from llamad.service.move import Move, Relay
 from llamad.supervision.reload import Reverted
 
 CONFIG_READ_S = 10.0
+READY = "ready"
 
 
 class Model(Protocol):
@@ -27,8 +28,8 @@ class Model(Protocol):
     loaded: Loaded
 
     @property
-    def state(self) -> str:
-        """Where the model is in its life."""
+    def public_state(self) -> str:
+        """Where the model is in its life: `ready` where it serves."""
         ...
 
     def status_text(self) -> str:
@@ -160,7 +161,7 @@ class Reloads:
         try:
             loaded, keys = await asyncio.wait_for(asyncio.to_thread(self._read), CONFIG_READ_S)
             found = changes(self._model.loaded, loaded)
-            if found and not told and self._model.state == "ready":
+            if found and not told and self._model.public_state == READY:
                 told = True
                 self._teller.reloading()
             await self._apply(loaded, keys, found, hung_up)
@@ -171,11 +172,11 @@ class Reloads:
             self._refused(str(error))
         except TimeoutError:
             self._refused(f"reading {self._file} takes longer than {CONFIG_READ_S:g} s")
-        if told and self._model.state == "ready":
+        if told and self._model.public_state == READY:
             self._teller.still_ready(self._model.status_text())
         elif self._teller.remark != remark:
-            self._teller.state(str(self._model.state), self._model.status_text())
-        if self._watch is not None or (hung_up and self._model.state == "ready"):
+            self._teller.state(self._model.public_state, self._model.status_text())
+        if self._watch is not None or (hung_up and self._model.public_state == READY):
             self.watch()
 
     def _read(self) -> tuple[Loaded, KeySet]:

@@ -76,6 +76,28 @@ class Planner(Protocol):
         """It is gone. Its memory is kept for its successor until the next plan, or the end of the service."""
         ...
 
+    async def beside(self, loaded: Loaded, running: Launch) -> Launch | None:
+        """A launch of this definition, as it would be without `running`, whose memory is there beside `running`'s and
+        is promised to it; None where it is not. Raises LlamadError.
+        """
+        ...
+
+    def spawned_beside(self, pid: int, observed: Callable[[], Observed]) -> None:
+        """The launch of `beside` runs."""
+        ...
+
+    def adopted(self, pid: int) -> None:
+        """It is ready and has taken over; `running` still has its own memory."""
+        ...
+
+    def retired(self, pid: int) -> None:
+        """`running` is gone. `pid`: of the child that took over, 0 if it has ended."""
+        ...
+
+    def dismissed(self) -> None:
+        """The launch of `beside` is gone, or will not be started."""
+        ...
+
     def failed(self, failure: Failure) -> None:
         """The child of the launch that was planned last ended for lack of memory: the next plan must be smaller."""
         ...
@@ -125,7 +147,7 @@ class Front(Protocol):
         ...
 
     def at_work(self) -> int:
-        """Requests that the child has whole, and whose clients take what it answers."""
+        """Requests that the child they go to now has whole, and whose clients take what it answers."""
         ...
 
     def progress_count(self) -> int:
@@ -145,16 +167,18 @@ class Front(Protocol):
         connections stay in the sockets' queues, for the next llamad."""
         ...
 
-    async def drain(self, deadline_s: float) -> int:
-        """Return when no request is in flight or the deadline passed: how many still are."""
+    async def drain(self, deadline_s: float, *, former: bool = False) -> int:
+        """Return when no request is in flight or the deadline passed: how many still are. `former`: of those that
+        are with a child before the one that requests go to now.
+        """
         ...
 
-    def cut(self, cause: str, message: str) -> None:
-        """End every request in flight with an error that names the cause."""
+    def cut(self, cause: str, message: str, *, former: bool = False) -> None:
+        """End every request in flight with an error that names the cause. `former`: see `drain`."""
         ...
 
-    async def close_upstreams(self) -> None:
-        """Close the connections to the child; idle ones too."""
+    async def close_upstreams(self, *, former: bool = False) -> None:
+        """Close the connections to the child; idle ones too. `former`: see `drain`."""
         ...
 
 

@@ -9,44 +9,34 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 
 from llamad.clock import Clock
 from llamad.config.changes import needs_no_new_child
 from llamad.config.loaded import Loaded
 from llamad.errors import ChildError, ExitCode, LlamadError
-from llamad.ledger.booking import GaveUpWaiting, MustWait
+from llamad.ledger.booking import MustWait
 from llamad.supervision import words
 from llamad.supervision.backoff import Backoff
 from llamad.supervision.causes import CAUSES, Cause, Policy
-from llamad.supervision.child import Child, Spawner, stop_ladder
-from llamad.supervision.hang import Hung, watch_hang
+from llamad.supervision.child import Child, Spawner
+from llamad.supervision.failure import Failure
 from llamad.supervision.host import oom_kills
 from llamad.supervision.intake import Intake
-from llamad.supervision.launch import Launch, Seams, tail
-from llamad.supervision.loading import NotUsable, watch_load
+from llamad.supervision.launch import Launch, Seams
 from llamad.supervision.machine import Effect, Event, State, step
+from llamad.supervision.relief import Relief, Second, end_child
 from llamad.supervision.reload import Reload, Reverted
+from llamad.supervision.tending import Message, Tending
 
-SETTLE_S = 2.0
 STEP_S = 300.0
 MOST_SHORTAGES = 8
 """More than the steps of a start: each is one death for lack of memory, some of which others caused."""
-_HAS_CHILD = (State.LOADING, State.WARMING, State.READY)
+_STARTING = (State.LOADING, State.WARMING)
 
 
-@dataclass(frozen=True)
-class _Message:
-    event: Event
-    epoch: int | None = None
-    """The state's epoch that posted it; None for what comes from outside and always counts."""
-    launch: Launch | None = None
-    error: LlamadError | None = None
-    cause: Cause | None = None
-
-
-class Supervisor:
+class Supervisor(Tending):
     """Runs one model until it is stopped or, with `exit_on_failure`, until it has failed."""
 
     def __init__(
@@ -59,24 +49,12 @@ class Supervisor:
         exit_on_failure: bool = True,
         jitter: Callable[[], float] = random.random,
     ) -> None:
-        self.state = State.STOPPED
-        self.loaded = loaded
-        self.launch: Launch | None = None
-        self._seams = seams
+        super().__init__(loaded, seams, clock)
         self._spawner = spawner
-        self._clock = clock
         self._exit_on_failure = exit_on_failure
         self._backoff = Backoff(loaded.definition.limits.restarts, jitter)
-        self._queue: asyncio.Queue[_Message] = asyncio.Queue()
-        self._epoch = 0
-        self._jobs: set[asyncio.Task[None]] = set()
-        self._child: Child | None = None
-        self._intake: Intake | None = None
-        self._killed_because = ""
-        self._condemned: LlamadError | None = None
         self._reload = Reload()
-        self._warming = False
-        self._batch_s = 0.0
+        self._second = Second(seams, spawner, clock, self._jobs.follow)
         self._shortages = 0
         self._ready_at_s = 0.0
         self._last_cause: Cause | None = None
@@ -90,7 +68,7 @@ class Supervisor:
 
     def stop(self) -> None:
         """Drain, stop the child, and let `run` return."""
-        self._post(_Message(Event.STOP))
+        self._post(Message(Event.STOP))
 
     def adopt(self, loaded: Loaded) -> None:
         """Use another definition from now on, in any state, that asks for no other child. Nothing is touched."""
@@ -110,15 +88,26 @@ class Supervisor:
         force then. A definition that changes nothing for the child, ready or still loading, is applied at once
         without touching it.
         """
-        if self.launch and self.state in _HAS_CHILD and needs_no_new_child(self.launch.loaded, loaded):
+        has_child = self.state in _STARTING or self.state.serves
+        if self.launch and has_child and needs_no_new_child(self.launch.loaded, loaded):
             self.adopt(loaded)
             return
+        await self._second.is_gone()
+        beside = None
         if self.launch and self.state is State.READY:
             await self._seams.planner.check(loaded, self.launch)
+            beside = await self._seams.planner.beside(loaded, self.launch)
+        if beside is not None and self.state is not State.READY:
+            self._seams.planner.dismissed()
+            beside = None
         waiter = self._reload.begin(self.loaded if self.state is State.READY else None, changed)
-        self._backoff.restarts = loaded.definition.limits.restarts
-        self.loaded = loaded
-        self._post(_Message(Event.RELOAD))
+        if beside is not None:
+            self._second.relief = Relief(beside)
+            self._post(Message(Event.RELIEVE))
+        else:
+            self._backoff.restarts = loaded.definition.limits.restarts
+            self.loaded = loaded
+            self._post(Message(Event.RELOAD))
         await asyncio.shield(waiter)
 
     @property
@@ -133,36 +122,39 @@ class Supervisor:
         return words.status_words(self.state, plan, stepped_from, text, self._last_cause)
 
     @property
+    def public_state(self) -> str:
+        """The state for clients and admins."""
+        return self.state.public
+
+    @property
     def child_pid(self) -> int:
         """The child's process id; 0 where there is none."""
         return self._child.pid if self._child else 0
 
     async def run(self) -> ExitCode:
         """Carry the model through its life; returns the exit code for the service."""
-        self._post(_Message(Event.START))
+        self._post(Message(Event.START))
         try:
             while self._exit is None:
                 await self._handle(await self._queue.get())
         finally:
-            self._cancel_jobs()
+            self._jobs.cancel()
+            self._second.kill()
             if self._child:
                 self._child.kill_group()
         return self._exit
 
     # -- the loop ---------------------------------------------------------------------------------------
 
-    def _post(self, message: _Message) -> None:
-        self._queue.put_nowait(message)
-
-    async def _handle(self, message: _Message) -> None:
+    async def _handle(self, message: Message) -> None:
         if message.epoch is not None and message.epoch != self._epoch:
             return
         if message.event in (Event.REFUSED, Event.DIED, Event.DOOMED) and self._reverts(message):
-            message = _Message(Event.REVERT)
+            message = Message(Event.REVERT)
         before = self.state
         self.state, effects = step(before, message.event)
-        if self.state is not before or effects:
-            self._cancel_jobs()
+        if self.state is not before or set(effects) - {Effect.FORGIVE}:
+            self._jobs.cancel()
             self._epoch += 1
         self._take_facts(message)
         for effect in effects:
@@ -170,13 +162,13 @@ class Supervisor:
         if self.state is not before:
             self._announce()
 
-    def _take_facts(self, message: _Message) -> None:
+    def _take_facts(self, message: Message) -> None:
         if message.launch:
             self.launch = message.launch
         if message.cause and message.cause.name != "stopped":
             self._last_cause = message.cause
 
-    def _reverts(self, message: _Message) -> bool:
+    def _reverts(self, message: Message) -> bool:
         """Whether this failure belongs to a new definition that has an older one to fall back to."""
         if message.cause and message.cause.policy is Policy.STEP_DOWN and message.event is Event.DIED:
             return False
@@ -192,47 +184,40 @@ class Supervisor:
         self._reload.settle(Reverted("the new definition could not be started", why=why))
         return True
 
-    def _cancel_jobs(self) -> None:
-        for job in self._jobs:
-            job.cancel()
-        self._jobs.clear()
-
-    def _job(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.create_task(work)
-        self._jobs.add(task)
-        task.add_done_callback(self._job_done)
-
-    def _job_done(self, task: asyncio.Task[None]) -> None:
-        self._jobs.discard(task)
-        if not task.cancelled() and (error := task.exception()):
-            raise error  # a bug: the loop's exception handler ends the daemon
-
     # -- effects ----------------------------------------------------------------------------------------
 
-    async def _carry_out(self, effect: Effect, message: _Message) -> None:
+    async def _carry_out(self, effect: Effect, message: Message) -> None:
         match effect:
             case Effect.PLAN:
-                self._job(self._plan(self._epoch))
+                self._jobs.start(self._plan(self._epoch))
             case Effect.AWAIT_TURN:
                 self._queued_text = str(message.error)
                 self._announce()
-                self._job(self._await_turn(self._epoch))
+                self._jobs.start(self._await_turn(self._epoch))
             case Effect.SPAWN:
                 await self._spawn()
             case Effect.WARM_UP:
-                self._job(self._warm_up(self._epoch))
+                self._jobs.start(self._warm_up(self._epoch))
             case Effect.OPEN:
                 self._open()
             case Effect.HOLD:
                 self._seams.front.hold(f"the model is {self.state}")
             case Effect.DRAIN:
-                self._job(self._drain(self._epoch))
+                self._jobs.start(self._drain(self._epoch))
             case Effect.STOP_CHILD:
                 self._stop_child()
             case Effect.KILL_CHILD:
-                self._job(self._kill_child(self._epoch))
+                self._jobs.start(self._kill_child(self._epoch))
             case Effect.ARM_BACKOFF:
-                self._job(self._back_off(self._epoch, message.cause))
+                self._jobs.start(self._back_off(self._epoch, message.cause))
+            case Effect.BRING_UP:
+                self._jobs.start(self._bring_up(self._epoch))
+            case Effect.ADOPT:
+                self._adopt_relief()
+            case Effect.DISMISS:
+                self._dismiss(message)
+            case Effect.WATCH:
+                self._watch_while_ready()
             case Effect.FORGIVE:
                 self._backoff.forgive()
                 self._shortages = 0
@@ -240,22 +225,24 @@ class Supervisor:
             case Effect.GIVE_UP:
                 self._give_up(message)
             case Effect.EXIT:
+                await self._second.is_gone()
                 self._exit = self._failure
 
     async def _plan(self, epoch: int) -> None:
+        await self._second.is_gone()
         try:
             launch = await self._seams.planner.plan(self.loaded, self.launch)
         except MustWait as wait:
-            self._post(_Message(Event.QUEUED, epoch, error=wait))
+            self._post(Message(Event.QUEUED, epoch, error=wait))
         except LlamadError as error:
-            self._post(_Message(Event.REFUSED, epoch, error=error))
+            self._post(Message(Event.REFUSED, epoch, error=error))
         else:
             self._queued_text = ""
-            self._post(_Message(Event.PLANNED, epoch, launch=launch))
+            self._post(Message(Event.PLANNED, epoch, launch=launch))
 
     async def _await_turn(self, epoch: int) -> None:
         await self._seams.planner.turn()
-        self._post(_Message(Event.TURN, epoch))
+        self._post(Message(Event.TURN, epoch))
 
     async def _spawn(self) -> None:
         launch = self.launch
@@ -274,17 +261,19 @@ class Supervisor:
             "loading", f"Loading {launch.definition.model} on {words.place_text(launch.plan)}",
             DEVICE=words.device_names(launch.plan),
         )  # fmt: skip
-        task = asyncio.create_task(self._watch_exit(child, intake, kills_before))
-        task.add_done_callback(self._job_done)
-        self._job(self._watch_load(self._epoch, child, intake, launch))
+        self._jobs.follow(self._watch_exit(child, intake, kills_before))
+        self._jobs.start(self._watch_load(self._epoch, child, intake, launch))
 
     async def _watch_exit(self, child: Child, intake: Intake, kills_before: int) -> None:
         """Lives as long as the child, whatever the states do meanwhile."""
         returncode = await child.wait()
+        if self._second.has_gone(child, self.child_pid):
+            self._post(Message(Event.RETIRED))
+            return
         self._child = None
         self._seams.planner.ended()
         if self._killed_because == "stop" or self.state in (State.STOPPING, State.REPLACING):
-            self._post(_Message(Event.DIED, cause=CAUSES["stopped"]))
+            self._post(Message(Event.DIED, cause=CAUSES["stopped"]))
             return
         assert self.launch is not None
         from llamad.supervision.inquest import inquest
@@ -307,70 +296,56 @@ class Supervisor:
             self._shortages += 1
         stepping = cause.policy is Policy.STEP_DOWN and self._shortages <= MOST_SHORTAGES
         final = cause.final or not (stepping or self._backoff.may_retry())
-        self._post(_Message(Event.DOOMED if final else Event.DIED, cause=cause))
-
-    async def _watch_load(self, epoch: int, child: Child, intake: Intake, launch: Launch) -> None:
-        try:
-            await watch_load(child, intake, launch, self._seams, self._clock)
-        except NotUsable as unusable:
-            self._condemn(epoch, unusable.because, unusable.error)
-        else:
-            self._post(_Message(Event.LOADED, epoch))
-
-    async def _warm_up(self, epoch: int) -> None:
-        assert self.launch is not None and self._intake is not None
-        limits = self.launch.definition.limits
-        self._warming = True
-        self._seams.reporter.extend(limits.warmup_s + 30.0)
-        try:
-            self._batch_s = await self._seams.engine.warm_up(self.launch, limits.warmup_s)
-            self._intake.check_allocations()
-        except LlamadError as error:
-            self._seams.reporter.event("warm-up-failed", f"The warm-up failed: {error}", CAUSE=str(error))
-            self._condemn(epoch, "warm-up", error)
-        else:
-            self._post(_Message(Event.WARMED, epoch))
-
-    def _condemn(self, epoch: int, because: str, error: LlamadError) -> None:
-        if epoch == self._epoch and self._child:
-            self._killed_because, self._condemned = because, error
-            self._post(_Message(Event.CONDEMN, epoch))
+        self._post(Message(Event.DOOMED if final else Event.DIED, cause=cause))
 
     def _open(self) -> None:
         assert self.launch is not None and self._intake is not None
-        self._intake.served()
         self._warming = False
-        self._seams.planner.proved(self.launch, self._intake.observer.observed())
+        self._seams.planner.settled(self.child_pid)
+        self._serve(self.launch, self._intake)
+
+    def _serve(self, launch: Launch, intake: Intake) -> None:
+        intake.served()
+        self._seams.planner.proved(launch, intake.observer.observed())
         self._ready_at_s = self._clock.monotonic()
         self._backoff.ready_at(self._ready_at_s)
         self._failure = ExitCode.OK
-        self._seams.planner.settled(self.child_pid)
-        self._seams.front.open(self.launch)
+        self._seams.front.open(launch)
         if self._reload.take_back():
             changed = self._reload.changed
             self._seams.reporter.event("reload-applied", f"The new definition is in force: {changed}", CHANGED=changed)
-        self._seams.reporter.serving(self.launch)
+        self._seams.reporter.serving(launch)
         self._reload.settle(None)
-        self._watch_while_ready()
 
-    def _watch_while_ready(self) -> None:
-        if self._child and self._intake and self.launch:
-            self._job(self._watch_hang(self._epoch, self._child, self._intake, self.launch))
-        self._job(self._become_stable(self._epoch))
+    # -- a second child -----------------------------------------------------------------------------------
 
-    async def _watch_hang(self, epoch: int, child: Child, intake: Intake, launch: Launch) -> None:
-        batch_s = self._batch_s * launch.plan.batch_tokens / launch.warm_up_tokens
+    async def _bring_up(self, epoch: int) -> None:
         try:
-            await watch_hang(child, intake, launch, self._seams, self._clock, batch_s, self._hang_s)
-        except Hung as hung:
-            self._condemn(epoch, hung.because, hung.error)
+            await self._second.bring_up()
+        except LlamadError as error:
+            self._post(Message(Event.UNRELIEVED, epoch, error=error))
+        else:
+            self._post(Message(Event.RELIEVED, epoch))
 
-    def _hang_s(self) -> float:
-        return self.loaded.definition.limits.hang_s
+    def _adopt_relief(self) -> None:
+        assert self._child and self.launch
+        relief = self._second.adopt(self._child, self.launch)
+        assert relief.child and relief.intake
+        self._child, self._intake, self._batch_s = relief.child, relief.intake, relief.batch_s
+        self._killed_because, self._condemned, self.launch = "", None, relief.launch
+        self.adopt(relief.launch.loaded)
+        self._jobs.follow(self._watch_exit(relief.child, relief.intake, relief.kills_before))
+        self._seams.planner.adopted(relief.child.pid)
+        self._serve(relief.launch, relief.intake)
 
-    async def _become_stable(self, epoch: int) -> None:
-        await self._clock.sleep(self.loaded.definition.limits.stable_s)
-        self._post(_Message(Event.STABLE, epoch))
+    def _dismiss(self, message: Message) -> None:
+        """Whatever comes next is for the new definition, unless it was that which failed."""
+        relief = self._second.dismiss()
+        if message.event is Event.UNRELIEVED and message.error:
+            self._reload.take_back()
+            self._reload.settle(message.error)
+        elif message.event is not Event.RELOAD:
+            self.loaded = relief.launch.loaded
 
     async def _drain(self, epoch: int) -> None:
         front, limits = self._seams.front, self.loaded.definition.limits
@@ -379,35 +354,31 @@ class Supervisor:
             await front.farewell(limits.drain_s)
         elif await front.drain(limits.drain_s):
             front.cut("reload", f"the request ran longer than drain_s ({limits.drain_s:g} s)")
-        self._post(_Message(Event.DRAINED, epoch))
+        self._post(Message(Event.DRAINED, epoch))
 
     def _stop_child(self) -> None:
         """The ladder survives a change of the goal on its way, so it is no job of the state."""
         if self._child is None:
-            self._post(_Message(Event.DIED, cause=CAUSES["stopped"]))
+            self._post(Message(Event.DIED, cause=CAUSES["stopped"]))
             return
         self._killed_because = "stop"
-        task = asyncio.create_task(self._climb_down(self._child))
-        task.add_done_callback(self._job_done)
+        self._jobs.follow(self._climb_down(self._child))
 
     async def _climb_down(self, child: Child) -> None:
-        await self._seams.front.close_upstreams()
-        if self.launch:
-            await self._seams.engine.settle(self.launch.socket_path, SETTLE_S)
-        if not await stop_ladder(child, self.loaded.definition.limits.stop_s):
-            self._post(_Message(Event.UNKILLABLE))
+        if not await end_child(child, self.launch, self._seams, self.loaded.definition.limits.stop_s):
+            self._post(Message(Event.UNKILLABLE))
 
     async def _kill_child(self, epoch: int) -> None:
         if self._child:
             self._child.kill_group()
         await self._clock.sleep(10.0)
-        self._post(_Message(Event.UNKILLABLE, epoch))
+        self._post(Message(Event.UNKILLABLE, epoch))
 
     async def _back_off(self, epoch: int, cause: Cause | None) -> None:
         self.restarts += 1
         if cause and cause.policy is Policy.STEP_DOWN and self._shortages <= MOST_SHORTAGES:
             self._seams.reporter.extend(STEP_S)  # told when it is known what comes instead
-            self._post(_Message(Event.TIMER, epoch))
+            self._post(Message(Event.TIMER, epoch))
             return
         delay_s = self._backoff.next_delay_s(self._clock.monotonic())
         text = cause.text if cause else "it ended"
@@ -415,23 +386,16 @@ class Supervisor:
         self._seams.reporter.extend(delay_s + 60.0)
         if delay_s:
             await self._clock.sleep(delay_s)
-        self._post(_Message(Event.TIMER, epoch))
+        self._post(Message(Event.TIMER, epoch))
 
-    def _give_up(self, message: _Message) -> None:
-        error, cause = message.error, message.cause
-        self._failure = error.exit_code if error else cause.exit_code if cause else ExitCode.CRASH_LOOP
-        text = str(error) if error else cause.text if cause else "llama-server ended"
-        fix = (error.fix if error else cause.fix if cause else "") or "see the lines before"
-        self._failure_text = text if fix in text else f"{text}; {fix}"
-        lines = tail(self._intake.recent()) if self._intake and not error else ""
-        event = "gave-up-waiting" if isinstance(error, GaveUpWaiting) else words.event_of(self._failure)
-        self._seams.reporter.event(
-            event, f"{words.verdict(self._failure)}: {text}" + (f"\n{lines}" if lines else ""), CAUSE=text, FIX=fix
-        )
-        self._seams.front.refuse(text)
-        self._reload.settle(error or ChildError(text, fix=fix))
+    def _give_up(self, message: Message) -> None:
+        failure = Failure(message.error, message.cause)
+        self._failure, self._failure_text = failure.exit_code, failure.status
+        failure.tell(self._seams.reporter, self._intake.recent() if self._intake else ())
+        self._seams.front.refuse(failure.text)
+        self._reload.settle(message.error or ChildError(failure.text, fix=failure.fix))
         if self._exit_on_failure:
             self._exit = self._failure
 
     def _announce(self) -> None:
-        self._seams.reporter.state(str(self.state), self.status_text())
+        self._seams.reporter.state(self.public_state, self.status_text())

@@ -24,7 +24,7 @@ def status_words(
     """The one line of `systemctl status`. `text`: what a waiting model waits for, or why a failed one has failed."""
     from llamad.supervision.machine import State  # a start needs other words than these
 
-    if state is State.READY and plan:
+    if state.serves and plan:
         return ready_text(plan)
     if state in (State.LOADING, State.WARMING) and plan:
         return loading_text(str(state), plan, stepped_from)

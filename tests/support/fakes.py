@@ -77,15 +77,21 @@ class FakePlanner:
         self.spawns: list[int] = []
         self.settles: list[int] = []
         self.refuse_check: LlamadError | None = None
+        self.planned: list[Loaded] = []
+        self.beside_scenario: dict[str, Any] | LlamadError | None = None
+        self.calls: list[str] = []
 
     async def plan(self, loaded: Loaded, previous: Launch | None) -> Launch:
-        import json
-
         self.plans += 1
+        self.planned.append(loaded)
         scenario = self._scenarios.pop(0) if len(self._scenarios) > 1 else self._scenarios[0]
         if isinstance(scenario, LlamadError):
             raise scenario
-        path = self._folder / "llama.sock"
+        return self._launch(loaded, scenario, self._folder / "llama.sock")
+
+    def _launch(self, loaded: Loaded, scenario: dict[str, Any], path: Path) -> Launch:
+        import json
+
         path.unlink(missing_ok=True)
         env = {"PATH": "/usr/bin:/bin", "FAKE_LLAMA": json.dumps({"lines": LOAD_LINES, **scenario})}
         argv = (sys.executable, str(FAKE_SERVER), "--host", str(path))
@@ -103,6 +109,28 @@ class FakePlanner:
 
     def ended(self) -> None:
         self.ends += 1
+
+    async def beside(self, loaded: Loaded, running: Launch) -> Launch | None:
+        scenario = self.beside_scenario
+        if scenario is None:
+            return None
+        if isinstance(scenario, LlamadError):
+            raise scenario
+        self.calls.append("beside")
+        other = "llama-2.sock" if running.socket_path.endswith("llama.sock") else "llama.sock"
+        return self._launch(loaded, scenario, self._folder / other)
+
+    def spawned_beside(self, pid: int, observed: Callable[[], Any]) -> None:
+        self.calls.append("spawned beside")
+
+    def adopted(self, pid: int) -> None:
+        self.calls.append("adopted")
+
+    def retired(self, pid: int) -> None:
+        self.calls.append("retired" if pid else "retired last")
+
+    def dismissed(self) -> None:
+        self.calls.append("dismissed")
 
     def failed(self, failure: Failure) -> None:
         self.failures.append(failure)
@@ -152,6 +180,8 @@ class FakeFront:
         self.in_flight = 0
         self.working = 0
         self.progressed = 0
+        self.may_drain = asyncio.Event()
+        self.may_drain.set()
 
     def at_work(self) -> int:
         return self.working
@@ -174,14 +204,16 @@ class FakeFront:
     async def farewell(self, deadline_s: float) -> None:
         self.calls.append("farewell")
 
-    async def drain(self, deadline_s: float) -> int:
-        self.calls.append("drain")
+    async def drain(self, deadline_s: float, *, former: bool = False) -> int:
+        self.calls.append("drain former" if former else "drain")
+        if former:
+            await self.may_drain.wait()
         return self.in_flight
 
-    def cut(self, cause: str, message: str) -> None:
+    def cut(self, cause: str, message: str, *, former: bool = False) -> None:
         self.calls.append(f"cut {cause}")
 
-    async def close_upstreams(self) -> None:
+    async def close_upstreams(self, *, former: bool = False) -> None:
         self.calls.append("close_upstreams")
 
 

@@ -65,7 +65,7 @@ class Model:
     """A supervisor that takes every definition, and a relay that remembers what it was given."""
 
     def __init__(self, loaded: Loaded) -> None:
-        self.state, self.loaded = "ready", loaded
+        self.public_state, self.loaded = "ready", loaded
         self.reloaded: list[str] = []
         self.adopted = 0
         self.refuse: LlamadError | None = None

@@ -1,0 +1,100 @@
+"""What a supervisor knows of its one child, and what it watches it for: its load, its warm-up, that it goes on.
+
+What is seen is posted as an event; what follows of it the table says, and `supervisor` carries out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from llamad.clock import Clock
+from llamad.config.loaded import Loaded
+from llamad.errors import LlamadError
+from llamad.supervision.causes import Cause
+from llamad.supervision.child import Child
+from llamad.supervision.hang import Hung, watch_hang
+from llamad.supervision.intake import Intake
+from llamad.supervision.jobs import Jobs
+from llamad.supervision.launch import Launch, Seams
+from llamad.supervision.loading import NotUsable, watch_load
+from llamad.supervision.machine import Event, State
+
+
+@dataclass(frozen=True)
+class Message:
+    event: Event
+    epoch: int | None = None
+    """The state's epoch that posted it; None for what comes from outside and always counts."""
+    launch: Launch | None = None
+    error: LlamadError | None = None
+    cause: Cause | None = None
+
+
+class Tending:
+    """The child, its launch and its log, and the events that it makes. For `Supervisor` alone."""
+
+    def __init__(self, loaded: Loaded, seams: Seams, clock: Clock) -> None:
+        self.state = State.STOPPED
+        self.loaded = loaded
+        self.launch: Launch | None = None
+        self._seams = seams
+        self._clock = clock
+        self._queue: asyncio.Queue[Message] = asyncio.Queue()
+        self._epoch = 0
+        self._jobs = Jobs()
+        self._child: Child | None = None
+        self._intake: Intake | None = None
+        self._killed_because = ""
+        self._condemned: LlamadError | None = None
+        self._warming = False
+        self._batch_s = 0.0
+
+    def _post(self, message: Message) -> None:
+        self._queue.put_nowait(message)
+
+    async def _watch_load(self, epoch: int, child: Child, intake: Intake, launch: Launch) -> None:
+        try:
+            await watch_load(child, intake, launch, self._seams, self._clock)
+        except NotUsable as unusable:
+            self._condemn(epoch, unusable.because, unusable.error)
+        else:
+            self._post(Message(Event.LOADED, epoch))
+
+    async def _warm_up(self, epoch: int) -> None:
+        assert self.launch is not None and self._intake is not None
+        limits = self.launch.definition.limits
+        self._warming = True
+        self._seams.reporter.extend(limits.warmup_s + 30.0)
+        try:
+            self._batch_s = await self._seams.engine.warm_up(self.launch, limits.warmup_s)
+            self._intake.check_allocations()
+        except LlamadError as error:
+            self._seams.reporter.event("warm-up-failed", f"The warm-up failed: {error}", CAUSE=str(error))
+            self._condemn(epoch, "warm-up", error)
+        else:
+            self._post(Message(Event.WARMED, epoch))
+
+    def _condemn(self, epoch: int, because: str, error: LlamadError) -> None:
+        if epoch == self._epoch and self._child:
+            self._killed_because, self._condemned = because, error
+            self._post(Message(Event.CONDEMN, epoch))
+
+    def _watch_while_ready(self) -> None:
+        if self._child and self._intake and self.launch:
+            self._jobs.start(self._watch_hang(self._epoch, self._child, self._intake, self.launch))
+        self._jobs.start(self._become_stable(self._epoch))
+
+    async def _watch_hang(self, epoch: int, child: Child, intake: Intake, launch: Launch) -> None:
+        batch_s = self._batch_s * launch.plan.batch_tokens / launch.warm_up_tokens
+        try:
+            await watch_hang(child, intake, launch, self._seams, self._clock, batch_s, self._hang_s)
+        except Hung as hung:
+            self._condemn(epoch, hung.because, hung.error)
+
+    def _hang_s(self) -> float:
+        return self.loaded.definition.limits.hang_s
+
+    async def _become_stable(self, epoch: int) -> None:
+        await self._clock.sleep(self.loaded.definition.limits.stable_s)
+        self._post(Message(Event.STABLE, epoch))

@@ -25,6 +25,7 @@ from llamad.supervision.learned import LearnedFile
 from llamad.units import parse_size
 
 if TYPE_CHECKING:
+    from llamad.service.onlooker import Onlooker
     from llamad.service.sharing import Sharing
 
 CACHE_ROOT = Path("/var/cache/llamad")
@@ -65,13 +66,15 @@ def make(loaded: Loaded, what_if: list[Device], *, computed: bool) -> Made:
     """The plan, leaving nothing behind but what the model's or the user's own cache keeps."""
     with contextlib.ExitStack() as stack:
         cache = cache_of(loaded.name) or _scratch(stack)
+        onlooker = None if what_if else _onlooker(loaded.name)
         maker = PlanMaker(
             loaded,
             engine=RUNTIME_ROOT / loaded.name / "engine",
             cache=cache,
             read=FactsReader(cache / FACTS_NAME),
             scratch=None if what_if or computed else _scratch(stack),
-            sharing=None if what_if else _sharing(loaded, cache),
+            sharing=_sharing(loaded, cache, onlooker) if onlooker else None,
+            onlooker=onlooker,
             learned=LearnedFile(STATE_ROOT / loaded.name),
         )
         return maker.make(what_if, computed=computed)
@@ -94,14 +97,21 @@ def _scratch(stack: contextlib.ExitStack) -> Path:
     return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="llamad-plan-")))
 
 
-def _sharing(loaded: Loaded, cache: Path) -> Sharing | None:
-    """With whom the devices are shared, as far as everybody may see; None for a file that is no definition."""
+def _onlooker(name: str) -> Onlooker:
+    """What the ledger has, as far as everybody may see."""
+    from llamad.service.onlooker import Onlooker
+    from llamad.service.overview import leases
+
+    return Onlooker(name, leases())
+
+
+def _sharing(loaded: Loaded, cache: Path, onlooker: Onlooker) -> Sharing | None:
+    """With whom the devices are shared; None for a file that is no definition."""
     if not loaded.digest:
         return None
-    from llamad.service.overview import leases
     from llamad.service.sharing import Sharing
 
-    return Sharing(loaded.file.parent, cache, lambda: [one for one in leases() if one.name != loaded.name])
+    return Sharing(loaded.file.parent, cache, lambda: onlooker.others)
 
 
 def print_plan(made: Made, *, as_json: bool) -> None:

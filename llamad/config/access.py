@@ -11,11 +11,12 @@ import os
 import pwd
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import PurePosixPath
 from typing import Protocol
 
 from llamad.errors import AccessError, LlamadError, Where
+from llamad.frozen import dataclass
 
 SERVICE_USER = "_llamad"
 _HIDDEN_BY = (

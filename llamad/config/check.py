@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Protocol
 
 from llamad.config.access import SERVICE_USER, Access, SystemAccess, access_problem
@@ -17,6 +17,7 @@ from llamad.config.listen import Listen, next_port, parse_listen
 from llamad.config.loaded import Loaded, in_order
 from llamad.config.named_files import named_files
 from llamad.errors import BadModelError, ConfigError, LlamadError, ModelMissingError
+from llamad.frozen import dataclass
 
 
 class TrainedModel(Protocol):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import types
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import annotated_types
@@ -13,6 +12,7 @@ from pydantic.fields import FieldInfo
 from llamad.config.definition import Table
 from llamad.config.keys import Path
 from llamad.config.schema import Words, annotations_of, is_table
+from llamad.frozen import dataclass
 
 
 @dataclass(frozen=True)

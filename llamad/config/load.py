@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -28,6 +27,7 @@ from llamad.config.names import (
 )
 from llamad.config.text import TomlText, parse_toml
 from llamad.errors import ConfigError, ConfigErrors, LlamadError, Where
+from llamad.frozen import dataclass
 
 if TYPE_CHECKING:
     from llamad.config.problems import Problem

@@ -6,7 +6,7 @@ It is apart from `load`, which parses and judges: who only uses a definition, or
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 
 from llamad.config.definition import Definition, Host, Table
@@ -14,6 +14,7 @@ from llamad.config.files import digest_of
 from llamad.config.keys import Path as KeyPath
 from llamad.config.keys import dotted
 from llamad.errors import LlamadError, Where
+from llamad.frozen import dataclass
 
 Origins = Mapping[KeyPath, Where | None]
 

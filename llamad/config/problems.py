@@ -6,7 +6,6 @@ import difflib
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 from pydantic import ValidationError
@@ -16,6 +15,7 @@ from llamad.config.expected import Kind, choices, expectation, kinds_at, number
 from llamad.config.keys import Path, dotted, shown
 from llamad.config.schema import annotations_of, is_table
 from llamad.config.table_rules import KeyProblem
+from llamad.frozen import dataclass
 
 _THOUSANDS = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kKmM])(?:i?[bB])?\s*")
 _BOOLEANS = {"true": "true", "yes": "true", "on": "true", "false": "false", "no": "false", "off": "false"}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, fields
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, cast, get_type_hints
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model, model_validator
@@ -16,6 +16,7 @@ from llamad.config import definition
 from llamad.config.definition import Table
 from llamad.config.listen import parse_listen
 from llamad.config.table_rules import check_table
+from llamad.frozen import dataclass
 from llamad.units import parse_duration, parse_size
 
 CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]

@@ -6,13 +6,13 @@ import datetime
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from llamad.config.files import SIZE_LIMIT_BYTES
 from llamad.config.keys import Path, dotted, shown
 from llamad.config.places import Place, Places, TooDeepError, find_places, place_at
 from llamad.errors import ConfigError, Where
+from llamad.frozen import dataclass
 
 _AT = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")
 _COMPARE = "compare with the examples in /usr/share/doc/llamad"

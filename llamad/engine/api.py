@@ -9,12 +9,12 @@ import asyncio
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 from llamad.engine.build import Mode
 from llamad.errors import ChildError
+from llamad.frozen import dataclass
 
 _HEAD_LIMIT_BYTES = 64 << 10
 _BODY_LIMIT_BYTES = 16 << 20

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from llamad.engine.names import renamed
+from llamad.frozen import dataclass
 from llamad.planning.plan import Parts
 from llamad.store import load_cache, store_cache
 

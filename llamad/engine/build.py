@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Literal
 
+from llamad.frozen import dataclass
 from llamad.planning.plan import BuildGates
 
 Mode = Literal["completion", "embedding", "rerank"]
@@ -29,6 +30,11 @@ class Capabilities:
     gates: BuildGates = field(default_factory=BuildGates)
     key: str = ""
     """Identity of the binary and its libraries (paths, sizes, mtimes), for caches and learned values."""
+
+    @property
+    def words(self) -> str:
+        """The build in a word: `b11669`, else its version."""
+        return f"b{self.build}" if self.build else self.version
 
     def has(self, flag: str) -> bool:
         """Whether the build accepts this spelling."""

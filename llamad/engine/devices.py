@@ -12,13 +12,13 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from llamad.engine.build import Capabilities
 from llamad.engine.merge import merge_devices
 from llamad.engine.query import QueryResult, run_query
 from llamad.errors import DeviceError
+from llamad.frozen import dataclass
 from llamad.hardware.amdgpu import AmdGpus
 from llamad.hardware.device import Device, HostMemory, Probe
 from llamad.hardware.host import host_memory
@@ -200,8 +200,9 @@ class DeviceFinder:
         A kept list of no devices counts only with `trust_none`: a driver may come late, and nobody who needs a
         GPU may be told for ever that there is none. Raises DeviceError as the probes and `list_devices` do.
         """
-        nvml, amdgpu, host = self._nvml.devices(), self._amdgpu.devices(), self._host()
-        self.left_out = tuple(getattr(self._nvml, "problems", ()))
+        nvml, refused = self._nvidia(trust_none=trust_none)
+        amdgpu, host = self._amdgpu.devices(), self._host()
+        self.left_out = (*refused, *getattr(self._nvml, "problems", ()))
         key = self._key(nvml, amdgpu)
         kept = self._kept(key)
         if kept is not None and (kept or trust_none):
@@ -214,6 +215,15 @@ class DeviceFinder:
         found = self._merged(engine, nvml, amdgpu, host)
         self._hint(found, nvml, amdgpu)
         return found
+
+    def _nvidia(self, *, trust_none: bool) -> tuple[list[Device], tuple[str, ...]]:
+        """What NVML shows; where a model may do without a GPU, a driver that cannot be used is left out."""
+        try:
+            return self._nvml.devices(), ()
+        except DeviceError as error:
+            if not trust_none:
+                raise
+            return [], (str(error),)
 
     def _hint(self, found: Sequence[Device], nvml: Sequence[Device], amdgpu: Sequence[Device]) -> None:
         absence = getattr(self._nvml, "absence", "")

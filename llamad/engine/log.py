@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import StrEnum
 from typing import Literal, NamedTuple
 
+from llamad.frozen import dataclass
 from llamad.units import MIB
 
 Level = Literal["error", "warning", "info", "debug", "raw"]
@@ -126,6 +127,8 @@ class Sign(StrEnum):
     LISTENING = "listening"
     PROMPT_PROGRESS = "prompt-progress"
     """A batch of a prompt was begun or computed: the compute loop is alive."""
+    ENCODING = "encoding"
+    """A picture or a sound is being encoded: one long step, on the CPU of minutes, without a word."""
     ALLOC_FAILED = "alloc-failed"
     """A buffer could not be had. Before MODEL_LOADED the start has failed, even if the child goes on."""
     ALLOC_RETRIED = "alloc-retried"
@@ -140,6 +143,10 @@ class Sign(StrEnum):
 _PROGRESS_SIGNS: tuple[tuple[str, Sign], ...] = (
     ("prompt processing", Sign.PROMPT_PROGRESS),
     ("memory_seq_rm [", Sign.PROMPT_PROGRESS),
+    (" slice encoded in ", Sign.PROMPT_PROGRESS),  # mtmd-helper.cpp: a picture or a sound is a part of the prompt
+    ("decoding image batch", Sign.PROMPT_PROGRESS),
+    ("encoding image slice", Sign.ENCODING),
+    ("encoding audio slice", Sign.ENCODING),
     ("llama_server: model loaded", Sign.MODEL_LOADED),
     ("main: model loaded", Sign.MODEL_LOADED),
     ("listening on ", Sign.LISTENING),

@@ -6,11 +6,11 @@ The sentence `offloaded 41/41 layers to GPU` is printed with no GPU at all and p
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Literal
 
 from llamad.engine.log import Observed
 from llamad.engine.names import is_host, plan_names
+from llamad.frozen import dataclass
 from llamad.planning.plan import DevicePlan, Plan
 from llamad.units import KIB, MIB
 

@@ -13,10 +13,10 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 from llamad.engine.find import find_server, launch_error
 from llamad.errors import AccessError
+from llamad.frozen import dataclass
 
 OUTPUT_LIMIT_BYTES = 4 << 20
 _CHUNK_BYTES = 1 << 16

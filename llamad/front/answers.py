@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 from http import HTTPStatus
 from typing import Any
 
 from llamad.front.head import RequestHead
 from llamad.front.settings import FrontSettings, ModelDescription
+from llamad.frozen import dataclass
 
 _TYPES = {
     401: "authentication_error",

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from bisect import insort
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from llamad.clock import Clock
+from llamad.frozen import dataclass
 
 
 class Refusal(NamedTuple):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple, Protocol
 
+from llamad.frozen import dataclass
 from llamad.units import KIB, MIB
 
 

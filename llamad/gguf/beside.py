@@ -6,9 +6,9 @@ They are GGUF files of their own kinds. As much is read of them as their memory 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Literal
 
+from llamad.frozen import dataclass
 from llamad.gguf.facts import Tensor
 from llamad.gguf.header import Header, read_header
 from llamad.gguf.window import bad_model

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import prod
 
+from llamad.frozen import dataclass
 from llamad.gguf.read import file_type, kind_of, model_facts
 from llamad.gguf.shards import read_model
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TypeAlias
 
+from llamad.frozen import dataclass
 from llamad.gguf.facts import Tensor
 from llamad.gguf.foreign import FIRST_BYTES, foreign
 from llamad.gguf.ggml_types import FOREIGN_TYPES_FROM, GGML_TYPES, REMOVED_TYPES, nbytes, type_name

@@ -29,20 +29,31 @@ UNREADABLE_FORM = frozenset({FUNCTION_NOT_FOUND, ARGUMENT_VERSION_MISMATCH})
 """The driver answers the question in an older form only."""
 
 
+class DriverUpgraded(DeviceError):
+    """The driver's libraries are newer than the loaded module: no new process can use a GPU, running ones can."""
+
+
+def driver_upgraded(running: str, installed: str) -> DriverUpgraded:
+    """The same from the versions of the loaded module and of the libraries."""
+    what, _, fix = _KNOWN[VERSION_MISMATCH]
+    return DriverUpgraded(what, why=f"the kernel runs {running}, the libraries are {installed}", fix=fix)
+
+
 def device_error(error: Exception, what: str) -> DeviceError:
     """An NVMLError in words; `what` names the GPU or the driver."""
+    kind = DriverUpgraded if getattr(error, "value", 0) == VERSION_MISMATCH else DeviceError
     first, why, fix = _KNOWN.get(
         getattr(error, "value", 0),
         ("cannot use {what}", f"NVML: {error}", "see whether nvidia-smi works, and the kernel log"),
     )
-    return DeviceError(first.format(what=what), why=why, fix=fix)
+    return kind(first.format(what=what), why=why, fix=fix)
 
 
 _KNOWN: dict[int, tuple[str, str, str]] = {
     VERSION_MISMATCH: (
-        "cannot use the NVIDIA driver",
-        "its libraries were upgraded and the kernel still runs the old module",
-        "reboot, or stop all users of the GPUs and reload the nvidia modules",
+        "NVIDIA driver was upgraded",
+        "its libraries were replaced and the kernel still runs the old module: nothing that starts now gets a GPU",
+        "reboot (or stop all users of the GPUs and reload the nvidia modules)",
     ),
     NO_PERMISSION: (
         "may not use {what}",

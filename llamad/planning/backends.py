@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from llamad.frozen import dataclass
 from llamad.units import MIB
 
 

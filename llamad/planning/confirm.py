@@ -7,8 +7,9 @@ at most three times: each round knows better how far the formulas are off for th
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
+from llamad.frozen import dataclass
 from llamad.planning.choice import CELL_PADDING
 from llamad.planning.plan import DevicePlan, NextContext, Parts, Plan, Reason
 from llamad.planning.problem import HOST

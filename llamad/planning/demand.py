@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
+from llamad.frozen import dataclass
 from llamad.gguf.facts import ModelFacts
 from llamad.hardware.device import Device
 from llamad.planning import overhead

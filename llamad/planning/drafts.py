@@ -8,8 +8,9 @@ loaded with it; their context is on the last device, and the device with the out
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from llamad.frozen import dataclass
 from llamad.gguf.facts import ModelFacts
 from llamad.hardware.device import Device
 from llamad.planning import overhead

@@ -6,8 +6,8 @@ Nothing here is imported for a model that has none of it.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
+from llamad.frozen import dataclass
 from llamad.gguf.beside import SideFile
 from llamad.gguf.facts import ModelFacts
 from llamad.planning.vision import BATCH_TOKENS

@@ -7,10 +7,10 @@ window, which are recurrent, who shares whose cache, what its graph keeps alive)
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
+from llamad.frozen import dataclass
 from llamad.planning.graphs import is_replayed
 
 if TYPE_CHECKING:

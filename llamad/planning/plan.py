@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Literal
 
+from llamad.frozen import dataclass
 from llamad.units import mib
 
 Source = Literal["learned", "asked", "computed"]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import TYPE_CHECKING
 
 from llamad.config.definition import Placement
+from llamad.frozen import dataclass
 from llamad.gguf.facts import ModelFacts
 from llamad.hardware.device import Device, HostMemory
 from llamad.planning.architectures import shape_of

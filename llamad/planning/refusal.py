@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from llamad.errors import BusyError, ConfigError, DeviceError
+from llamad.frozen import dataclass
 from llamad.planning.plan import Parts
 from llamad.units import MIB
 

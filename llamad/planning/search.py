@@ -6,8 +6,9 @@ Every part grows with context, slots, micro-batch and layers, so binary search f
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from llamad.frozen import dataclass
 from llamad.planning.choice import CELL_PADDING, Choice
 from llamad.planning.demand import Demand, Need
 from llamad.planning.plan import Parts

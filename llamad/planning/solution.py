@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from llamad.frozen import dataclass
 from llamad.hardware.device import Device
 from llamad.planning.choice import Choice
 from llamad.planning.problem import Problem

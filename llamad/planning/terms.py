@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Literal
 
 from llamad.config.definition import Placement
+from llamad.frozen import dataclass
 from llamad.gguf.facts import ModelFacts
 from llamad.planning.backends import backend_of
 from llamad.planning.cache import is_quantised

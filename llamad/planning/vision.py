@@ -9,8 +9,8 @@ the tower; activations are f32. Compared with the first figures of build 11669 (
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
+from llamad.frozen import dataclass
 from llamad.gguf.beside import SideFile
 from llamad.planning.backends import Backend, backend_of
 from llamad.planning.terms import CUDA_HEADS

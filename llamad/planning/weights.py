@@ -8,9 +8,9 @@ twice when the output is on a device. `--n-cpu-moe` and `--n-cpu-ffn` keep singl
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from itertools import accumulate
 
+from llamad.frozen import dataclass
 from llamad.gguf.facts import ModelFacts, Tensor
 from llamad.planning.backends import Backend, backend_of
 from llamad.planning.choice import Choice

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from llamad.engine.log import Observed
 
 T = TypeVar("T")
+Upgrade = Callable[[], tuple[str, str] | None]
 
 PLAN_S = 120.0
 BYTES_BACK_S = 10.0
@@ -51,10 +52,12 @@ class BackgroundPlanner:
         nvml: Probe,
         first: Launch | None,
         booking: Booking,
+        upgrade: Upgrade | None = None,
     ) -> None:
         """`first` was planned a moment ago, for the first start. `nvml` is kept open: opening a GPU that nobody
-        uses can take seconds.
+        uses can take seconds. `upgrade` is `driver_upgrade` where it is not given.
         """
+        self._upgrade = upgrade
         self._booking = booking
         self._leases = LeaseRecorder(booking, reporter, paths.state)
         self._problems: tuple[str, ...] = booking.problems
@@ -77,6 +80,7 @@ class BackgroundPlanner:
         self._booking.start_wait_s = loaded.definition.limits.start_wait_s
         if previous is not None:
             await _off_the_loop(self._booking.returning, self._booking.promise_id, what="writing the lease")
+            await _off_the_loop(self._refuse_upgraded_driver, previous, loaded, what="looking at the driver")
         if self._waits:
             previous = None  # its bytes were awaited before it had to stand in the queue
         again = (
@@ -180,13 +184,27 @@ class BackgroundPlanner:
             learned=self._learned,
         )
 
+    def _refuse_upgraded_driver(self, previous: Launch, loaded: Loaded) -> None:
+        """Raise DeviceError where a new llama-server could not have the NVIDIA GPUs that the last one had.
+
+        Our own view of them is the old library's, which still works: memory would come back, and nothing could use it.
+        """
+        uses = any(device.uuid.startswith(("GPU-", "MIG-")) for device in previous.plan.devices)
+        if not uses or loaded.definition.placement.allow_cpu:
+            return
+        from llamad.hardware.driver import driver_upgrade
+        from llamad.hardware.nvml_errors import driver_upgraded
+
+        if versions := (self._upgrade or driver_upgrade)():
+            raise driver_upgraded(*versions)
+
     def _is_back(self, loaded: Loaded, previous: Launch) -> bool:
         """Whether the memory of the child that just ended is back and promised again, so that its plan still holds."""
         remove_stale(previous.socket_path)
         maker, plan = self._maker(loaded), previous.plan
         wanted = {d.name: d.parts.total_bytes - d.parts.margin_bytes for d in plan.devices}
-        if not self._wait_for(maker, wanted):
-            return False
+        if not self._wait_for(maker, wanted) or maker.capabilities().key != previous.engine_key:
+            return False  # another engine may want other flags
         self._booking.look()
         desk = Desk(self._booking, loaded, maker.devices() if wanted else [], host_memory())
         return desk.take_again(plan)

@@ -17,8 +17,8 @@ from llamad.service.front import RelayFront
 from llamad.service.keys import read_keys
 from llamad.service.move import Move
 from llamad.service.notify import watchdog_interval_s
-from llamad.service.reloads import Reloads, Sources
-from llamad.service.start import Start
+from llamad.service.reloads import Reloads, Sources, raise_bug
+from llamad.service.start import UNDER_SYSTEMD, Start
 from llamad.supervision.child import ProcessSpawner
 from llamad.supervision.launch import Seams
 from llamad.supervision.supervisor import Supervisor
@@ -33,6 +33,9 @@ class Service:
 
     start: Start
 
+    def __post_init__(self) -> None:
+        self._ground_task: asyncio.Task[None] | None = None
+
     async def run(self) -> ExitCode:
         """Serve until told to stop or failed. Raises LlamadError for what fails before the supervisor runs."""
         start = self.start
@@ -45,8 +48,11 @@ class Service:
         )
         seams = Seams(planner, ServerEngine(), self.front, self.reporter)
         spawner = ProcessSpawner(start.process, lambda: start.ledger.lease_fds)
-        self.supervisor = Supervisor(start.loaded, seams, spawner, SystemClock())
-        self.front.state = lambda: self.supervisor.state.public
+        parks = UNDER_SYSTEMD not in start.environ  # systemd starts us again, with the devices that are there then
+        self.supervisor = Supervisor(start.loaded, seams, spawner, SystemClock(), parks=parks)
+        self._seams = seams
+        self.reporter.on_state = self._state_changed
+        self.front.state = lambda: self.supervisor.public_state
         self.front.child_lives = lambda: self.supervisor.child_pid != 0
         self.reloads = self._make_reloads()
         await self.front.start(start.listening.sockets)
@@ -55,6 +61,8 @@ class Service:
             watchdog = asyncio.create_task(self._feed_watchdog())
             code = await self.supervisor.run()
             watchdog.cancel()
+            if self._ground_task:
+                self._ground_task.cancel()
             if code is ExitCode.OK:
                 self.reporter.event("stopped", "Stopped: llama-server is gone")
         finally:
@@ -74,24 +82,41 @@ class Service:
         sources = Sources(
             start.load, lambda loaded: read_keys(loaded, start.paths.credential(start.name)), move
         )
-        reloads = Reloads(sources, self.supervisor, self.front, self.reporter, SystemClock(), start.keys)
+        return Reloads(sources, self.supervisor, self.front, self.reporter, SystemClock(), start.keys)
 
-        def on_state(state: str) -> None:
-            if state == "ready":  # not before: the start is not to wait for it
-                reloads.watch()
+    # -- what it stands on --------------------------------------------------------------------------------
 
-        self.reporter.on_state = on_state
-        return reloads
+    def _state_changed(self, state: str) -> None:
+        if self._ground_task is not None:
+            self._ground.state_changed()
+        elif state == "ready":  # not before: the start is not to wait for it
+            self._watch_ground()
+        if state == "ready":
+            self.reloads.watch()
+
+    def _watch_ground(self) -> None:
+        from llamad.service.ground import MachineGround  # no start has time for them
+        from llamad.supervision.ground import GroundWatch
+
+        ground = MachineGround(self.start.paths.cache, self.start.nvml)
+        self._ground = GroundWatch(self.supervisor, self._seams, ground, SystemClock())
+        self._ground_task = asyncio.create_task(self._ground.run())
+        self._ground_task.add_done_callback(raise_bug)
 
     # -- signals ----------------------------------------------------------------------------------------
 
     def _install_signals(self, loop: asyncio.AbstractEventLoop) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop)
-        loop.add_signal_handler(signal.SIGHUP, self.reloads.hang_up)
+        loop.add_signal_handler(signal.SIGHUP, self._hang_up)
         self._stopping = False
         if self.start.hung_up:
-            self.reloads.hang_up()
+            self._hang_up()
+
+    def _hang_up(self) -> None:
+        if self._ground_task is not None:
+            self._ground.state_changed()  # who reloads has often installed something
+        self.reloads.hang_up()
 
     def _stop(self) -> None:
         if self._stopping:

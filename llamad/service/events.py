@@ -6,7 +6,7 @@ never used for another event.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from llamad.frozen import dataclass
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,10 @@ _KINDS = (
     EventKind("memory-taken", "6bb4fc41eaf84b3abee8132957be8bac", "warning", ("BYTES", "CAUSE", "DEVICE")),
     EventKind("no-progress", "2b365db763de41eea680e81bf81432bf", "err", ("CAUSE",)),
     EventKind("learned-lost", "2b6ee0753fb24d819218508a629a0edf", "warning", ("CAUSE",)),
+    EventKind("engine-replaced", "78ac4024b6424fb2b4056d5e56a5393b", "notice", ("CAUSE", "FIX")),
+    EventKind("driver-upgraded", "631c0a69134d47d288e1f9fdcfbb66f3", "warning", ("CAUSE", "FIX")),
+    EventKind("device-fault", "84054e2af3654c36a27ad1c3b4ca0ab0", "err", ("CAUSE", "FIX")),
+    EventKind("resumed", "5bd64ac8c7fd4ad1802b9297c18c3285", "notice", ("CAUSE",)),
     EventKind("engine-config-present", "4b34764bf697423d8b93033f84efdb83", "warning", ()),
 )
 
@@ -76,6 +80,7 @@ CAUSE_IDS: dict[str, str] = {
     "address-space": "8914db2cb1074c08bd8add58bfc48719",
     "too-many-tasks": "ee772c59ad804fc88124b9cb5cf6935a",
     "device-lost": "6b5d5db7ea3d4fe4a0555282b0b8f5b4",
+    "device-lost-at-load": "cf3caa7cbc174ce982fa55ea996d3012",
     "gpu-error": "69cd74e7d81a4d5e9ba849b54a48ad1c",
     "no-device": "37025519aed04245b206a9baf0a18b69",
     "no-backend": "ff66dc03a25140e6af92a44fe1f2e5a4",

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, field, fields
 from pathlib import Path
 
 from llamad.errors import BadModelError, LlamadError
+from llamad.frozen import dataclass
 from llamad.gguf.glance import Glance, glance
 from llamad.gguf.identity import identity, shard_of, shard_path
 from llamad.store import is_ours, load_cache, store_cache

@@ -6,10 +6,11 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import TypeGuard
 
+from llamad.frozen import dataclass
 from llamad.ledger.lease import HOST, Lease, Phase
 from llamad.ledger.public import read_public
 from llamad.service.paths import PUBLIC_LEDGER, RUNTIME_ROOT, SYSTEM_RUN, user_run

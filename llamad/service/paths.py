@@ -6,10 +6,10 @@ import contextlib
 import os
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from llamad.errors import AccessError, os_error
+from llamad.frozen import dataclass
 
 RUNTIME_ROOT = Path("/run/llamad/model")
 

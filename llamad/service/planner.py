@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +22,7 @@ from llamad.engine.environment import child_environment
 from llamad.engine.flags import can_ask, dry_run_args, server_args
 from llamad.engine.names import plan_names, visible_uuids
 from llamad.errors import DeviceError, LlamadError
+from llamad.frozen import dataclass
 from llamad.gguf.facts import ModelFacts
 from llamad.hardware.device import Device, Probe
 from llamad.hardware.host import host_memory
@@ -38,6 +39,7 @@ from llamad.units import MIB
 if TYPE_CHECKING:
     from llamad.ledger.booking import Booking
     from llamad.planning.extras import Extras
+    from llamad.service.onlooker import Onlooker
     from llamad.service.sharing import Sharing
     from llamad.supervision.launch import Launch
 
@@ -64,7 +66,8 @@ class PlanMaker:
 
     `engine` is the folder of the child's socket, `cache` the model's cache folder, `scratch` the folder for the
     socket of a llama-server that is only asked. With a `booking` the plan's bytes are promised to it; with a
-    `sharing` it leaves room for other models. `learned` is what former starts taught.
+    `sharing` it leaves room for other models. `learned` is what former starts taught. Without a booking, an
+    `onlooker` tells what the ledger has of this model and of others.
     """
 
     def __init__(
@@ -79,11 +82,13 @@ class PlanMaker:
         booking: Booking | None = None,
         sharing: Sharing | None = None,
         learned: LearnedFile | None = None,
+        onlooker: Onlooker | None = None,
     ) -> None:
         self._loaded = loaded
         self._booking = booking
         self._sharing = sharing
         self._learned_file = learned
+        self._onlooker = onlooker
         self._read = read or FactsReader()
         self._nvml = nvml
         self._hints: tuple[str, ...] = ()
@@ -108,6 +113,8 @@ class PlanMaker:
         if self._booking:
             self._booking.look()
         devices = list(what_if) or list(returning) or (self.devices(caps) if caps else [])
+        if self._onlooker:
+            devices = self._onlooker.devices(devices)
         learned = self.learned(self._key(self.fingerprint(facts, extras), caps, devices))
         lessons = learned.reserved((one.name, one.uuid, one.free_bytes) for one in devices)
         left_out = in_words(lessons, self._loaded.name)
@@ -232,7 +239,8 @@ class PlanMaker:
             return replace(plan, source="learned") if known(plan) else plan
 
         if self._booking is None:
-            return confirmed(solver(reserved={}), {})
+            reserved = self._onlooker.reserved() if self._onlooker else {}
+            return confirmed(solver(reserved=reserved), reserved)
         from llamad.service.desk import Desk  # a plan that nothing is promised for has no use for it
 
         return Desk(self._booking, self._loaded, devices, host).promised(solver, confirmed)
@@ -319,6 +327,8 @@ def make_launch(maker: PlanMaker, loaded: Loaded) -> Launch:
         engine=made.caps.version,
         file_bytes=made.facts.file_bytes,
         learned_key=made.learned_key,
+        engine_key=made.caps.key,
+        engine_words=made.caps.words,
     )
 
 

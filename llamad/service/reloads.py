@@ -20,6 +20,8 @@ from llamad.supervision.reload import Reverted
 
 CONFIG_READ_S = 10.0
 READY = "ready"
+TOPIC = "definition"
+"""What its remarks in the status are about."""
 
 
 class Model(Protocol):
@@ -34,6 +36,10 @@ class Model(Protocol):
 
     def status_text(self) -> str:
         """The one line of `systemctl status`."""
+        ...
+
+    def remark(self, topic: str, text: str) -> None:
+        """Say this in the status, in place of what was said of the topic."""
         ...
 
     def adopt(self, loaded: Loaded) -> None:
@@ -56,14 +62,8 @@ class Address(Relay, Protocol):
 class Teller(Protocol):
     """Journal, systemd and the public status."""
 
-    remark: str
-
     def event(self, name: str, message: str, **fields: str) -> None:
         """One record of the catalog's event `name`."""
-        ...
-
-    def state(self, state: str, text: str) -> None:
-        """The line of status."""
         ...
 
     def reloading(self) -> None:
@@ -157,7 +157,7 @@ class Reloads:
 
     async def _reload(self, hung_up: bool) -> None:
         """Where nobody waits, systemd is told of a reload only if there is one to be seen."""
-        told, remark = hung_up, self._teller.remark
+        told = hung_up
         try:
             loaded, keys = await asyncio.wait_for(asyncio.to_thread(self._read), CONFIG_READ_S)
             found = changes(self._model.loaded, loaded)
@@ -165,17 +165,15 @@ class Reloads:
                 told = True
                 self._teller.reloading()
             await self._apply(loaded, keys, found, hung_up)
-            self._teller.remark = ""
+            self._model.remark(TOPIC, "")
         except Reverted as error:
-            self._teller.remark = f"reload reverted: {error.why}"
+            self._model.remark(TOPIC, f"reload reverted: {error.why}")
         except LlamadError as error:
             self._refused(str(error))
         except TimeoutError:
             self._refused(f"reading {self._file} takes longer than {CONFIG_READ_S:g} s")
         if told and self._model.public_state == READY:
             self._teller.still_ready(self._model.status_text())
-        elif self._teller.remark != remark:
-            self._teller.state(self._model.public_state, self._model.status_text())
         if self._watch is not None or (hung_up and self._model.public_state == READY):
             self.watch()
 
@@ -214,10 +212,10 @@ class Reloads:
             name = self._model.loaded.name
             why = f"{self._file} is gone"
             fix = f"`systemctl disable --now llamad@{name}` ends it; or put the file back"
-            self._teller.remark = f"{why}; served as before"
+            self._model.remark(TOPIC, f"{why}, served as before")
             self._teller.event("definition-removed", f"{why}: {name} is served as before", CAUSE=why, FIX=fix)
             return
-        self._teller.remark = f"reload refused: {why}"
+        self._model.remark(TOPIC, f"reload refused: {why}")
         self._teller.event("reload-refused", f"Reload refused, nothing changed: {why}", CAUSE=why)
 
 

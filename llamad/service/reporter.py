@@ -24,8 +24,6 @@ class DaemonReporter:
         self._notifier = notifier
         self._status = status
         self.on_state: Callable[[str], None] = lambda _state: None
-        self.remark = ""
-        """Said after every line of status: what is wrong with the definition on the disk."""
 
     def event(self, name: str, message: str, **fields: str) -> None:
         kind = EVENTS[name]
@@ -41,13 +39,9 @@ class DaemonReporter:
         )
 
     def state(self, state: str, text: str) -> None:
-        line = self._line(text)
-        self._notifier.send(STATUS=line)
-        self._status.update(state=state, text=line)
+        self._notifier.send(STATUS=text)
+        self._status.update(state=state, text=text)
         self.on_state(state)
-
-    def _line(self, text: str) -> str:
-        return f"{text} ({self.remark})" if self.remark else text
 
     def planned(self, plan: Plan) -> None:
         """A plan was made for a start."""
@@ -79,7 +73,7 @@ class DaemonReporter:
             why = "no device is used; `allow_cpu = true` permits it"
             self.event("serving-on-cpu", f"Serving on the CPU: {why}", CAUSE=why)
         self._status.serving(launch)
-        self._notifier.send(READY=1, STATUS=self._line(text))
+        self._notifier.send(READY=1, STATUS=text)
 
     def reloading(self) -> None:
         """A reload begins; `still_ready` or `serving` must follow."""
@@ -87,7 +81,7 @@ class DaemonReporter:
 
     def still_ready(self, text: str) -> None:
         """The reload is over without another child."""
-        self._notifier.send(READY=1, STATUS=self._line(text))
+        self._notifier.send(READY=1, STATUS=text)
 
     def stopping(self) -> None:
         """The service is on its way out."""

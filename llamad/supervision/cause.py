@@ -9,8 +9,9 @@ from __future__ import annotations
 import re
 import signal
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from llamad.frozen import dataclass
 from llamad.supervision.causes import CAUSES, Cause, Policy
 from llamad.supervision.signatures import HARMLESS, PARTS, SERVED, SIGNATURES
 from llamad.units import MIB
@@ -21,11 +22,15 @@ SUSPICIOUS_FREE_BYTES = 256 * MIB
 """With less than this free on its device, a GPU backend that aborts without a reason had run out of memory."""
 _BY_US = {
     "stalled": "start-stalled", "placement": "placement", "warm-up": "warm-up", "hang": "hang",
-    "requests": "gpu-out-of-memory-requests",
+    "requests": "gpu-out-of-memory-requests", "device-lost": "device-lost",
 }  # fmt: skip
 _CONDEMNED = ("placement", "warm-up")
 _PART_CAUSES = {"draft": "bad-draft", "vision": "bad-projector", "lora": "bad-lora"}
 _OF_A_FILE = ("model-missing", "model-bad", "model-unsupported", "permission")
+_OWN_FAULT = re.compile(
+    r"an illegal (memory|instruction)|misaligned address|device kernel image is invalid|Memory access fault by GPU"
+)
+"""Said of a device, and a program's own mistake as often: a device that does not answer fails at the first call."""
 _KILLS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 
 
@@ -82,6 +87,8 @@ def _by_lines(death: Death) -> Cause | None:
 
 def _refined(name: str, death: Death) -> Cause:
     part = _part(death.lines)
+    if name == "device-lost" and not death.served and not any(map(_OWN_FAULT.search, death.lines)):
+        name = "device-lost-at-load"
     if name in _OF_A_FILE and part in _PART_CAUSES:
         name = _PART_CAUSES[part]
     if name == "gpu-error" and death.free_bytes is not None and death.free_bytes < SUSPICIOUS_FREE_BYTES:

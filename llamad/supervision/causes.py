@@ -5,10 +5,10 @@ Each has a MESSAGE_ID in `service/events.py`, an explanation in the catalog and 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 
 from llamad.errors import ExitCode
+from llamad.frozen import dataclass
 
 
 class Policy(StrEnum):
@@ -121,6 +121,13 @@ _ALL = (
         "device-lost",
         "the GPU stopped answering",
         "see the kernel log (`journalctl -k`) for Xid or amdgpu lines; a reset may be needed",
+    ),
+    _waits(
+        "device-lost-at-load",
+        "the GPU does not answer",
+        "see the kernel log (`journalctl -k`) for Xid or amdgpu lines; reset the GPU (nvidia-smi --gpu-reset) or "
+        "reboot; it is tried again by itself",
+        ExitCode.NO_DEVICE,
     ),
     Cause(
         "gpu-error",

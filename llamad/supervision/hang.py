@@ -2,6 +2,7 @@
 
 Progress is a token (an SSE `data:` event), a byte of a body, a batch of a prompt, or a slot whose figures changed.
 That it answers /health, sends comments or takes CPU time is none: all that goes on with its compute threads frozen.
+A picture is encoded in one step, on the CPU of minutes and without a word: it has ten times as long.
 """
 
 from __future__ import annotations
@@ -105,13 +106,14 @@ async def watch_hang(
         await signs.judge(launch)
         at_work = seams.front.at_work()
         still_s = watch.look(at_work, seams.front.progress_count() + signs.batches, clock.monotonic())
-        if still_s < watch.bound_s / 2:
+        bound_s = watch.bound_s * (SLOWER if signs.encoding else 1)
+        if still_s < bound_s / 2:
             figures = None
             continue
         if figures is None:
             figures = await seams.engine.figures(launch.socket_path)
-        elif still_s >= watch.bound_s:
-            await _judge(child, launch, seams, clock, watch, (at_work, still_s, figures))
+        elif still_s >= bound_s:
+            await _judge(child, launch, seams, clock, watch, (at_work, still_s, bound_s, figures))
             figures = None
 
 
@@ -121,10 +123,10 @@ async def _judge(
     seams: Seams,
     clock: Clock,
     watch: ProgressWatch,
-    found: tuple[int, float, str],
+    found: tuple[int, float, float, str],
 ) -> None:
     """Past the bound: look for what would excuse the child, then tell the evidence. Raises Hung."""
-    at_work, still_s, before = found
+    at_work, still_s, bound_s, before = found
     unread = child.unread_bytes()
     now = await seams.engine.figures(launch.socket_path)
     if unread > FULL_PIPE_BYTES or (now and before and now != before):
@@ -133,7 +135,7 @@ async def _judge(
     slots = "/slots unchanged" if now else "/slots not answered"
     healthy = "health good" if await seams.engine.healthy(launch.socket_path) else "health not answered"
     evidence = (
-        f"{at_work} requests at work and no token, byte or batch for {still_s:.0f} s (bound {watch.bound_s:.0f} s);"
+        f"{at_work} requests at work and no token, byte or batch for {still_s:.0f} s (bound {bound_s:.0f} s);"
         f" {slots}, {healthy}, process {process_state(child.pid)}, {unread} bytes unread in its log"
     )
     seams.reporter.event("no-progress", f"llama-server hangs: {evidence}", CAUSE=evidence)
@@ -145,6 +147,8 @@ class _Signs:
 
     def __init__(self, intake: Intake, seams: Seams, clock: Clock) -> None:
         self.batches = 0
+        self.encoding = False
+        """The last that was heard is that a picture is being encoded."""
         self._trouble = Trouble()
         self._failing = ""
         self._seams = seams
@@ -152,8 +156,9 @@ class _Signs:
         intake.on_sign = self._sign
 
     def _sign(self, sign: Sign, line: LogLine) -> None:
-        if sign is Sign.PROMPT_PROGRESS:
+        if sign in (Sign.PROMPT_PROGRESS, Sign.ENCODING):
             self.batches += 1
+            self.encoding = sign is Sign.ENCODING
             return
         if not is_of_the_server(line):
             return

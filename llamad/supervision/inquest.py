@@ -5,6 +5,8 @@ Imported when something died: a start has no time for the tables behind it.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from llamad.errors import ExitCode, LlamadError
 from llamad.planning.plan import Plan
 from llamad.supervision.cause import Death, classify
@@ -40,6 +42,8 @@ def inquest(
     cause = classify(death)
     if cause.policy is Policy.STEP_DOWN:
         return cause, _failure(cause, death, plan, intake)
+    if condemned and killed_because == "device-lost":
+        return replace(cause, text=f"{cause.text}: {condemned.what}"), None
     if condemned and condemned.exit_code is not ExitCode.CRASH_LOOP:
         final = Policy.GIVE_UP
         return Cause(cause.name, str(condemned), condemned.fix, final, condemned.exit_code), None

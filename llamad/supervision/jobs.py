@@ -1,35 +1,36 @@
-"""Tasks of a supervisor: those of one state, which end with it, and those that outlive it."""
+"""The tasks of one state: leaving it cancels them."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from typing import Any
 
 
 class Jobs:
-    """What an unexpected exception in any of them does is the loop's exception handler's to say: it is a bug."""
+    """Tasks that run beside the loop that started them. What one of them did not expect is a bug: it is handed to the
+    event loop's exception handler, which ends the daemon.
+    """
 
     def __init__(self) -> None:
-        self._of_the_state: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
 
-    def start(self, work: Coroutine[Any, Any, None]) -> None:
-        """Have something done until `cancel`."""
-        self._of_the_state.add(self.follow(work))
+    def start(self, work: Coroutine[None, None, None]) -> None:
+        """Run this until it ends or the state does."""
+        self._tasks.add(self.detach(work))
 
-    def follow(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Have something done to its end."""
+    def detach(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        """Run this whatever the states do."""
         task = asyncio.create_task(work)
         task.add_done_callback(self._done)
         return task
 
     def cancel(self) -> None:
-        """The state is another one."""
-        for job in self._of_the_state:
-            job.cancel()
-        self._of_the_state.clear()
+        """The state is left."""
+        for task in self._tasks:
+            task.cancel()
+        self._tasks.clear()
 
     def _done(self, task: asyncio.Task[None]) -> None:
-        self._of_the_state.discard(task)
+        self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()):
             raise error

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from llamad.config.definition import Definition
 from llamad.config.loaded import Loaded
 from llamad.engine.build import Mode
+from llamad.frozen import dataclass
 from llamad.planning.plan import Plan
 
 if TYPE_CHECKING:
@@ -29,12 +29,16 @@ class Launch:
     mode: Mode
     """What the warm-up asks for."""
     engine: str
-    """The build in words."""
+    """The version of the build as it prints it."""
     file_bytes: int = 0
     learned_key: str = ""
     """What a lesson from it is about: model, engine, drivers and flags."""
     stepped_from: int = 0
     """The context of the plan before, where lack of memory made this one smaller; 0 where it did not."""
+    engine_key: str = ""
+    """The identity of the engine's files that were there when this was planned."""
+    engine_words: str = ""
+    """The build in a word: `b11669`."""
 
     @property
     def definition(self) -> Definition:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 
 from llamad.clock import Clock
 from llamad.engine.names import child_names
@@ -64,7 +63,7 @@ async def watch_load(child: Child, intake: Intake, launch: Launch, seams: Seams,
     seams.reporter.extend(stall_s + 30.0)
     while True:
         loaded = intake.loaded.is_set()
-        await _either(intake.loaded, poll_s if not loaded else FIRST_POLL_S, clock)
+        await either(intake.loaded, poll_s if not loaded else FIRST_POLL_S, clock)
         if await seams.engine.healthy(launch.socket_path):
             break
         poll_s = min(POLL_S, poll_s * 1.5)
@@ -79,7 +78,7 @@ async def watch_load(child: Child, intake: Intake, launch: Launch, seams: Seams,
                 seams.reporter.extend(stall_s + 30.0)
         elif now_s - since_s > stall_s:
             raise _stalled(launch, seams, stall_s)
-    await _either(intake.loaded, LAST_LINES_S, clock)
+    await either(intake.loaded, LAST_LINES_S, clock)
     prove(intake, launch, seams)
 
 
@@ -115,6 +114,19 @@ def prove(intake: Intake, launch: Launch, seams: Seams) -> None:
     raise NotUsable("placement", DeviceError("the model is not where the plan puts it", why=text, fix=fix))
 
 
+async def warm_up(intake: Intake, launch: Launch, seams: Seams) -> float:
+    """Have it compute for the first time; seconds that took. Raises NotUsable (`warm-up`)."""
+    limits = launch.definition.limits
+    seams.reporter.extend(limits.warmup_s + 30.0)
+    try:
+        batch_s = await seams.engine.warm_up(launch, limits.warmup_s)
+        intake.check_allocations()
+    except LlamadError as error:
+        seams.reporter.event("warm-up-failed", f"The warm-up failed: {error}", CAUSE=str(error))
+        raise NotUsable("warm-up", error) from error
+    return batch_s
+
+
 def _stalled(launch: Launch, seams: Seams, stall_s: float) -> NotUsable:
     text = f"no progress for {stall_s:g} s while loading {launch.definition.model}"
     seams.reporter.event("start-stalled", f"Killing llama-server: {text}")
@@ -122,7 +134,7 @@ def _stalled(launch: Launch, seams: Seams, stall_s: float) -> NotUsable:
     return NotUsable("stalled", ChildError(text, fix=fix))
 
 
-async def _either(event: asyncio.Event, timeout_s: float, clock: Clock) -> None:
+async def either(event: asyncio.Event, timeout_s: float, clock: Clock) -> None:
     """Return when the event is set, or after the time."""
     if event.is_set():
         if timeout_s <= FIRST_POLL_S:
@@ -133,6 +145,4 @@ async def _either(event: asyncio.Event, timeout_s: float, clock: Clock) -> None:
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
     finally:
         for wait in waits:
-            wait.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await wait
+            wait.cancel()  # not awaited: a cancellation of ours that came meanwhile would be taken for theirs

@@ -65,6 +65,8 @@ class Event(StrEnum):
     """What it waits for may have come."""
     REFUSED = "refused"
     """No plan is possible."""
+    PARKED = "parked"
+    """A device does not answer, and may again: it is waited for within, where no service manager does that."""
     LOADED = "loaded"
     """Health answers and every planned byte was found on its device."""
     CONDEMN = "condemn"
@@ -96,6 +98,8 @@ class Effect(StrEnum):
 
     PLAN = "plan"
     AWAIT_TURN = "await-turn"
+    AWAIT_DEVICE = "await-device"
+    """Wait a while that grows, then plan again."""
     SPAWN = "spawn"
     WARM_UP = "warm-up"
     OPEN = "open"
@@ -130,12 +134,14 @@ TRANSITIONS: dict[tuple[State, Event], Row] = {
     (_S.WAITING, _E.QUEUED): (_S.WAITING, (_F.AWAIT_TURN,)),
     (_S.WAITING, _E.TURN): (_S.WAITING, (_F.PLAN,)),
     (_S.WAITING, _E.REFUSED): (_S.FAILED, (_F.GIVE_UP,)),
+    (_S.WAITING, _E.PARKED): (_S.WAITING, (_F.AWAIT_DEVICE,)),
     (_S.WAITING, _E.REVERT): (_S.WAITING, (_F.PLAN,)),
     (_S.WAITING, _E.RELOAD): (_S.WAITING, (_F.PLAN,)),
     (_S.WAITING, _E.STOP): (_S.STOPPED, (_F.EXIT,)),
     (_S.LOADING, _E.LOADED): (_S.WARMING, (_F.WARM_UP,)),
     (_S.LOADING, _E.CONDEMN): (_S.CONDEMNED, (_F.KILL_CHILD,)),
     (_S.LOADING, _E.DIED): (_S.BACKOFF, (_F.ARM_BACKOFF,)),
+    (_S.LOADING, _E.PARKED): (_S.WAITING, (_F.AWAIT_DEVICE,)),
     (_S.LOADING, _E.DOOMED): (_S.FAILED, (_F.GIVE_UP,)),
     (_S.LOADING, _E.REVERT): (_S.WAITING, (_F.PLAN,)),
     (_S.LOADING, _E.RELOAD): (_S.REPLACING, (_F.STOP_CHILD,)),
@@ -143,12 +149,14 @@ TRANSITIONS: dict[tuple[State, Event], Row] = {
     (_S.WARMING, _E.WARMED): (_S.READY, (_F.OPEN, _F.WATCH)),
     (_S.WARMING, _E.CONDEMN): (_S.CONDEMNED, (_F.KILL_CHILD,)),
     (_S.WARMING, _E.DIED): (_S.BACKOFF, (_F.ARM_BACKOFF,)),
+    (_S.WARMING, _E.PARKED): (_S.WAITING, (_F.AWAIT_DEVICE,)),
     (_S.WARMING, _E.DOOMED): (_S.FAILED, (_F.GIVE_UP,)),
     (_S.WARMING, _E.REVERT): (_S.WAITING, (_F.PLAN,)),
     (_S.WARMING, _E.RELOAD): (_S.REPLACING, (_F.STOP_CHILD,)),
     (_S.WARMING, _E.STOP): (_S.STOPPING, (_F.STOP_CHILD,)),
     (_S.READY, _E.CONDEMN): (_S.CONDEMNED, (_F.HOLD, _F.KILL_CHILD)),
     (_S.READY, _E.DIED): (_S.BACKOFF, (_F.HOLD, _F.ARM_BACKOFF)),
+    (_S.READY, _E.PARKED): (_S.WAITING, (_F.HOLD, _F.AWAIT_DEVICE)),
     (_S.READY, _E.DOOMED): (_S.FAILED, (_F.GIVE_UP,)),
     (_S.READY, _E.RELOAD): (_S.SWAPPING, (_F.HOLD, _F.DRAIN)),
     (_S.READY, _E.STABLE): (_S.READY, (_F.FORGIVE,)),
@@ -158,6 +166,7 @@ TRANSITIONS: dict[tuple[State, Event], Row] = {
     (_S.RELIEVING, _E.UNRELIEVED): (_S.READY, (_F.DISMISS, _F.WATCH)),
     (_S.RELIEVING, _E.CONDEMN): (_S.CONDEMNED, (_F.DISMISS, _F.HOLD, _F.KILL_CHILD)),
     (_S.RELIEVING, _E.DIED): (_S.BACKOFF, (_F.DISMISS, _F.HOLD, _F.ARM_BACKOFF)),
+    (_S.RELIEVING, _E.PARKED): (_S.WAITING, (_F.DISMISS, _F.HOLD, _F.AWAIT_DEVICE)),
     (_S.RELIEVING, _E.DOOMED): (_S.FAILED, (_F.DISMISS, _F.GIVE_UP)),
     (_S.RELIEVING, _E.RELOAD): (_S.SWAPPING, (_F.DISMISS, _F.HOLD, _F.DRAIN)),
     (_S.RELIEVING, _E.STABLE): (_S.RELIEVING, (_F.FORGIVE,)),
@@ -165,6 +174,7 @@ TRANSITIONS: dict[tuple[State, Event], Row] = {
     (_S.RETIRING, _E.RETIRED): (_S.READY, (_F.WATCH,)),
     (_S.RETIRING, _E.CONDEMN): (_S.CONDEMNED, (_F.HOLD, _F.KILL_CHILD)),
     (_S.RETIRING, _E.DIED): (_S.BACKOFF, (_F.HOLD, _F.ARM_BACKOFF)),
+    (_S.RETIRING, _E.PARKED): (_S.WAITING, (_F.HOLD, _F.AWAIT_DEVICE)),
     (_S.RETIRING, _E.DOOMED): (_S.FAILED, (_F.GIVE_UP,)),
     (_S.RETIRING, _E.RELOAD): (_S.SWAPPING, (_F.HOLD, _F.DRAIN)),
     (_S.RETIRING, _E.STABLE): (_S.RETIRING, (_F.FORGIVE,)),
@@ -183,6 +193,7 @@ TRANSITIONS: dict[tuple[State, Event], Row] = {
     (_S.REPLACING, _E.RELOAD): (_S.REPLACING, ()),
     (_S.REPLACING, _E.STOP): (_S.STOPPING, ()),
     (_S.CONDEMNED, _E.DIED): (_S.BACKOFF, (_F.ARM_BACKOFF,)),
+    (_S.CONDEMNED, _E.PARKED): (_S.WAITING, (_F.AWAIT_DEVICE,)),
     (_S.CONDEMNED, _E.DOOMED): (_S.FAILED, (_F.GIVE_UP,)),
     (_S.CONDEMNED, _E.REVERT): (_S.WAITING, (_F.PLAN,)),
     (_S.CONDEMNED, _E.UNKILLABLE): (_S.STUCK, (_F.HOLD,)),
@@ -197,6 +208,7 @@ TRANSITIONS: dict[tuple[State, Event], Row] = {
     (_S.FAILED, _E.RELOAD): (_S.WAITING, (_F.HOLD, _F.PLAN)),
     (_S.FAILED, _E.STOP): (_S.STOPPED, (_F.EXIT,)),
     (_S.STUCK, _E.DIED): (_S.BACKOFF, (_F.ARM_BACKOFF,)),
+    (_S.STUCK, _E.PARKED): (_S.WAITING, (_F.AWAIT_DEVICE,)),
     (_S.STUCK, _E.DOOMED): (_S.FAILED, (_F.GIVE_UP,)),
     (_S.STUCK, _E.STOP): (_S.STUCK, (_F.EXIT,)),
 }
@@ -211,8 +223,13 @@ IGNORED: frozenset[tuple[State, Event]] = frozenset(
 _OF_AN_ATTEMPT = frozenset(
     {Event.PLANNED, Event.QUEUED, Event.TURN, Event.REFUSED, Event.LOADED, Event.CONDEMN, Event.WARMED,
      Event.DRAINED, Event.TIMER, Event.STABLE, Event.UNKILLABLE, Event.REVERT, Event.RELIEVE, Event.RELIEVED,
-     Event.UNRELIEVED, Event.RETIRED}
+     Event.UNRELIEVED, Event.RETIRED, Event.PARKED}
 )  # fmt: skip
+
+
+def may(event: Event, state: State) -> bool:
+    """Whether the event changes anything in this state."""
+    return (state, event) in TRANSITIONS
 
 
 def step(state: State, event: Event) -> Row:

@@ -7,9 +7,9 @@ import fcntl
 import os
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from llamad.errors import ChildError
+from llamad.frozen import dataclass
 
 PIPE_BYTES = 1 << 20
 

@@ -17,10 +17,9 @@ from llamad.supervision.child import Child, Spawner, stop_ladder
 from llamad.supervision.host import oom_kills
 from llamad.supervision.intake import Intake
 from llamad.supervision.launch import Launch, Seams
-from llamad.supervision.loading import NotUsable, watch_load
+from llamad.supervision.loading import NotUsable, warm_up, watch_load
 
 SETTLE_S = 2.0
-WARM_UP_SPARE_S = 30.0
 
 Follow = Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
 
@@ -51,14 +50,11 @@ class Relief:
         await self._or_its_end(child, self._load(child, intake, seams, clock))
 
     async def _load(self, child: Child, intake: Intake, seams: Seams, clock: Clock) -> None:
-        limits = self.launch.definition.limits
         try:
             await watch_load(child, intake, self.launch, seams, clock)
+            self.batch_s = await warm_up(intake, self.launch, seams)
         except NotUsable as unusable:
             raise unusable.error from unusable
-        seams.reporter.extend(limits.warmup_s + WARM_UP_SPARE_S)
-        self.batch_s = await seams.engine.warm_up(self.launch, limits.warmup_s)
-        intake.check_allocations()
 
     async def _or_its_end(self, child: Child, work: Coroutine[None, None, None]) -> None:
         loading, ending = asyncio.ensure_future(work), asyncio.ensure_future(child.wait())

@@ -6,6 +6,7 @@ import asyncio
 
 from llamad.config.loaded import Loaded
 from llamad.errors import ChildError, LlamadError
+from llamad.supervision.launch import Reporter
 
 
 class Reverted(ChildError):
@@ -34,6 +35,16 @@ class Reload:
         """The definition to return to, which is none to return to any more."""
         fallback, self.fallback = self.fallback, None
         return fallback
+
+    def revert(self, why: str, reporter: Reporter) -> Loaded | None:
+        """The new one could not be started: tell so, and give the one to return to."""
+        reporter.event(
+            "reload-reverted", f"The new definition could not be started: {why}. The old one is in force again",
+            CAUSE=why,
+        )  # fmt: skip
+        before = self.take_back()
+        self.settle(Reverted("the new definition could not be started", why=why))
+        return before
 
     def settle(self, error: LlamadError | None) -> None:
         """Tell who waits; nobody need wait."""

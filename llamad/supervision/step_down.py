@@ -12,10 +12,11 @@ out, as if others had them. It comes from the best of these sources:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from llamad.engine.names import plan_names
+from llamad.frozen import dataclass
 from llamad.planning.plan import DevicePlan, Plan
 from llamad.units import MIB
 

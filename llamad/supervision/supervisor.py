@@ -1,8 +1,7 @@
 """One model's owner: a single-writer loop that posts events to the table and carries out its effects.
 
-Everything mutable about a model is changed here and only from `run`. Jobs (planning, watching a load,
-warming up, draining, stopping, waiting) are tasks of one state: leaving the state cancels them, and what
-they still post is dropped by its epoch.
+Everything mutable about a model is changed here and only from `run`. Jobs (planning, watching a load, warming up,
+draining, stopping, waiting) are tasks of one state: leaving it cancels them, its epoch drops what they still post.
 """
 
 from __future__ import annotations
@@ -21,13 +20,13 @@ from llamad.supervision import words
 from llamad.supervision.backoff import Backoff
 from llamad.supervision.causes import CAUSES, Cause, Policy
 from llamad.supervision.child import Child, Spawner
-from llamad.supervision.failure import Failure
+from llamad.supervision.ending import Parking, as_error, ending, of_a_device
 from llamad.supervision.host import oom_kills
 from llamad.supervision.intake import Intake
-from llamad.supervision.launch import Launch, Seams
-from llamad.supervision.machine import Effect, Event, State, step
-from llamad.supervision.relief import Relief, Second, end_child
-from llamad.supervision.reload import Reload, Reverted
+from llamad.supervision.launch import Launch, Seams, tail
+from llamad.supervision.machine import Effect, Event, State, may, step
+from llamad.supervision.relief import Relief, Second
+from llamad.supervision.reload import Reload
 from llamad.supervision.tending import Message, Tending
 
 STEP_S = 300.0
@@ -47,14 +46,16 @@ class Supervisor(Tending):
         clock: Clock,
         *,
         exit_on_failure: bool = True,
+        parks: bool = False,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         super().__init__(loaded, seams, clock)
         self._spawner = spawner
-        self._exit_on_failure = exit_on_failure
+        self._exit_on_failure, self._jitter = exit_on_failure, jitter
+        self._parking = Parking(jitter) if parks else None
         self._backoff = Backoff(loaded.definition.limits.restarts, jitter)
         self._reload = Reload()
-        self._second = Second(seams, spawner, clock, self._jobs.follow)
+        self._second = Second(seams, spawner, clock, self._jobs.detach)
         self._shortages = 0
         self._ready_at_s = 0.0
         self._last_cause: Cause | None = None
@@ -62,6 +63,7 @@ class Supervisor(Tending):
         self._failure: ExitCode = ExitCode.OK
         self._failure_text = ""
         self._queued_text = ""
+        self._remarks: dict[str, str] = {}
         self.restarts = 0
 
     # -- what others may call ---------------------------------------------------------------------------
@@ -81,25 +83,19 @@ class Supervisor(Tending):
             self._intake.lines_per_s = limits.child_log_lines_per_s
 
     async def reload(self, loaded: Loaded, changed: str = "") -> None:
-        """Put a new definition into force; return when it serves, or the old one serves again. `changed`: what is
+        """Put a new definition into force; return when it serves, or the old one does (again). `changed`: what is
         new in it, in words.
 
-        Raises LlamadError where the new definition was refused or could not be started; the old one is in
-        force then. A definition that changes nothing for the child, ready or still loading, is applied at once
-        without touching it.
+        Raises LlamadError where the new definition was refused or could not be started; the old one is in force then.
+        One that changes nothing for the child, ready or still loading, is applied at once without touching it. Where
+        its child has room beside the one that serves, that one serves on until the new one does.
         """
         has_child = self.state in _STARTING or self.state.serves
         if self.launch and has_child and needs_no_new_child(self.launch.loaded, loaded):
             self.adopt(loaded)
             return
         await self._second.is_gone()
-        beside = None
-        if self.launch and self.state is State.READY:
-            await self._seams.planner.check(loaded, self.launch)
-            beside = await self._seams.planner.beside(loaded, self.launch)
-        if beside is not None and self.state is not State.READY:
-            self._seams.planner.dismissed()
-            beside = None
+        beside = await self._beside(loaded)
         waiter = self._reload.begin(self.loaded if self.state is State.READY else None, changed)
         if beside is not None:
             self._second.relief = Relief(beside)
@@ -110,6 +106,17 @@ class Supervisor(Tending):
             self._post(Message(Event.RELOAD))
         await asyncio.shield(waiter)
 
+    async def _beside(self, loaded: Loaded) -> Launch | None:
+        """The launch for a second child; None where there is no first, or no room. Raises LlamadError."""
+        if not self.launch or self.state is not State.READY:
+            return None
+        await self._seams.planner.check(loaded, self.launch)
+        beside = await self._seams.planner.beside(loaded, self.launch)
+        if beside is not None and self.state is not State.READY:
+            self._seams.planner.dismissed()
+            return None
+        return beside
+
     @property
     def last_cause(self) -> Cause | None:
         """Why the last child died that was not stopped by us."""
@@ -119,7 +126,18 @@ class Supervisor(Tending):
         """The one line of `systemctl status`."""
         plan, stepped_from = (self.launch.plan, self.launch.stepped_from) if self.launch else (None, 0)
         text = self._queued_text if self.state is State.WAITING else self._failure_text
-        return words.status_words(self.state, plan, stepped_from, text, self._last_cause)
+        return words.status_words(self.state, plan, stepped_from, text, self._last_cause, self._remarks.values())
+
+    def remark(self, topic: str, text: str) -> None:
+        """Add this to the status of a child that serves, in place of what was said of the topic; "" takes it back."""
+        if self._remarks.get(topic, "") != text:
+            self._remarks[topic] = text
+            self._announce()
+
+    def condemn(self, because: str, error: LlamadError) -> None:
+        """Have the child that serves replaced; nothing if none does. `because` is a word of the classifier."""
+        if self.state.serves:
+            self._condemn(self._epoch, because, error)
 
     @property
     def public_state(self) -> str:
@@ -151,6 +169,8 @@ class Supervisor(Tending):
             return
         if message.event in (Event.REFUSED, Event.DIED, Event.DOOMED) and self._reverts(message):
             message = Message(Event.REVERT)
+        if self._is_parked(message):
+            message = replace(message, event=Event.PARKED)
         before = self.state
         self.state, effects = step(before, message.event)
         if self.state is not before or set(effects) - {Effect.FORGIVE}:
@@ -172,17 +192,15 @@ class Supervisor(Tending):
         """Whether this failure belongs to a new definition that has an older one to fall back to."""
         if message.cause and message.cause.policy is Policy.STEP_DOWN and message.event is Event.DIED:
             return False
-        starting = (State.WAITING, State.LOADING, State.WARMING, State.CONDEMNED)
-        if self._reload.fallback is None or self.state not in starting:
+        if self._reload.fallback is None or not may(Event.REVERT, self.state):
             return False
         why = str(message.error or self._condemned or (message.cause and message.cause.text) or "it failed")
-        self._seams.reporter.event(
-            "reload-reverted", f"The new definition could not be started: {why}. The old one is in force again",
-            CAUSE=why,
-        )  # fmt: skip
-        self.loaded = self._reload.take_back() or self.loaded
-        self._reload.settle(Reverted("the new definition could not be started", why=why))
+        self.loaded = self._reload.revert(why, self._seams.reporter) or self.loaded
         return True
+
+    def _is_parked(self, message: Message) -> bool:
+        may_be = self._parking and message.event in (Event.REFUSED, Event.DOOMED) and may(Event.PARKED, self.state)
+        return bool(may_be) and of_a_device(message.error or message.cause)
 
     # -- effects ----------------------------------------------------------------------------------------
 
@@ -194,6 +212,8 @@ class Supervisor(Tending):
                 self._queued_text = str(message.error)
                 self._announce()
                 self._jobs.start(self._await_turn(self._epoch))
+            case Effect.AWAIT_DEVICE:
+                self._jobs.start(self._await_device(self._epoch, message.error or message.cause))
             case Effect.SPAWN:
                 await self._spawn()
             case Effect.WARM_UP:
@@ -244,6 +264,14 @@ class Supervisor(Tending):
         await self._seams.planner.turn()
         self._post(Message(Event.TURN, epoch))
 
+    async def _await_device(self, epoch: int, why: LlamadError | Cause | None) -> None:
+        assert self._parking is not None and why is not None
+        self._queued_text = self._parking.begin(why, self._seams.reporter)
+        self._reload.settle(as_error(why))
+        self._announce()
+        await self._clock.sleep(self._parking.next_delay_s())
+        self._post(Message(Event.TURN, epoch))
+
     async def _spawn(self) -> None:
         launch = self.launch
         assert launch is not None
@@ -261,7 +289,7 @@ class Supervisor(Tending):
             "loading", f"Loading {launch.definition.model} on {words.place_text(launch.plan)}",
             DEVICE=words.device_names(launch.plan),
         )  # fmt: skip
-        self._jobs.follow(self._watch_exit(child, intake, kills_before))
+        self._jobs.detach(self._watch_exit(child, intake, kills_before))
         self._jobs.start(self._watch_load(self._epoch, child, intake, launch))
 
     async def _watch_exit(self, child: Child, intake: Intake, kills_before: int) -> None:
@@ -310,6 +338,7 @@ class Supervisor(Tending):
         self._ready_at_s = self._clock.monotonic()
         self._backoff.ready_at(self._ready_at_s)
         self._failure = ExitCode.OK
+        self._parking = Parking(self._jitter) if self._parking else None
         self._seams.front.open(launch)
         if self._reload.take_back():
             changed = self._reload.changed
@@ -334,7 +363,7 @@ class Supervisor(Tending):
         self._child, self._intake, self._batch_s = relief.child, relief.intake, relief.batch_s
         self._killed_because, self._condemned, self.launch = "", None, relief.launch
         self.adopt(relief.launch.loaded)
-        self._jobs.follow(self._watch_exit(relief.child, relief.intake, relief.kills_before))
+        self._jobs.detach(self._watch_exit(relief.child, relief.intake, relief.kills_before))
         self._seams.planner.adopted(relief.child.pid)
         self._serve(relief.launch, relief.intake)
 
@@ -347,6 +376,8 @@ class Supervisor(Tending):
         elif message.event is not Event.RELOAD:
             self.loaded = relief.launch.loaded
 
+    # -- the end of a child -------------------------------------------------------------------------------
+
     async def _drain(self, epoch: int) -> None:
         front, limits = self._seams.front, self.loaded.definition.limits
         self._seams.reporter.extend(limits.drain_s + 2 * limits.stop_s + 30.0)
@@ -355,24 +386,6 @@ class Supervisor(Tending):
         elif await front.drain(limits.drain_s):
             front.cut("reload", f"the request ran longer than drain_s ({limits.drain_s:g} s)")
         self._post(Message(Event.DRAINED, epoch))
-
-    def _stop_child(self) -> None:
-        """The ladder survives a change of the goal on its way, so it is no job of the state."""
-        if self._child is None:
-            self._post(Message(Event.DIED, cause=CAUSES["stopped"]))
-            return
-        self._killed_because = "stop"
-        self._jobs.follow(self._climb_down(self._child))
-
-    async def _climb_down(self, child: Child) -> None:
-        if not await end_child(child, self.launch, self._seams, self.loaded.definition.limits.stop_s):
-            self._post(Message(Event.UNKILLABLE))
-
-    async def _kill_child(self, epoch: int) -> None:
-        if self._child:
-            self._child.kill_group()
-        await self._clock.sleep(10.0)
-        self._post(Message(Event.UNKILLABLE, epoch))
 
     async def _back_off(self, epoch: int, cause: Cause | None) -> None:
         self.restarts += 1
@@ -389,13 +402,14 @@ class Supervisor(Tending):
         self._post(Message(Event.TIMER, epoch))
 
     def _give_up(self, message: Message) -> None:
-        failure = Failure(message.error, message.cause)
-        self._failure, self._failure_text = failure.exit_code, failure.status
-        failure.tell(self._seams.reporter, self._intake.recent() if self._intake else ())
-        self._seams.front.refuse(failure.text)
-        self._reload.settle(message.error or ChildError(failure.text, fix=failure.fix))
-        if self._exit_on_failure:
-            self._exit = self._failure
+        error = message.error
+        lines = tail(self._intake.recent()) if self._intake and not error else ""
+        end = ending(error or message.cause, lines, served=bool(self._ready_at_s))
+        self._failure, self._failure_text = end.code, end.status
+        self._seams.reporter.event(end.event, end.message, CAUSE=end.text, FIX=end.fix)
+        self._seams.front.refuse(end.text)
+        self._reload.settle(error or ChildError(end.text, fix=end.fix))
+        self._exit = self._failure if self._exit_on_failure else None
 
     def _announce(self) -> None:
         self._seams.reporter.state(self.public_state, self.status_text())

@@ -1,4 +1,4 @@
-"""What a supervisor knows of its one child, and what it watches it for: its load, its warm-up, that it goes on.
+"""What a supervisor knows of its child, what it watches it for (its load, its warm-up, that it goes on), and its end.
 
 What is seen is posted as an event; what follows of it the table says, and `supervisor` carries out.
 """
@@ -6,19 +6,20 @@ What is seen is posted as an event; what follows of it the table says, and `supe
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 
 from llamad.clock import Clock
 from llamad.config.loaded import Loaded
 from llamad.errors import LlamadError
-from llamad.supervision.causes import Cause
+from llamad.frozen import dataclass
+from llamad.supervision.causes import CAUSES, Cause
 from llamad.supervision.child import Child
 from llamad.supervision.hang import Hung, watch_hang
 from llamad.supervision.intake import Intake
 from llamad.supervision.jobs import Jobs
 from llamad.supervision.launch import Launch, Seams
-from llamad.supervision.loading import NotUsable, watch_load
+from llamad.supervision.loading import NotUsable, warm_up, watch_load
 from llamad.supervision.machine import Event, State
+from llamad.supervision.relief import end_child
 
 
 @dataclass(frozen=True)
@@ -63,15 +64,11 @@ class Tending:
 
     async def _warm_up(self, epoch: int) -> None:
         assert self.launch is not None and self._intake is not None
-        limits = self.launch.definition.limits
         self._warming = True
-        self._seams.reporter.extend(limits.warmup_s + 30.0)
         try:
-            self._batch_s = await self._seams.engine.warm_up(self.launch, limits.warmup_s)
-            self._intake.check_allocations()
-        except LlamadError as error:
-            self._seams.reporter.event("warm-up-failed", f"The warm-up failed: {error}", CAUSE=str(error))
-            self._condemn(epoch, "warm-up", error)
+            self._batch_s = await warm_up(self._intake, self.launch, self._seams)
+        except NotUsable as unusable:
+            self._condemn(epoch, unusable.because, unusable.error)
         else:
             self._post(Message(Event.WARMED, epoch))
 
@@ -98,3 +95,21 @@ class Tending:
     async def _become_stable(self, epoch: int) -> None:
         await self._clock.sleep(self.loaded.definition.limits.stable_s)
         self._post(Message(Event.STABLE, epoch))
+
+    def _stop_child(self) -> None:
+        """The ladder survives a change of the goal on its way, so it is no job of the state."""
+        if self._child is None:
+            self._post(Message(Event.DIED, cause=CAUSES["stopped"]))
+            return
+        self._killed_because = "stop"
+        self._jobs.detach(self._climb_down(self._child))
+
+    async def _climb_down(self, child: Child) -> None:
+        if not await end_child(child, self.launch, self._seams, self.loaded.definition.limits.stop_s):
+            self._post(Message(Event.UNKILLABLE))
+
+    async def _kill_child(self, epoch: int) -> None:
+        if self._child:
+            self._child.kill_group()
+        await self._clock.sleep(10.0)
+        self._post(Message(Event.UNKILLABLE, epoch))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from llamad.errors import ExitCode
@@ -19,13 +20,20 @@ def device_names(plan: Plan) -> str:
 
 
 def status_words(
-    state: State, plan: Plan | None, stepped_from: int, text: str, cause: Cause | None
+    state: State,
+    plan: Plan | None,
+    stepped_from: int,
+    text: str,
+    cause: Cause | None,
+    remarks: Iterable[str] = (),
 ) -> str:
-    """The one line of `systemctl status`. `text`: what a waiting model waits for, or why a failed one has failed."""
+    """The one line of `systemctl status`. `text`: what a waiting model waits for, or why a failed one has failed;
+    `remarks`: what an admin should know of one that serves.
+    """
     from llamad.supervision.machine import State  # a start needs other words than these
 
     if state.serves and plan:
-        return ready_text(plan)
+        return "; ".join(filter(None, (ready_text(plan), *remarks)))
     if state in (State.LOADING, State.WARMING) and plan:
         return loading_text(str(state), plan, stepped_from)
     if state is State.FAILED:

@@ -59,6 +59,7 @@ class GpuHost:
         self.gpus = {f"GPU-{n}": Gpu(f"GPU-{n}", f"{0x10 + n:02x}") for n in range(gpus)}
         self.lock = threading.Lock()
         self.refused: list[str] = []
+        self.trouble: list[str] = []
         self._processes: dict[tuple[int, str], int] = {}
         self._ends = threading.Event()
         folder.mkdir(exist_ok=True)
@@ -97,11 +98,28 @@ class GpuHost:
             self.gpus[uuid].free -= size
             self._write()
 
+    def have(self, *trouble: str) -> None:
+        """Lines of the NVML library's state (`nvml_shim.c`) that hold from now on, in place of earlier ones."""
+        with self.lock:
+            self.trouble = list(trouble)
+            self._write()
+
+    def installed(self, running: str, libraries: str) -> None:
+        """The versions of the loaded module and of the libraries on disk."""
+        folder = self.folder / "lib" / "x86_64-linux-gnu"
+        folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "module").write_text(running + "\n")
+        file, link = folder / f"libnvidia-ml.so.{libraries}", folder / "libnvidia-ml.so.1"
+        file.touch()
+        link.unlink(missing_ok=True)
+        link.symlink_to(file)
+
     def _write(self) -> None:
         rows = ["driver 550.54"]
         rows += [f"gpu {g.uuid} 0:{g.bus} {TOTAL} {RESERVED} {g.free} 0 0 NVIDIA Test" for g in self.gpus.values()]
         index = {uuid: number for number, uuid in enumerate(self.gpus)}
         rows += [f"process {index[uuid]} {pid} {size}" for (pid, uuid), size in self._processes.items()]
+        rows += self.trouble
         scratch = self.folder / "state.new"
         scratch.write_text("\n".join(rows) + "\n")
         scratch.replace(self.folder / "state")

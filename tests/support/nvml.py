@@ -125,7 +125,53 @@ def _look(probe: Nvml) -> dict[str, Any]:
     return {"devices": devices, "error": error, "absence": probe.absence, "problems": probe.problems}
 
 
+def hear(shim: Path, folder: Path, states: Sequence[str], wanted: int) -> list[list[Any]]:
+    """The faults (UUID, Xid) that a `FaultWatch` tells while the states follow each other; it is given `wanted` of
+    them, and half a second for one too many.
+    """
+    env = os.environ | {"LD_LIBRARY_PATH": str(shim), "NVML_SHIM_STATE": str(folder / "state")}
+    words = [sys.executable, "-m", "tests.support.nvml", "faults", str(wanted)]
+    done = subprocess.run(
+        words, cwd=ROOT, env=env, input=json.dumps(states), capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    heard: list[list[Any]] = json.loads(done.stdout)
+    return heard
+
+
+def _hear(wanted: int) -> None:
+    import queue
+
+    from llamad.hardware.faults import Fault, FaultWatch
+
+    state = Path(os.environ["NVML_SHIM_STATE"])
+    faults: queue.Queue[Fault] = queue.Queue()
+    first, *others = json.load(sys.stdin)
+    state.write_text(first)
+    watch = FaultWatch(faults.put, wait_s=0.05)
+    watch.start()
+    heard = []
+    for text in others:
+        scratch = state.with_name("scratch")
+        scratch.write_text(text)
+        scratch.replace(state)
+        while len(heard) < wanted:
+            heard.append(faults.get(timeout=20))
+    watch.stop()
+    try:
+        heard.append(faults.get(timeout=0.5))
+    except queue.Empty:
+        print(json.dumps([[fault.uuid, fault.xid] for fault in heard]))
+
+
 def main() -> None:
+    if sys.argv[1] == "faults":
+        _hear(int(sys.argv[2]))
+    else:
+        _look_at_all()
+
+
+def _look_at_all() -> None:
     state = Path(os.environ["NVML_SHIM_STATE"])
     seen = []
     for states in json.load(sys.stdin):

@@ -8,6 +8,7 @@
  *   graphics GPU_INDEX PID BYTES                          a process that draws
  *   fail FUNCTION CODE UNIT                               what a function returns for the UNIT-th `gpu` or `slice`
  *                                                         line of the file; -1: for all of them
+ *   xid SERIAL GPU_INDEX CODE                             a fault, told once to who has registered for it: serials grow
  *   hang FUNCTION                                         it does not return until this line is gone
  *   garbled                                               texts that are no UTF-8
  *
@@ -18,7 +19,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { OK = 0, UNINITIALIZED = 1, INVALID = 2, NOT_SUPPORTED = 3, NOT_FOUND = 6, SMALL = 7, MAX = 64, PLACES = 7 };
+enum { OK = 0, UNINITIALIZED = 1, INVALID = 2, NOT_SUPPORTED = 3, NOT_FOUND = 6, SMALL = 7, TIMEOUT = 10, MAX = 64, PLACES = 7 };
 
 typedef unsigned long long u64;
 
@@ -31,11 +32,13 @@ struct unit { /* a GPU or a slice */
 
 struct process { int gpu; unsigned pid; long long bytes; int draws; };
 struct failure { char function[64]; int code, unit; };
+struct xid { int serial, gpu; u64 code; };
 
 static struct unit units[MAX];
 static struct process processes[MAX];
 static struct failure failures[MAX];
-static int n_units, n_processes, n_failures, is_open, garbled;
+static struct xid xids[MAX];
+static int n_units, n_processes, n_failures, n_xids, is_open, garbled, told, registered[MAX];
 static char driver[80], hanging[64];
 
 static void take(char *line) {
@@ -43,6 +46,7 @@ static void take(char *line) {
     struct unit u = {.parent = -1};
     struct process p = {0};
     struct failure f;
+    struct xid x;
     if (sscanf(line, "driver %79s", driver) == 1 || sscanf(line, "hang %63s", hanging) == 1)
         return;
     if (strncmp(line, "garbled", 7) == 0)
@@ -56,6 +60,9 @@ static void take(char *line) {
     } else if (sscanf(line, "fail %63s %d %d", f.function, &f.code, &f.unit) == 3) {
         if (n_failures < MAX)
             failures[n_failures++] = f;
+    } else if (sscanf(line, "xid %d %d %llu", &x.serial, &x.gpu, &x.code) == 3) {
+        if (n_xids < MAX)
+            xids[n_xids++] = x;
     } else if ((sscanf(line, "process %d %u %lld", &p.gpu, &p.pid, &p.bytes) == 3 ||
                 (p.draws = sscanf(line, "graphics %d %u %lld", &p.gpu, &p.pid, &p.bytes) == 3)) && n_processes < MAX) {
         processes[n_processes++] = p;
@@ -66,7 +73,7 @@ static void load(void) {
     char line[512];
     const char *path = getenv("NVML_SHIM_STATE");
     FILE *file = path ? fopen(path, "r") : NULL;
-    n_units = n_processes = n_failures = garbled = 0;
+    n_units = n_processes = n_failures = n_xids = garbled = 0;
     strcpy(driver, "0.0");
     hanging[0] = 0;
     while (file && fgets(line, sizeof line, file))
@@ -209,6 +216,44 @@ int nvmlDeviceGetComputeRunningProcesses_v2(struct unit *handle, unsigned *count
 int nvmlDeviceGetGraphicsRunningProcesses_v2(struct unit *handle, unsigned *count, struct process_info *infos) {
     BEGIN(handle);
     return list(handle, 1, count, infos);
+}
+
+struct event { struct unit *device; unsigned long type, data; unsigned gpu_instance, compute_instance; };
+
+int nvmlEventSetCreate(void **set) {
+    BEGIN(NULL);
+    memset(registered, 0, sizeof registered);
+    *set = registered;
+    return OK;
+}
+
+int nvmlEventSetFree(void *set) {
+    (void)set;
+    BEGIN(NULL);
+    return OK;
+}
+
+int nvmlDeviceRegisterEvents(struct unit *handle, u64 types, void *set) {
+    (void)set;
+    BEGIN(handle);
+    registered[gpu_index(handle)] = types == 8;
+    return OK;
+}
+
+int nvmlEventSetWait_v2(void *set, struct event *event, unsigned ms) {
+    (void)set;
+    for (unsigned waited = 0;; waited += 10) {
+        BEGIN(NULL);
+        for (int i = 0; i < n_xids; i++)
+            if (xids[i].serial > told && registered[xids[i].gpu]) {
+                told = xids[i].serial;
+                *event = (struct event){gpu(xids[i].gpu), 8, (unsigned long)xids[i].code, 0, 0};
+                return OK;
+            }
+        if (waited >= ms)
+            return TIMEOUT;
+        usleep(10000);
+    }
 }
 
 #ifndef OLD

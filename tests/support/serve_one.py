@@ -2,7 +2,7 @@
 
     python3 serve_one.py FOLDER '{"name": ..., "model": ..., "server": ..., "ledger": ..., ...}'
 
-It reports its states and events on stdout, a JSON list a line.
+SIGUSR1 has it look at what its child stands on. It reports its states and events on stdout, a JSON list a line.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +21,18 @@ from llamad.clock import SystemClock
 from llamad.config.definition import Definition, Host, Limits, Placement, Server
 from llamad.config.loaded import Loaded
 from llamad.errors import LlamadError
+from llamad.hardware.driver import driver_upgrade
 from llamad.hardware.nvml import Nvml
 from llamad.ledger.booking import Booking
 from llamad.planning.plan import Plan
 from llamad.service.background import BackgroundPlanner
+from llamad.service.ground import MachineGround
 from llamad.service.journal import NativeJournal
 from llamad.service.notify import NoNotifier
 from llamad.service.paths import Paths
 from llamad.service.start import Start
 from llamad.supervision.child import ProcessSpawner
+from llamad.supervision.ground import GroundWatch
 from llamad.supervision.launch import Launch, Seams
 from llamad.supervision.supervisor import Supervisor
 from tests.support.fakes import FakeEngine, FakeFront, FakeReporter
@@ -40,11 +45,14 @@ def say(*words: str) -> None:
 class Reporter(FakeReporter):
     """Says everything on stdout."""
 
+    on_state: Callable[[], None] = staticmethod(lambda: None)
+
     def event(self, name: str, message: str, **fields: str) -> None:
         say("event", name, message)
 
     def state(self, state: str, text: str) -> None:
         say("state", state, text)
+        self.on_state()
 
     def ledger_problems(self, files: tuple[str, ...]) -> None:
         for file in files:
@@ -79,6 +87,8 @@ class ToldStart(Start):
     """With a definition that is in no file."""
 
     words: dict[str, Any]
+    nvml_folder: Path
+    """Where the driver's files are."""
 
     def load(self) -> Loaded:
         words = self.words
@@ -95,7 +105,7 @@ def make_start(folder: Path, words: dict[str, Any]) -> ToldStart:
         made.mkdir(exist_ok=True)
         made.chmod(0o777)
     start = ToldStart(words["name"], folder, {}, NativeJournal("/nonexistent"), NoNotifier(), paths)
-    start.words = words
+    start.words, start.nvml_folder = words, folder.parent
     start.nvml = Nvml(driver_files=["/"], own_pids=start.ledger.pids)
     start.booking = Booking(start.ledger, start.nvml.held)
     start.reporter = Reporter()  # type: ignore[assignment]
@@ -104,13 +114,25 @@ def make_start(folder: Path, words: dict[str, Any]) -> ToldStart:
 
 async def serve(start: ToldStart) -> int:
     words = start.words
-    planner = ToldPlanner(start.paths, start.reporter, start.read, start.nvml, start.first, start.booking)
+    driver = start.nvml_folder
+    upgrade = partial(driver_upgrade, [driver / "lib"], driver / "module", driver / "proc")
+    planner = ToldPlanner(
+        start.paths, start.reporter, start.read, start.nvml, start.first, start.booking, upgrade
+    )
     planner.folder, planner.pause_s = start.paths.engine, words.get("pause_s", 0.005)
     seams = Seams(planner, FakeEngine(), FakeFront(), start.reporter)
     spawner = ProcessSpawner(start.process, lambda: start.ledger.lease_fds)
-    supervisor = Supervisor(start.loaded, seams, spawner, SystemClock())
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, supervisor.stop)
-    return int(await supervisor.run())
+    parks = bool(words.get("parks"))
+    supervisor = Supervisor(start.loaded, seams, spawner, SystemClock(), parks=parks)
+    watch = GroundWatch(supervisor, seams, MachineGround(start.paths.cache, start.nvml, upgrade), SystemClock())
+    start.reporter.on_state = watch.state_changed
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, supervisor.stop)
+    loop.add_signal_handler(signal.SIGUSR1, watch.state_changed)
+    watching = asyncio.create_task(watch.run())
+    code = await supervisor.run()
+    watching.cancel()
+    return int(code)
 
 
 def main() -> int:

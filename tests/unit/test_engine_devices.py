@@ -440,3 +440,21 @@ def test_a_kept_list_of_another_form_is_ignored(tmp_path: Path) -> None:
         cache.write_text(json.dumps({"key": json.loads(cache.read_text())["key"], "devices": rows}))
         assert [d.name for d in bench.finder().find()] == ["Vulkan0"]
     assert bench.asked == 5
+
+
+class Refusing(Known):
+    """A driver that cannot be used."""
+
+    def devices(self) -> list[Device]:
+        raise DeviceError("NVIDIA driver was upgraded", fix="reboot")
+
+
+def test_a_driver_that_cannot_be_used_is_done_without_only_by_who_may_do_without_gpus(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, NO_DEVICES)
+    bench.nvml = Refusing()
+    finder = bench.finder()
+    with pytest.raises(DeviceError, match="was upgraded"):
+        finder.find()
+    assert bench.asked == 0
+    assert finder.find(trust_none=True) == []
+    assert any("was upgraded" in hint for hint in finder.hints), "and it is said"

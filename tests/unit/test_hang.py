@@ -40,11 +40,14 @@ def test_the_kernels_word_for_a_process() -> None:
     assert process_state(1 << 30) == "unknown"
 
 
-def run_with(rig: Rig, at_work: int, *, moves: bool = False, slots_move: bool = False) -> list[str]:
+def run_with(
+    rig: Rig, at_work: int, *, moves: bool = False, slots_move: bool = False, idle_s: float = 0.0
+) -> list[str]:
     """Serve with requests at work for a while; the events."""
 
     async def scene(rig: Rig) -> None:
         await rig.until_ready()
+        await asyncio.sleep(idle_s)
         rig.front.working = at_work
         for turn in range(40):
             rig.front.progressed += moves
@@ -121,3 +124,14 @@ def test_what_clients_write_condemns_nobody(tmp_path: Path) -> None:
 
     play(rig, scene)
     assert "child-exited" not in rig.reporter.names() and not rig.planner.failures
+
+
+@pytest.mark.parametrize(("heard", "hung"), [(["encoding"], False), (["encoding", "encoded"], True)])
+def test_a_picture_may_take_ten_times_as_long(tmp_path: Path, heard: list[str], hung: bool) -> None:
+    """It is encoded in one step without a word; once it is, the usual bound holds."""
+    lines = {
+        "encoding": "0.00.100.000 I encoding image slice...",
+        "encoded": "0.00.200.000 I image slice encoded in 71234 ms",
+    }
+    rig = Rig(tmp_path, {"after": [lines[word] for word in heard]}, hang_s=10.0)
+    assert ("no-progress" in run_with(rig, 1, idle_s=0.7)) is hung  # by then it has said so

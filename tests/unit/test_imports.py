@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2] / "llamad"
 LEVELS = [
-    {"errors", "units", "clock", "store"},
+    {"errors", "units", "clock", "store", "frozen"},
     {"gguf", "hardware", "config"},
     {"planning"},
     {"engine", "ledger"},

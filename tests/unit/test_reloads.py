@@ -32,19 +32,12 @@ class Teller(FakeReporter):
     def __init__(self) -> None:
         super().__init__()
         self.told: list[str] = []
-        self.remark = ""
-        self.lines_of_status: list[str] = []
 
     def reloading(self) -> None:
         self.told.append("reloading")
 
     def still_ready(self, text: str) -> None:
         self.told.append("ready")
-        self.lines_of_status.append(f"{text} ({self.remark})")
-
-    def state(self, state: str, text: str) -> None:
-        super().state(state, text)
-        self.lines_of_status.append(f"{text} ({self.remark})")
 
 
 class FakeMove:
@@ -74,6 +67,7 @@ class Model:
         self.keys: KeySet | None = None
         self.applied: Loaded | None = None
         self.changed = asyncio.Event()
+        self.said = ""
 
     async def reload(self, loaded: Loaded, changed: str) -> None:
         self.reloaded.append(changed)
@@ -94,7 +88,11 @@ class Model:
             await self.changed.wait()
 
     def status_text(self) -> str:
-        return "ready"
+        return f"ready {self.said}"
+
+    def remark(self, topic: str, text: str) -> None:
+        assert topic == "definition"
+        self.said = text
 
     def apply(self, loaded: Loaded, keys: KeySet) -> None:
         self.applied, self.keys = loaded, keys
@@ -193,7 +191,7 @@ def test_a_mistake_is_told_once_with_its_place_and_stays_in_the_status(rig: Rig)
         await rig.edit(TEXT + "[placement]\ncontxt = 5\n")
         assert rig.teller.names() == ["reload-refused"]
         assert f"{rig.file}:4:1: placement.contxt" in rig.teller.events[0][1]
-        assert f"{rig.file}:4:1" in rig.teller.lines_of_status[-1]
+        assert f"{rig.file}:4:1" in rig.model.said
         assert rig.teller.told == [] and rig.model.adopted == 0
         for _ in range(3):
             await rig.noticed()
@@ -202,7 +200,7 @@ def test_a_mistake_is_told_once_with_its_place_and_stays_in_the_status(rig: Rig)
         await rig.edit(TEXT + "[placement]\ncontxt = 6\n")
         assert rig.teller.names() == ["reload-refused"] * 2
         await rig.edit(TEXT)
-        assert rig.teller.remark == "" and rig.teller.lines_of_status[-1] == "ready ()"
+        assert rig.model.said == "" and rig.teller.told == []
 
     play(scene())
 
@@ -222,7 +220,7 @@ def test_a_plan_that_is_not_possible_changes_nothing(rig: Rig) -> None:
     async def scene() -> None:
         rig.model.refuse = BusyError("no room")
         await rig.edit(TEXT + 'aliases = ["a"]\n[placement]\ncontext = 1024\n')
-        assert rig.teller.names() == ["reload-refused"] and "no room" in rig.teller.remark
+        assert rig.teller.names() == ["reload-refused"] and "no room" in rig.model.said
         assert rig.teller.told == ["reloading", "ready"]
         assert rig.model.applied is rig.model.loaded, "the relay has the old settings again"
 
@@ -233,7 +231,7 @@ def test_a_reverted_definition_is_told_by_the_supervisor_alone(rig: Rig) -> None
     async def scene() -> None:
         rig.model.refuse = Reverted("it could not be started", why="a template is wrong")
         await rig.edit(TEXT + "[placement]\ncontext = 1024\n")
-        assert rig.teller.names() == [] and "a template is wrong" in rig.teller.remark
+        assert rig.teller.names() == [] and "a template is wrong" in rig.model.said
         assert rig.teller.told == ["reloading", "ready"]
 
     play(scene())
@@ -245,9 +243,9 @@ def test_a_definition_that_is_gone_is_served_on(rig: Rig) -> None:
         await rig.noticed()
         assert rig.teller.names() == ["definition-removed"]
         assert "systemctl disable --now llamad@tiny" in rig.teller.events[0][2]["FIX"]
-        assert "served as before" in rig.teller.lines_of_status[-1] and rig.model.adopted == 0
+        assert "served as before" in rig.model.said and rig.model.adopted == 0
         await rig.edit(TEXT)
-        assert rig.teller.remark == "" and rig.teller.names() == ["definition-removed"]
+        assert rig.model.said == "" and rig.teller.names() == ["definition-removed"]
 
     play(scene())
 

@@ -33,13 +33,17 @@ from tests.support.fakes import (
 class Rig:
     """A supervisor with everything it touches."""
 
-    def __init__(self, folder: Path, *scenarios: dict[str, Any] | LlamadError, factor: float = 50.0, **limits: Any) -> None:
+    def __init__(
+        self, folder: Path, *scenarios: dict[str, Any] | LlamadError, factor: float = 50.0, parks: bool = False, **limits: Any
+    ) -> None:
         self.planner = FakePlanner(folder, *scenarios)
         self.engine, self.front, self.reporter = FakeEngine(), FakeFront(), FakeReporter()
         seams = Seams(self.planner, self.engine, self.front, self.reporter)
         limits.setdefault("stop_s", 0.5)
         self.limits = limits
-        self.supervisor = Supervisor(loaded_of(**limits), seams, ProcessSpawner(), ScaledClock(factor), jitter=lambda: 0.0)
+        self.supervisor = Supervisor(
+            loaded_of(**limits), seams, ProcessSpawner(), ScaledClock(factor), parks=parks, jitter=lambda: 0.0
+        )
 
     async def until_ready(self, times: int = 1) -> None:
         await self.reporter.until(lambda: self.reporter.names().count("ready") >= times)

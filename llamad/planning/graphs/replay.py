@@ -6,10 +6,10 @@ Layers repeat: once a layer starts with the same holes as an equal one before, t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from llamad.frozen import dataclass
 from llamad.planning.graphs import recurrence
 from llamad.planning.graphs.parts import Routing, attention, dense, experts, latent
 from llamad.planning.graphs.site import Host, Site

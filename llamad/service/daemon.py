@@ -47,7 +47,7 @@ class Service:
             start.paths, self.reporter, start.read, start.nvml, start.first, start.booking
         )
         seams = Seams(planner, ServerEngine(), self.front, self.reporter)
-        spawner = ProcessSpawner(start.process, lambda: start.ledger.lease_fds)
+        spawner = ProcessSpawner(start.process, lambda: (*start.ledger.lease_fds, *planner.second.lease_fds))
         parks = UNDER_SYSTEMD not in start.environ  # systemd starts us again, with the devices that are there then
         self.supervisor = Supervisor(start.loaded, seams, spawner, SystemClock(), parks=parks)
         self._seams = seams

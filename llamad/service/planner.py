@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from llamad.supervision.launch import Launch
 
 SOCKET_NAME = "llama.sock"
+SECOND_SOCKET_NAME = "llama-2.sock"
+ENGINE_SOCKETS = (SOCKET_NAME, SECOND_SOCKET_NAME)
 _LOG_ROUNDING_BYTES = MIB // 100
 ASK_SOCKET_NAME = "ask.sock"
 
@@ -67,7 +69,8 @@ class PlanMaker:
     `engine` is the folder of the child's socket, `cache` the model's cache folder, `scratch` the folder for the
     socket of a llama-server that is only asked. With a `booking` the plan's bytes are promised to it; with a
     `sharing` it leaves room for other models. `learned` is what former starts taught. Without a booking, an
-    `onlooker` tells what the ledger has of this model and of others.
+    `onlooker` tells what the ledger has of this model and of others. `host_returning_bytes`: of the host's memory, will
+    be free as well.
     """
 
     def __init__(
@@ -83,6 +86,8 @@ class PlanMaker:
         sharing: Sharing | None = None,
         learned: LearnedFile | None = None,
         onlooker: Onlooker | None = None,
+        socket_name: str = SOCKET_NAME,
+        host_returning_bytes: int = 0,
     ) -> None:
         self._loaded = loaded
         self._booking = booking
@@ -95,6 +100,8 @@ class PlanMaker:
         self._left_out: tuple[str, ...] = ()
         self.engine = engine
         self.scratch = scratch or engine
+        self.socket_path = str(engine / socket_name)
+        self._host_returning_bytes = host_returning_bytes
         self._cache = cache
         self.env = child_environment(loaded.definition.environment, cache)
 
@@ -201,6 +208,8 @@ class PlanMaker:
         definition = self._loaded.definition
 
         host = host_memory()
+        if self._host_returning_bytes:
+            host = replace(host, available_bytes=host.available_bytes + self._host_returning_bytes)
         gates = caps.gates if caps else BuildGates()
         problem = Problem(
             facts,
@@ -292,10 +301,9 @@ class PlanMaker:
 
     def _args(self, plan: Plan, caps: Capabilities) -> list[str]:
         names = (self._loaded.name,)
-        socket_path = str(self.engine / SOCKET_NAME)
         return server_args(
             plan, self._loaded.definition, caps,
-            socket_path=socket_path, alias_names=names, written=self._loaded.written,
+            socket_path=self.socket_path, alias_names=names, written=self._loaded.written,
         )  # fmt: skip
 
 
@@ -310,18 +318,21 @@ def stretched(facts: ModelFacts, definition: Definition) -> ModelFacts:
 
 def make_launch(maker: PlanMaker, loaded: Loaded) -> Launch:
     """Plan, and put together the command that carries the plan out. Blocking. Raises LlamadError."""
+    return launch_of(maker.make(), maker, loaded)
+
+
+def launch_of(made: Made, maker: PlanMaker, loaded: Loaded) -> Launch:
+    """The command that carries a plan out. Blocking. Raises LlamadError."""
     from llamad.supervision.launch import Launch  # not for what is only planned
 
-    made = maker.make()
     assert made.caps is not None
-    socket_path = str(maker.engine / SOCKET_NAME)
-    remove_stale(socket_path)
+    remove_stale(maker.socket_path)
     return Launch(
         loaded=loaded,
         plan=made.plan,
         argv=(made.caps.path, *made.args),
         env=maker.environment(made.plan),
-        socket_path=socket_path,
+        socket_path=maker.socket_path,
         vocabulary_tokens=made.facts.n_vocab,
         mode=_mode(loaded),
         engine=made.caps.version,

@@ -14,6 +14,7 @@ from llamad.engine.names import plan_names
 from llamad.errors import LlamadError
 from llamad.hardware.host import process_bytes
 from llamad.ledger.booking import Booking
+from llamad.ledger.ledger import Ledger
 from llamad.planning.plan import Plan
 from llamad.service.desk import place_of
 from llamad.service.neighbours import keep_plan
@@ -53,6 +54,22 @@ class LeaseRecorder:
         """It is ready."""
         promise = self._booking.promise_id
         self._begin(self._write(lambda: self._settle(promise, pid)))
+
+    def absorb(self, second: Ledger, pid: int) -> None:
+        """The second child is the only one: its lease is ours now."""
+
+        def write() -> None:
+            promised = self._booking.absorb(second, pid, process_bytes(pid))
+            second.close()
+            if promised:
+                keep_plan(self._state, promised)
+
+        self._begin(self._write(write))
+
+    def stop(self) -> None:
+        """Write no more."""
+        if self._task is not None:
+            self._task.cancel()
 
     def _settle(self, promise: str, pid: int) -> None:
         promised = self._booking.settled(promise, pid, process_bytes(pid))

@@ -29,7 +29,7 @@ from llamad.service.journal import Journal, make_journal
 from llamad.service.keys import read_keys
 from llamad.service.notify import Notifier, make_notifier
 from llamad.service.paths import Paths
-from llamad.service.planner import SOCKET_NAME, PlanMaker, make_launch
+from llamad.service.planner import ENGINE_SOCKETS, PlanMaker, make_launch
 from llamad.service.reporter import DaemonReporter
 from llamad.service.sharing import Sharing
 from llamad.service.sockets import SOCKET_FILE, Listening, listen_on, stored_sockets
@@ -157,8 +157,8 @@ class Start:
             return
         self.status.remove()
         if UNDER_SYSTEMD not in self.environ and "listening" in self.__dict__:
-            engine = self.paths.engine / SOCKET_NAME  # llama-server itself leaves it behind
-            for path in (self.listening.unix_path, self.paths.runtime / SOCKET_FILE, engine):
+            engines = (self.paths.engine / name for name in ENGINE_SOCKETS)  # llama-server leaves its own behind
+            for path in (self.listening.unix_path, self.paths.runtime / SOCKET_FILE, *engines):
                 if path is not None:
                     with contextlib.suppress(OSError):
                         path.unlink()

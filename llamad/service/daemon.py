@@ -17,6 +17,7 @@ from llamad.service.front import RelayFront
 from llamad.service.keys import read_keys
 from llamad.service.move import Move
 from llamad.service.notify import watchdog_interval_s
+from llamad.service.planner import SLOTS
 from llamad.service.reloads import Reloads, Sources, raise_bug
 from llamad.service.start import UNDER_SYSTEMD, Start
 from llamad.supervision.child import ProcessSpawner
@@ -46,7 +47,7 @@ class Service:
         planner = BackgroundPlanner(
             start.paths, self.reporter, start.read, start.nvml, start.first, start.booking
         )
-        seams = Seams(planner, ServerEngine(), self.front, self.reporter)
+        seams = Seams(planner, ServerEngine(start.paths.cache / SLOTS), self.front, self.reporter)
         spawner = ProcessSpawner(start.process, lambda: (*start.ledger.lease_fds, *planner.second.lease_fds))
         parks = UNDER_SYSTEMD not in start.environ  # systemd starts us again, with the devices that are there then
         self.supervisor = Supervisor(start.loaded, seams, spawner, SystemClock(), parks=parks)

@@ -41,6 +41,7 @@ _KINDS = (
     EventKind("reload-reverted", "be8932cae5b44a779159ad2330c966e8", "err", ("CAUSE",)),
     EventKind("definition-removed", "530e88bfe8eb4bf18ae0d88860730fbf", "warning", ("CAUSE", "FIX")),
     EventKind("not-watched", "b6f34100b987495c923d135ed6ba26ad", "warning", ("CAUSE", "FIX")),
+    EventKind("prompts-kept", "62c148b78dd64ce1a0b20adc33755b8f", "info", ("TOKENS",)),
     EventKind("waiting-for-device", "b9085d01ebe94be69e26bce7d53525cb", "warning", ("CAUSE", "FIX")),
     EventKind("no-device", "ab4df01672d044e3ad14ffcb1251c4c9", "err", ("CAUSE", "FIX")),
     EventKind("config-refused", "d010b03ff318473f8b5e9fa60e1df69a", "err", ("CAUSE",)),

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 SOCKET_NAME = "llama.sock"
 SECOND_SOCKET_NAME = "llama-2.sock"
+SLOTS = "slots"
 ENGINE_SOCKETS = (SOCKET_NAME, SECOND_SOCKET_NAME)
 _LOG_ROUNDING_BYTES = MIB // 100
 ASK_SOCKET_NAME = "ask.sock"
@@ -61,6 +62,8 @@ class Made:
     """llama-server's arguments after the program name; empty where no build is known."""
     learned_key: str = ""
     """What a lesson from this plan is about."""
+    model_key: str = ""
+    """Names everything that is loaded."""
 
 
 class PlanMaker:
@@ -101,6 +104,7 @@ class PlanMaker:
         self.engine = engine
         self.scratch = scratch or engine
         self.socket_path = str(engine / socket_name)
+        self.slots = cache / SLOTS
         self._host_returning_bytes = host_returning_bytes
         self._cache = cache
         self.env = child_environment(loaded.definition.environment, cache)
@@ -122,7 +126,8 @@ class PlanMaker:
         devices = list(what_if) or list(returning) or (self.devices(caps) if caps else [])
         if self._onlooker:
             devices = self._onlooker.devices(devices)
-        learned = self.learned(self._key(self.fingerprint(facts, extras), caps, devices))
+        model_key = self.fingerprint(facts, extras)
+        learned = self.learned(self._key(model_key, caps, devices))
         lessons = learned.reserved((one.name, one.uuid, one.free_bytes) for one in devices)
         left_out = in_words(lessons, self._loaded.name)
         try:
@@ -138,7 +143,7 @@ class PlanMaker:
         if self._left_out:
             plan = replace(plan, warnings=(*plan.warnings, *self._left_out))
         args = self._args(plan, caps) if caps else []
-        return Made(plan, facts, caps, tuple(args), learned.key)
+        return Made(plan, facts, caps, tuple(args), learned.key, model_key)
 
     def devices(self, caps: Capabilities | None = None) -> list[Device]:
         """The devices as they are now, in llama-server's order and by its names."""
@@ -330,7 +335,7 @@ def launch_of(made: Made, maker: PlanMaker, loaded: Loaded) -> Launch:
     return Launch(
         loaded=loaded,
         plan=made.plan,
-        argv=(made.caps.path, *made.args),
+        argv=(made.caps.path, *made.args, *slot_args(maker.slots, made.caps, loaded)),
         env=maker.environment(made.plan),
         socket_path=maker.socket_path,
         vocabulary_tokens=made.facts.n_vocab,
@@ -338,9 +343,24 @@ def launch_of(made: Made, maker: PlanMaker, loaded: Loaded) -> Launch:
         engine=made.caps.version,
         file_bytes=made.facts.file_bytes,
         learned_key=made.learned_key,
+        model_key=made.model_key,
         engine_key=made.caps.key,
         engine_words=made.caps.words,
     )
+
+
+def slot_args(folder: Path, caps: Capabilities, loaded: Loaded) -> tuple[str, ...]:
+    """Where llama-server may put its slots' prompt caches when it is told to, a folder of the model's own; () where
+    it cannot. Clients cannot tell it to: the relay refuses that.
+    """
+    if _mode(loaded) != "completion" or not caps.has("--slot-save-path"):
+        return ()
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.chmod(0o700)
+    except OSError:
+        return ()  # it only costs prompts that must be read again
+    return ("--slot-save-path", str(folder))
 
 
 def remove_stale(socket_path: str) -> None:

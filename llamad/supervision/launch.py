@@ -31,6 +31,8 @@ class Launch:
     engine: str
     """The version of the build as it prints it."""
     file_bytes: int = 0
+    model_key: str = ""
+    """Names everything that is loaded: the model's file and what is there beside it."""
     learned_key: str = ""
     """What a lesson from it is about: model, engine, drivers and flags."""
     stepped_from: int = 0
@@ -128,6 +130,14 @@ class Engine(Protocol):
 
     async def figures(self, socket_path: str) -> str:
         """What the slots have done so far, as a text that changes when they do more; "" where none is had."""
+        ...
+
+    async def save_prompts(self, launch: Launch) -> None:
+        """Have its idle slots' prompt caches kept for its successor, as far as there is time and room."""
+        ...
+
+    async def restore_prompts(self, launch: Launch) -> int:
+        """Give it what was kept, where that fits it; how many tokens need not be read again. Nothing is kept then."""
         ...
 
     async def settle(self, socket_path: str, deadline_s: float) -> None:

@@ -17,7 +17,7 @@ from llamad.supervision.child import Child, Spawner, stop_ladder
 from llamad.supervision.host import oom_kills
 from llamad.supervision.intake import Intake
 from llamad.supervision.launch import Launch, Seams
-from llamad.supervision.loading import NotUsable, warm_up, watch_load
+from llamad.supervision.loading import NotUsable, take_over_prompts, warm_up, watch_load
 
 SETTLE_S = 2.0
 
@@ -27,8 +27,10 @@ Follow = Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
 class Relief:
     """One second child, for one launch."""
 
-    def __init__(self, launch: Launch) -> None:
+    def __init__(self, launch: Launch, former: Launch) -> None:
+        """`former` serves meanwhile."""
         self.launch = launch
+        self._former = former
         self.child: Child | None = None
         self.intake: Intake | None = None
         self.batch_s = 0.0
@@ -53,6 +55,8 @@ class Relief:
         try:
             await watch_load(child, intake, self.launch, seams, clock)
             self.batch_s = await warm_up(intake, self.launch, seams)
+            await seams.engine.save_prompts(self._former)
+            await take_over_prompts(self.launch, seams)
         except NotUsable as unusable:
             raise unusable.error from unusable
 
@@ -153,10 +157,18 @@ class Second:
 
 
 async def end_child(
-    child: Child, launch: Launch | None, seams: Seams, stop_s: float, *, former: bool = False
+    child: Child,
+    launch: Launch | None,
+    seams: Seams,
+    stop_s: float,
+    *,
+    former: bool = False,
+    keep_prompts: bool = False,
 ) -> bool:
-    """Stop a child the way that hangs least; whether it is gone."""
+    """Stop a child the way that hangs least; whether it is gone. `keep_prompts`: for its successor."""
     await seams.front.close_upstreams(former=former)
     if launch:
         await seams.engine.settle(launch.socket_path, SETTLE_S)
+    if launch and keep_prompts:
+        await seams.engine.save_prompts(launch)
     return await stop_ladder(child, stop_s)

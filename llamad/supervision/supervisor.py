@@ -97,8 +97,8 @@ class Supervisor(Tending):
         await self._second.is_gone()
         beside = await self._beside(loaded)
         waiter = self._reload.begin(self.loaded if self.state is State.READY else None, changed)
-        if beside is not None:
-            self._second.relief = Relief(beside)
+        if beside is not None and self.launch is not None:
+            self._second.relief = Relief(beside, self.launch)
             self._post(Message(Event.RELIEVE))
         else:
             self._backoff.restarts = loaded.definition.limits.restarts

@@ -17,7 +17,7 @@ from llamad.supervision.hang import Hung, watch_hang
 from llamad.supervision.intake import Intake
 from llamad.supervision.jobs import Jobs
 from llamad.supervision.launch import Launch, Seams
-from llamad.supervision.loading import NotUsable, warm_up, watch_load
+from llamad.supervision.loading import NotUsable, take_over_prompts, warm_up, watch_load
 from llamad.supervision.machine import Event, State
 from llamad.supervision.relief import end_child
 
@@ -67,6 +67,7 @@ class Tending:
         self._warming = True
         try:
             self._batch_s = await warm_up(self._intake, self.launch, self._seams)
+            await take_over_prompts(self.launch, self._seams)
         except NotUsable as unusable:
             self._condemn(epoch, unusable.because, unusable.error)
         else:
@@ -105,7 +106,9 @@ class Tending:
         self._jobs.detach(self._climb_down(self._child))
 
     async def _climb_down(self, child: Child) -> None:
-        if not await end_child(child, self.launch, self._seams, self.loaded.definition.limits.stop_s):
+        keep = self.state is State.REPLACING  # a successor comes
+        limits = self.loaded.definition.limits
+        if not await end_child(child, self.launch, self._seams, limits.stop_s, keep_prompts=keep):
             self._post(Message(Event.UNKILLABLE))
 
     async def _kill_child(self, epoch: int) -> None:

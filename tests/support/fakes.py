@@ -153,6 +153,8 @@ class FakeEngine:
         self.warm_ups = 0
         self.slots = "0 0"
         self.fail: ChildError | None = None
+        self.prompts: list[str] = []
+        self.kept_tokens = 0
 
     async def healthy(self, socket_path: str) -> bool:
         from llamad.engine.api import Health, health
@@ -161,6 +163,14 @@ class FakeEngine:
 
     async def figures(self, socket_path: str) -> str:
         return self.slots
+
+    async def save_prompts(self, launch: Launch) -> None:
+        self.prompts.append("save")
+
+    async def restore_prompts(self, launch: Launch) -> int:
+        kept, self.kept_tokens = self.kept_tokens, 0
+        self.prompts.append("restore")
+        return kept
 
     async def settle(self, socket_path: str, deadline_s: float) -> None:
         return

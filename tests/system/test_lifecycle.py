@@ -169,13 +169,15 @@ def test_reload_with_a_broken_file_fails_and_changes_nothing(bed: Bed) -> None:
     assert any("contxt" in line and "did you mean" in line for line in said)
 
 
-def test_a_new_definition_that_cannot_start_gives_the_old_one_back(bed: Bed, tmp_path: Path) -> None:
+def test_a_new_definition_that_cannot_start_leaves_the_old_one_serving(bed: Bed) -> None:
     url = bed.define("tiny")
     bed.ctl("start", "llamad@tiny")
+    child = bed.child_pid("tiny")
     bed.define("tiny", extra='[server]\nchat_template = "{% this is no template"')
     bed.ctl("reload", "llamad@tiny", check=False)
-    wait_for(lambda: bed.events("tiny", "reload-reverted"), "the old definition is back")
-    wait_for(lambda: chat(url)[0] == 200, "served again")
+    (refused,) = wait_for(lambda: bed.events("tiny", "reload-refused"), "the new one could not be started")
+    assert "template" in refused["MESSAGE"]
+    assert bed.child_pid("tiny") == child and chat(url)[0] == 200, "the old one served on"
     assert bed.show("llamad@tiny", "ActiveState") == "active"
 
 

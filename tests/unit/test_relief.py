@@ -55,9 +55,24 @@ def test_the_new_child_serves_before_the_old_one_goes_and_nobody_is_held(tmp_pat
     assert rig.front.calls[:5] == ["hold", "open", "open", "drain former", "close_upstreams"]
     assert rig.planner.calls == ["beside", "spawned beside", "adopted", "retired"]
     assert rig.planner.plans == 1
+    assert rig.engine.prompts == ["restore", "save", "restore"]
     applied = [fields for name, _, fields in rig.reporter.events if name == "reload-applied"]
     assert applied == [{"CHANGED": "placement.context"}]
     assert set(rig.reporter.states[3:-3]) == {"ready"}
+
+
+def test_prompts_are_kept_over_a_swap_and_not_over_a_stop(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+
+    async def scene(rig: Rig) -> None:
+        await rig.until_ready()
+        rig.engine.kept_tokens = 70
+        await rig.supervisor.reload(new(rig))
+        rig.supervisor.stop()
+
+    assert play(rig, scene) is ExitCode.OK
+    assert rig.engine.prompts == ["restore", "save", "restore"]
+    assert ("prompts-kept", {"TOKENS": "70"}) in [(name, fields) for name, _, fields in rig.reporter.events]
 
 
 def test_requests_that_outlast_the_drain_are_cut_on_the_old_child_alone(tmp_path: Path) -> None:

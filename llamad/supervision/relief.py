@@ -11,9 +11,12 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from llamad.clock import Clock
-from llamad.errors import ChildError, LlamadError
+from llamad.config.loaded import Loaded
+from llamad.errors import BusyError, ChildError, DeviceError, LlamadError
 from llamad.supervision import words
+from llamad.supervision.causes import Policy
 from llamad.supervision.child import Child, Spawner, stop_ladder
+from llamad.supervision.ending import of_a_device
 from llamad.supervision.host import oom_kills
 from llamad.supervision.intake import Intake
 from llamad.supervision.launch import Launch, Seams
@@ -22,6 +25,10 @@ from llamad.supervision.loading import NotUsable, take_over_prompts, warm_up, wa
 SETTLE_S = 2.0
 
 Follow = Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
+
+
+class NoRoomAfterAll(ChildError):
+    """The second child lacked memory, or a device that only one process may use: it must be alone."""
 
 
 class Relief:
@@ -37,7 +44,9 @@ class Relief:
         self.kills_before = 0
 
     async def bring_up(self, seams: Seams, spawner: Spawner, clock: Clock) -> None:
-        """Return when it is warm. Raises LlamadError where it cannot be; it may live on for `end` then."""
+        """Return when it is warm. Raises LlamadError where it cannot be, NoRoomAfterAll where it could be alone; it may
+        live on for `end` then.
+        """
         launch = self.launch
         intake = Intake(seams.reporter, launch.definition.limits.child_log_lines_per_s)
         self.intake, self.kills_before = intake, oom_kills()
@@ -58,7 +67,10 @@ class Relief:
             await seams.engine.save_prompts(self._former)
             await take_over_prompts(self.launch, seams)
         except NotUsable as unusable:
-            raise unusable.error from unusable
+            error = unusable.error
+            if isinstance(error, BusyError | DeviceError):
+                raise NoRoomAfterAll(error.what, why=error.why) from unusable
+            raise error from unusable
 
     async def _or_its_end(self, child: Child, work: Coroutine[None, None, None]) -> None:
         loading, ending = asyncio.ensure_future(work), asyncio.ensure_future(child.wait())
@@ -79,7 +91,8 @@ class Relief:
         cause, _ = inquest(
             returncode, self.intake, self.launch.plan, "", None, warming=False, kills=oom_kills() - self.kills_before
         )  # fmt: skip
-        return ChildError(
+        kind = NoRoomAfterAll if cause.policy is Policy.STEP_DOWN or of_a_device(cause) else ChildError
+        return kind(
             f"its llama-server ended ({words.exit_words(returncode)})", why=cause.text, fix=cause.fix
         )
 
@@ -105,6 +118,12 @@ class Second:
         self.former: Child | None = None
         """The child that another one has replaced, until it is gone."""
         self._end: asyncio.Task[None] | None = None
+
+    @property
+    def target(self) -> Loaded:
+        """The definition of the one that is brought up."""
+        assert self.relief is not None
+        return self.relief.launch.loaded
 
     async def bring_up(self) -> None:
         """Bring `relief` up. Raises LlamadError."""

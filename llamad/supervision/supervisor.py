@@ -25,7 +25,7 @@ from llamad.supervision.host import oom_kills
 from llamad.supervision.intake import Intake
 from llamad.supervision.launch import Launch, Seams, tail
 from llamad.supervision.machine import Effect, Event, State, may, step
-from llamad.supervision.relief import Relief, Second
+from llamad.supervision.relief import NoRoomAfterAll, Relief, Second
 from llamad.supervision.reload import Reload
 from llamad.supervision.tending import Message, Tending
 
@@ -351,6 +351,9 @@ class Supervisor(Tending):
     async def _bring_up(self, epoch: int) -> None:
         try:
             await self._second.bring_up()
+        except NoRoomAfterAll:
+            self.loaded = self._second.target
+            self._post(Message(Event.RELOAD, epoch))
         except LlamadError as error:
             self._post(Message(Event.UNRELIEVED, epoch, error=error))
         else:

@@ -13,7 +13,7 @@ import pytest
 from llamad.errors import BusyError, ChildError, ExitCode, LlamadError
 from llamad.supervision.machine import State
 from tests.support.fakes import loaded_of
-from tests.unit.test_supervisor import Rig, play
+from tests.unit.test_supervisor import OUT_OF_MEMORY, Rig, play
 
 
 def alive(pid: int) -> bool:
@@ -128,6 +128,27 @@ def test_a_new_child_that_fails_its_warm_up_is_gone_and_the_next_reload_works(tm
 
     assert play(rig, scene) is ExitCode.OK
     assert rig.planner.calls[:4] == ["beside", "spawned beside", "dismissed", "beside"]
+
+
+@pytest.mark.parametrize(
+    "beside", [{"lines": OUT_OF_MEMORY, "exit": 1}, {"lines": ["error: invalid device: CUDA0"], "exit": 1}]
+)
+def test_a_new_child_that_lacks_room_beside_gets_it_alone(tmp_path: Path, beside: dict[str, Any]) -> None:
+    """What the drivers showed was not all: the edit is no worse for it, requests wait as without a second child."""
+    rig = rig_with_room(tmp_path, beside=beside)
+
+    async def scene(rig: Rig) -> None:
+        await rig.until_ready()
+        old = rig.supervisor.child_pid
+        await rig.supervisor.reload(new(rig), "placement.context")
+        assert rig.supervisor.child_pid not in (0, old)
+        assert rig.supervisor.loaded.definition.placement.context == 1024
+        rig.supervisor.stop()
+
+    assert play(rig, scene) is ExitCode.OK
+    assert rig.front.calls[2:5] == ["hold", "drain", "close_upstreams"]
+    assert rig.planner.calls == ["beside", "spawned beside", "dismissed"] and rig.planner.plans == 2
+    assert rig.reporter.names().count("reload-applied") == 1 and "reload-reverted" not in rig.reporter.names()
 
 
 def test_a_plan_that_is_not_possible_beside_is_a_refusal(tmp_path: Path) -> None:

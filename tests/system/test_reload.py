@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.system.conftest import ETC, Bed, get, wait_for
+from tests.system.conftest import ETC, Bed, get, post, wait_for
 
 STREAMS = 50
 TOKENS = 40
@@ -144,7 +144,7 @@ def test_the_reload_matrix_with_fifty_streams(scene: Scene) -> None:
         child = bed.child_pid("one")
         act(scene.text(context))
         scene.until_context(context)
-        assert bed.child_pid("one") not in (0, child)
+        wait_for(lambda: bed.child_pid("one") not in (0, child), "the former llama-server is gone", 120)
         assert "placement.context" in wait_for(lambda: scene.told("reload-applied"), "it is said")[-1]
         untouched()
         for streams in scene.streams:
@@ -230,6 +230,28 @@ def test_a_stream_longer_than_the_drain_ends_with_its_cause(bed: Bed) -> None:
     client.join(60)
     assert len(outcomes) == 1 and outcomes[0].startswith("error: reload"), outcomes
     assert "ctx 2048" in bed.show("llamad@one", "StatusText")
+
+
+def cached_tokens(url: str, prompt: list[int]) -> int:
+    status, answer = post(f"{url}/completion", {"prompt": prompt, "n_predict": 4, "cache_prompt": True})
+    assert status == 200
+    return int(answer["timings"]["cache_n"])
+
+
+def test_what_a_slot_has_read_survives_a_change_of_the_context(bed: Bed) -> None:
+    extra = "[placement]\nallow_cpu = true\nparallel = 2\ncontext = %d\n"
+    url = bed.define("one", vulkan=False, extra=extra % 4096)
+    bed.ctl("start", "llamad@one")
+    prompt = [10 + number % 50 for number in range(600)]
+    assert cached_tokens(url, prompt) == 0
+    bed.define("one", vulkan=False, extra=extra % 2048)
+    bed.ctl("reload", "llamad@one")
+    assert "ctx 2048" in bed.show("llamad@one", "StatusText")
+    (kept,) = bed.events("one", "prompts-kept")
+    assert int(kept["LLAMAD_TOKENS"]) >= 600
+    assert cached_tokens(url, prompt) > 500
+    assert list(Path("/var/cache/llamad/one/slots").iterdir()) == []
+    assert Path("/var/cache/llamad/one/slots").stat().st_mode & 0o777 == 0o700
 
 
 def test_an_address_moves_without_a_restart(bed: Bed) -> None:

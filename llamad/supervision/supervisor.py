@@ -94,6 +94,8 @@ class Supervisor(Tending):
         if self.launch and has_child and needs_no_new_child(self.launch.loaded, loaded):
             self.adopt(loaded)
             return
+        limits = loaded.definition.limits
+        self._seams.reporter.extend(limits.drain_s + 2 * limits.stop_s + 30.0)
         await self._second.is_gone()
         beside = await self._beside(loaded)
         waiter = self._reload.begin(self.loaded if self.state is State.READY else None, changed)
@@ -101,7 +103,7 @@ class Supervisor(Tending):
             self._second.relief = Relief(beside, self.launch)
             self._post(Message(Event.RELIEVE))
         else:
-            self._backoff.restarts = loaded.definition.limits.restarts
+            self._backoff.restarts = limits.restarts
             self.loaded = loaded
             self._post(Message(Event.RELOAD))
         await asyncio.shield(waiter)

@@ -2,7 +2,7 @@
 
     python3 serve_one.py FOLDER '{"name": ..., "model": ..., "server": ..., "ledger": ..., ...}'
 
-SIGUSR1 has it look at what its child stands on. It reports its states and events on stdout, a JSON list a line.
+SIGUSR1 has it look at what its child stands on; SIGUSR2 has it reload with the next of `contexts`. It reports its states and events on stdout, a JSON list a line.
 """
 
 from __future__ import annotations
@@ -73,6 +73,13 @@ class ToldPlanner(BackgroundPlanner):
         write_plan(self.folder, launch.plan, self.pause_s)
         return launch
 
+    async def beside(self, loaded: Loaded, running: Launch) -> Launch | None:
+        launch = await super().beside(loaded, running)
+        say("event", "beside", "room" if launch else "no room")
+        if launch is not None:
+            write_plan(self.folder, launch.plan, self.pause_s)
+        return launch
+
 
 def write_plan(folder: Path, plan: Plan, pause_s: float) -> None:
     devices = [
@@ -121,7 +128,7 @@ async def serve(start: ToldStart) -> int:
     )
     planner.folder, planner.pause_s = start.paths.engine, words.get("pause_s", 0.005)
     seams = Seams(planner, FakeEngine(), FakeFront(), start.reporter)
-    spawner = ProcessSpawner(start.process, lambda: start.ledger.lease_fds)
+    spawner = ProcessSpawner(start.process, lambda: (*start.ledger.lease_fds, *planner.second.lease_fds))
     parks = bool(words.get("parks"))
     supervisor = Supervisor(start.loaded, seams, spawner, SystemClock(), parks=parks)
     watch = GroundWatch(supervisor, seams, MachineGround(start.paths.cache, start.nvml, upgrade), SystemClock())
@@ -129,10 +136,20 @@ async def serve(start: ToldStart) -> int:
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, supervisor.stop)
     loop.add_signal_handler(signal.SIGUSR1, watch.state_changed)
+    reloads: set[asyncio.Task[None]] = set()
+    loop.add_signal_handler(signal.SIGUSR2, lambda: reloads.add(asyncio.create_task(reload(start, supervisor))))
     watching = asyncio.create_task(watch.run())
     code = await supervisor.run()
     watching.cancel()
     return int(code)
+
+
+async def reload(start: ToldStart, supervisor: Supervisor) -> None:
+    start.words["context"] = start.words["contexts"].pop(0)
+    try:
+        await supervisor.reload(start.load(), "placement.context")
+    except LlamadError as error:
+        say("event", "reload-refused", str(error))
 
 
 def main() -> int:

@@ -186,7 +186,8 @@ class Reloads:
     async def _apply(self, loaded: Loaded, keys: KeySet, found: tuple[Change, ...], hung_up: bool) -> None:
         running, needs = self._model.loaded, takes(found)
         move = self._sources.move(running, loaded) if Takes.REBIND in needs else None
-        self._address.apply(loaded, keys)
+        if move is None:
+            self._address.apply(loaded, keys)
         try:
             if hung_up or Takes.RESTART in needs:
                 await self._model.reload(loaded, in_words(found))
@@ -199,7 +200,11 @@ class Reloads:
             self._address.apply(running, self._keys)
             raise
         if move is not None:
+            # What is meant for the new address must not open the old one: an address that all can reach is not
+            # served without the keys it had, nor a new one without its own.
+            self._address.apply(loaded, keys or self._keys)
             await move.carry_out(self._address)
+            self._address.apply(loaded, keys)
         words = in_words(found) or ("the API keys" if keys != self._keys else "")
         self._keys = keys
         if words and Takes.RESTART not in needs:

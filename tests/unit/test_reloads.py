@@ -51,7 +51,7 @@ class FakeMove:
         self.calls.append("give up")
 
     async def carry_out(self, relay: Any) -> None:
-        self.calls.append("carry out")
+        self.calls.append(f"carry out with {len(relay.keys)} keys")
 
 
 class Model:
@@ -253,10 +253,31 @@ def test_a_definition_that_is_gone_is_served_on(rig: Rig) -> None:
 def test_an_address_moves_when_the_new_definition_is_in_force(rig: Rig) -> None:
     async def scene() -> None:
         await rig.edit(TEXT.replace("8081", "8082"))
-        assert rig.moves == ["bind", "carry out"] and rig.model.adopted == 1
+        assert rig.moves == ["bind", "carry out with 0 keys"] and rig.model.adopted == 1
         rig.model.refuse = BusyError("no room")
         await rig.edit(TEXT + "[placement]\ncontext = 1024\n")
         assert rig.moves[2:] == ["bind", "give up"]
+
+    play(scene())
+
+
+def test_an_address_is_never_served_without_the_keys_that_it_had(rig: Rig) -> None:
+    """From an address for all, with keys, to one for this machine, without; and back."""
+    file = with_keys(rig)
+    file.write_text("one\ntwo\n")
+
+    async def scene() -> None:
+        await rig.hang_up()
+        rig.model.may_reload.clear()
+        rig.file.write_text(TEXT.replace("8081", "8082") + "[placement]\ncontext = 1024\n")
+        rig.reloads.edited(look(rig.file, rig.root).digest)
+        await rig.model.until(lambda: len(rig.model.reloaded) == 2)
+        assert len(rig.model.keys or ()) == 2, "nor while llama-server is replaced"
+        rig.model.may_reload.set()
+        await rig.rest()
+        assert rig.moves == ["bind", "carry out with 2 keys"] and len(rig.model.keys or ()) == 0
+        await rig.edit(TEXT + f'api_keys_file = "{file}"\n')
+        assert rig.moves[2:] == ["bind", "carry out with 2 keys"] and len(rig.model.keys or ()) == 2
 
     play(scene())
 

@@ -158,7 +158,7 @@ def look(file: Path, root: Path) -> Seen:
     """Read what makes a definition. Never raises for what it finds. Blocking."""
     try:
         contents = read_definition(file, root)
-    except LlamadError as error:
+    except (LlamadError, OSError) as error:
         return Seen(hashlib.sha256(f"unreadable: {error}".encode("utf-8", "surrogateescape")).hexdigest(), True)
     return Seen(digest_of(contents), bool(contents.get(file, b"").strip()))
 

@@ -76,8 +76,17 @@ def make(loaded: Loaded, what_if: list[Device], *, computed: bool) -> Made:
             sharing=_sharing(loaded, cache, onlooker) if onlooker else None,
             onlooker=onlooker,
             learned=LearnedFile(STATE_ROOT / loaded.name),
+            rpc_in_use=bool(loaded.definition.placement.rpc) and _runs(loaded.name),
         )
         return maker.make(what_if, computed=computed)
+
+
+def _runs(name: str) -> bool:
+    """Whether the model has a llama-server now."""
+    from llamad.service.status import read_status  # seldom
+
+    status = read_status(name, RUNTIME_ROOT)
+    return status is not None and status.get("state") not in ("waiting", "backoff", "failed", "stopped")
 
 
 def cache_of(name: str) -> Path | None:

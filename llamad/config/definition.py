@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         ListenText,
         Memory,
         Penalty,
+        RpcServer,
         Sampler,
         Scalar,
         Scale,
@@ -112,6 +113,7 @@ class Placement(Table):
     gpus: Auto | tuple[Annotated[int, Field(ge=0, le=255)] | Annotated[str, Field(min_length=1)], ...] = (
         "auto"
     )
+    rpc: tuple[RpcServer, ...] = ()
     cpu_moe: bool = False
     n_cpu_moe: Layers | Auto = "auto"
     n_cpu_ffn: Layers | Auto = "auto"

@@ -27,6 +27,7 @@ _TYPED: Mapping[str, str] = {
     "placement.tensor_split": "-ts --tensor-split",
     "placement.main_gpu": "-mg --main-gpu",
     "placement.gpus": "-dev --device",
+    "placement.rpc": "--rpc",
     "placement.cpu_moe": "-cmoe --cpu-moe",
     "placement.n_cpu_moe": "-ncmoe --n-cpu-moe",
     "placement.n_cpu_ffn": "-ncffn --n-cpu-ffn",

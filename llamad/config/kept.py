@@ -62,11 +62,11 @@ def load_kept(
         return load_definition(name, root)  # it says what is missing, and what may be meant
     shelf = _Shelf(cache_file, stamp)
     text = shelf.find(name, contents)
-    kept = _loaded_of(text, name, file, contents) if text is not None else None
+    kept = loaded_of(text, name, file, contents) if text is not None else None
     if kept is not None:
         return kept
     loaded = judge(name, file, root, contents)
-    shelf.put(name, contents, _text_of(loaded))
+    shelf.put(name, contents, text_of(loaded))
     shelf.save([name])
     return loaded
 
@@ -123,7 +123,7 @@ def _neighbour(name: str, root: Path, shelf: _Shelf, judge: Judge) -> Loaded | N
     text = shelf.find(name, contents)
     if text == _REFUSED:
         return None
-    kept = _loaded_of(text, name, file, contents) if text is not None else None
+    kept = loaded_of(text, name, file, contents) if text is not None else None
     if kept is not None:
         return kept
     try:
@@ -131,7 +131,7 @@ def _neighbour(name: str, root: Path, shelf: _Shelf, judge: Judge) -> Loaded | N
     except LlamadError:
         shelf.put(name, contents, _REFUSED)
         return None
-    shelf.put(name, contents, _text_of(loaded))
+    shelf.put(name, contents, text_of(loaded))
     return loaded
 
 
@@ -186,7 +186,7 @@ def own_stamp(sources: Path = _SOURCES) -> str:
 # -- a definition as text ------------------------------------------------------------------------------------
 
 
-def _text_of(loaded: Loaded) -> str:
+def text_of(loaded: Loaded) -> str:
     places = [
         [path, place.path, place.line, place.column]
         for path, place in loaded.origins.items()
@@ -195,8 +195,8 @@ def _text_of(loaded: Loaded) -> str:
     return json.dumps([asdict(loaded.definition), asdict(loaded.host), places], separators=(",", ":"))
 
 
-def _loaded_of(text: str, name: str, file: Path, contents: Mapping[Path, bytes]) -> Loaded | None:
-    """What `_text_of` wrote down; None for a text of another make."""
+def loaded_of(text: str, name: str, file: Path, contents: Mapping[Path, bytes]) -> Loaded | None:
+    """What `text_of` wrote down; None for a text of another make."""
     try:
         definition, host, written = json.loads(text)
         places: dict[KeyPath, Where] = {

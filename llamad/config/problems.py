@@ -50,6 +50,8 @@ _OTHER_NAMES = {
     "n_threads": "threads",
     "device": "gpus",
     "devices": "gpus",
+    "rpc_servers": "rpc",
+    "rpc_server": "rpc",
     "gpu": "gpus",
     "model_path": "model",
     "path": "model",

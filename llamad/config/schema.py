@@ -77,6 +77,11 @@ CpuMask = Annotated[
     str, Field(pattern=r"^(0x)?[0-9a-fA-F]{1,128}$"), Words('a hexadecimal mask such as "ff"')
 ]
 CpuRange = Annotated[str, AfterValidator(_cpu_range), Words('a range of CPUs such as "0-7"')]
+RpcServer = Annotated[
+    str,
+    Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9.-]{0,252}[A-Za-z0-9])?:[1-9][0-9]{0,4}$"),
+    Words('a host and a port such as "10.0.0.2:50052"'),
+]
 FilePath = Annotated[str, Field(min_length=1)]
 Tag = Annotated[str, Field(pattern=r"^[^,]+$", max_length=100), Words("a text without commas")]
 Scalar = bool | int | float | str

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, Protocol
 from llamad.clock import Clock
 from llamad.config.files import digest_of, read_definition
 from llamad.config.names import HOST_FILE
-from llamad.errors import LlamadError
+from llamad.errors import BusyError, LlamadError
 
 DEBOUNCE_S = 0.3
 """An edit is over when nothing has moved for so long,"""
@@ -78,7 +78,8 @@ class Watch:
         off_the_loop: OffTheLoop = asyncio.to_thread,
     ) -> None:
         """`edited` is called with the digest of new contents; `blind` once when folders cannot be watched and only
-        the poll is left, and again when that happens after it had worked.
+        the poll is left, and again when that happens after it had worked. `off_the_loop` runs blocking work, and may
+        raise BusyError.
         """
         self._file = file
         self._root = root
@@ -89,9 +90,11 @@ class Watch:
         self._moved = asyncio.Event()
         self._hints = (hints or InotifyHints)(self._moved.set)
         self._told_blind = False
+        self._last = Seen("", True)
 
     async def run(self, digest: str) -> None:
         """Watch. `digest`: of the contents that are in force."""
+        self._last = Seen(digest, True)
         try:
             while True:
                 seen = await self._look()
@@ -115,15 +118,17 @@ class Watch:
 
     async def _look(self) -> Seen:
         self._moved.clear()
-        trouble, seen = await self._off_the_loop(self._look_blocking)
+        try:
+            trouble, self._last = await self._off_the_loop(self._look_blocking)
+        except BusyError:
+            return self._last  # no thread is to be had: the next look will find it
         if trouble is None:
             self._hints.attach()
             self._told_blind = False
         elif not self._told_blind:
             self._told_blind = True
             self._blind(trouble)
-        found: Seen = seen
-        return found
+        return self._last
 
     def _look_blocking(self) -> tuple[OSError | ImportError | None, Seen]:
         trouble: OSError | ImportError | None = None

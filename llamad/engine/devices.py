@@ -11,7 +11,9 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from llamad.engine.build import Capabilities
@@ -32,6 +34,7 @@ _ROW = re.compile(
     r"\((?P<total>\d{1,9}) MiB, (?P<free>\d{1,9}) MiB free\)\s*$",
     re.ASCII,
 )
+_UNREACHED = re.compile(r"Failed to connect to (\S{1,300})")
 # Devices with the host's memory: Vulkan drivers that compute on the CPU, and Intel's GPUs inside a processor, which
 # have a family for a name where cards have a number. (amdgpu and NVML tell it of AMD's and NVIDIA's.)
 _INTEGRATED = re.compile(
@@ -43,15 +46,21 @@ _INTEGRATED = re.compile(
 )
 
 
-def list_devices(caps: Capabilities, env: Mapping[str, str], deadline_s: float = 5.0) -> list[Device]:
+def list_devices(
+    caps: Capabilities, env: Mapping[str, str], deadline_s: float = 5.0, rpc: Sequence[str] = ()
+) -> list[Device]:
     """What `--list-devices` prints: the devices of every backend but the CPU; [] if there is none. Blocking.
+
+    `rpc` has the addresses of the servers of remote devices. Each of them serves one client at a time: who asks while
+    another is served waits for the deadline.
 
     Free bytes are read by llama-server through a context of its own, which they already lack. Raises DeviceError
     if it fails or does not answer in time (a hanging driver does that).
     """
-    result = run_query([caps.path, "--list-devices"], env, deadline_s)
+    words = ["--rpc", ",".join(rpc)] if rpc else []
+    result = run_query([caps.path, *words, "--list-devices"], env, deadline_s)
     if result.timed_out or result.returncode != 0:
-        raise _no_list(caps, result, deadline_s)
+        raise _no_list(caps, result, deadline_s, rpc)
     return parse_devices(result.stdout)
 
 
@@ -93,7 +102,22 @@ def parse_devices(text: str) -> list[Device]:
             found.setdefault(
                 match["name"], _listed(match["name"], match["text"], total_bytes, min(free_bytes, total_bytes))
             )
-    return list(found.values())
+    return _addressed(found.values())
+
+
+def _addressed(devices: Iterable[Device]) -> list[Device]:
+    """Remote devices with an identity: their server's address, and which of its devices. Their names depend on the
+    order in which the servers are given, and others may have other ones.
+    """
+    seen: Counter[str] = Counter()
+    found = []
+    for device in devices:
+        if device.backend == "RPC":
+            seen[device.description] += 1
+            uuid = f"rpc:{device.description}/{seen[device.description] - 1}"
+            device = replace(device, uuid=uuid)
+        found.append(device)
+    return found
 
 
 def _listed(name: str, text: str, total_bytes: int, free_bytes: int) -> Device:
@@ -103,8 +127,20 @@ def _listed(name: str, text: str, total_bytes: int, free_bytes: int) -> Device:
     )
 
 
-def _no_list(caps: Capabilities, result: QueryResult, deadline_s: float) -> DeviceError:
+def _no_list(caps: Capabilities, result: QueryResult, deadline_s: float, rpc: Sequence[str]) -> DeviceError:
     why = result.first_error or f"exit status {result.returncode}"
+    if rpc and (away := _UNREACHED.search(result.stderr)):
+        return DeviceError(
+            f"the RPC server {away[1]} cannot be reached",
+            why="nothing listens there, or a firewall is between",
+            fix="start ggml-rpc-server there, or take the address out of rpc in [placement]",
+        )
+    if rpc and result.timed_out:
+        return DeviceError(
+            f"the RPC server {' or '.join(rpc)} does not answer",
+            why=f"no answer within {deadline_s:g} s: it serves one client at a time",
+            fix="see who else uses it; name it in one definition only",
+        )
     if result.timed_out:
         why = f"no answer within {deadline_s:g} s: a GPU driver may hang"
     return DeviceError(
@@ -162,7 +198,9 @@ _DRIVER_VARIABLES = (
 class DeviceFinder:
     """Probe of everything: llama-server's list (kept in `cache_file`) with the drivers' fresh figures.
 
-    `env` is the child's environment without a plan (`environment.child_environment`). `hints` says in words what
+    `env` is the child's environment without a plan (`environment.child_environment`). `rpc` has the addresses of
+    remote devices; while they are `rpc_in_use` by a child of ours they are not asked, and what they last told counts.
+    `hints` says in words what
     an admin should know when the last call found less than he may expect.
     """
 
@@ -177,7 +215,11 @@ class DeviceFinder:
         deadline_s: float = 5.0,
         host: Callable[[], HostMemory] = host_memory,
         surroundings: Surroundings | None = None,
+        rpc: Sequence[str] = (),
+        rpc_in_use: bool = False,
     ) -> None:
+        self._rpc = tuple(rpc)
+        self._rpc_in_use = rpc_in_use
         self._caps = caps
         self._env = env
         self._nvml = nvml
@@ -205,16 +247,28 @@ class DeviceFinder:
         self.left_out = (*refused, *getattr(self._nvml, "problems", ()))
         key = self._key(nvml, amdgpu)
         kept = self._kept(key)
+        if self._rpc and self._rpc_in_use:
+            return self._merged(self._last_told(kept), nvml, amdgpu, host)
         if kept is not None and (kept or trust_none):
             found = self._merged(kept, nvml, amdgpu, host)
             if all(device.source != "engine" or device.integrated for device in found):
                 self._hint(found, nvml, amdgpu)
                 return found
-        engine = list_devices(self._caps, self._env, self._deadline_s)
+        engine = list_devices(self._caps, self._env, self._deadline_s, self._rpc)
         self._keep(key, engine)
         found = self._merged(engine, nvml, amdgpu, host)
         self._hint(found, nvml, amdgpu)
         return found
+
+    def _last_told(self, kept: list[Device] | None) -> list[Device]:
+        """What was said before a child of ours took the remote devices. Raises DeviceError where nothing is kept."""
+        if kept is None:
+            raise DeviceError(
+                f"the RPC server {' or '.join(self._rpc)} serves the running model",
+                why="it serves one client at a time, and what it said before is not kept here",
+                fix="stop the model first; or ask as the user that serves it (sudo llamad plan)",
+            )
+        return kept
 
     def _nvidia(self, *, trust_none: bool) -> tuple[list[Device], tuple[str, ...]]:
         """What NVML shows; where a model may do without a GPU, a driver that cannot be used is left out."""
@@ -242,6 +296,7 @@ class DeviceFinder:
             sorted((name, text) for name, text in self._env.items() if name.startswith(_DRIVER_VARIABLES)),
             [(device.driver, device.uuid, device.pci, device.total_bytes) for device in (*nvml, *amdgpu)],
             self._surroundings.fingerprint(),
+            self._rpc,
         ]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
@@ -252,22 +307,22 @@ class DeviceFinder:
         try:
             if raw["key"] != key:
                 return None
-            return [_from_row(row) for row in raw["devices"]]
+            return _addressed(_from_row(row) for row in raw["devices"])
         except (LookupError, TypeError, ValueError):
             return None  # none kept, or not as we write it
 
     def _keep(self, key: str, engine: Sequence[Device]) -> None:
         if self._cache_file is not None:
-            rows = [[device.name, device.description, device.total_bytes] for device in engine]
+            rows = [[one.name, one.description, one.total_bytes, one.free_bytes] for one in engine]
             store_cache(self._cache_file, {"key": key, "devices": rows})
 
 
 def _from_row(row: Sequence[object]) -> Device:
-    """A kept device. Its free bytes are not kept: a driver or the host must tell them anew."""
-    name, text, total = row
-    if not isinstance(total, int):
+    """A kept device. Its free bytes count only of a remote one: else a driver or the host must tell them anew."""
+    name, text, total, free = row
+    if not isinstance(total, int) or not isinstance(free, int):
         raise TypeError("total_bytes")
-    return _listed(str(name), str(text), total, total)
+    return _listed(str(name), str(text), total, free if str(name).startswith("RPC") else total)
 
 
 def _hints(found: Sequence[Device], nvml: Sequence[Device], amdgpu: Sequence[Device]) -> tuple[str, ...]:

@@ -80,7 +80,7 @@ def _args(
         args.offered(",".join(alias_names), "--alias")
     args.need("the socket", socket_path, "--host")
     _context(args, plan)
-    _devices(args, plan)
+    _devices(args, plan, definition.placement)
     if fit == "on":
         args.need("asking for the memory breakdown", fit, "--fit")
     else:
@@ -115,7 +115,11 @@ def _flash_attention(args: Args, plan: Plan) -> None:
         args.need("flash_attention", None, "-fa", "--flash-attn")
 
 
-def _devices(args: Args, plan: Plan) -> None:
+def _devices(args: Args, plan: Plan, placement: Placement) -> None:
+    if any(device.name.startswith("RPC") for device in plan.devices):
+        # Before the choice of devices, which is read with those that are known by then; and all of them, or they
+        # have other numbers.
+        args.need("rpc", ",".join(placement.rpc), "--rpc")
     names = child_names(plan.devices)
     layers = ALL_LAYERS if plan.layers >= plan.layers_total else plan.layers
     args.need("gpu_layers", str(layers if plan.devices else 0), "-ngl", "--gpu-layers", "--n-gpu-layers")

@@ -33,7 +33,12 @@ def can_try(caps: Capabilities) -> bool:
 
 
 def holds(server: str, args: Sequence[str], env: Mapping[str, str]) -> bool | None:
-    """Whether this much could be allocated; None where the run does not tell."""
+    """Whether this much could be allocated; None where the run does not tell.
+
+    With remote devices the run goes on until it listens, or ends by itself: ggml-rpc-server dies with a client that is
+    killed in the middle of a command.
+    """
+    remote = "--rpc" in args
     answer: list[bool] = []
     socket_path = Path(args[args.index("--host") + 1])
 
@@ -42,9 +47,9 @@ def holds(server: str, args: Sequence[str], env: Mapping[str, str]) -> bool | No
         sign = sign_of(line)
         if sign is Sign.ALLOC_FAILED:
             answer.append(False)
-        elif sign in (Sign.MODEL_LOADED, Sign.LISTENING) or "sched_reserve" in line.text:
+        elif sign is Sign.LISTENING or (not remote and (sign is Sign.MODEL_LOADED or "sched_reserve" in line.text)):
             answer.append(True)  # the cache is there, and the compute buffer comes next
-        return bool(answer)
+        return answer == [True] if remote else bool(answer)
 
     try:
         run_until([server, *args], env, TRIAL_S, wanted)

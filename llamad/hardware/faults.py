@@ -10,9 +10,9 @@ import importlib
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from typing import Any
 
+from llamad.frozen import dataclass
 from llamad.hardware.nvml_errors import GPU_IS_LOST
 
 _TIMEOUT = 10

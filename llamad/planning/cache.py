@@ -5,6 +5,7 @@ From llama.cpp's llama-kv-cache.cpp, llama-kv-cache-iswa.cpp and llama-memory-re
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import accumulate
 
 from llamad.planning.choice import Choice
@@ -49,10 +50,15 @@ class CacheMap:
 
     def bytes_between(self, choice: Choice, start: int, stop: int) -> int:
         """Caches and states of the layers from `start` up to but without `stop`."""
-        size = (self._states[stop] - self._states[start]) * choice.slots * (1 + choice.rollback)
-        for window, sums in self._row_sums(choice):
-            size += (sums[stop] - sums[start]) * choice.window_cells(window) * choice.streams
-        return size
+        return sum((sums[stop] - sums[start]) * count for sums, count in self.costs(choice))
+
+    def costs(self, choice: Choice) -> tuple[tuple[Sequence[int], int], ...]:
+        """Bytes of one state or cell, summed over the first n layers, and how many the choice has of them."""
+        rows = self._row_sums(choice)
+        cells = [(sums, choice.window_cells(window) * choice.streams) for window, sums in rows]
+        if self._states[-1]:
+            cells.append((self._states, choice.slots * (1 + choice.rollback)))
+        return tuple(cells)
 
     def checkpoint_bytes(self, choice: Choice) -> int:
         """What llama-server keeps in host memory a checkpoint of one slot: states, and caches with a window."""
@@ -65,14 +71,9 @@ class CacheMap:
         """Bytes of one cell, summed over the first n layers with the same window."""
         key = (choice.type_k, choice.type_v, choice.flash_attention)
         if key not in self._rows:
-            rows = {layer: self._row(layer, key) for layer in set(self._layers)}
+            rows = [(layer.window, self._row(layer, key)) for layer in self._layers]
             self._rows[key] = tuple(
-                (
-                    window,
-                    tuple(
-                        accumulate((rows[x] if x.window == window else 0 for x in self._layers), initial=0)
-                    ),
-                )
+                (window, tuple(accumulate((row if its == window else 0 for its, row in rows), initial=0)))
                 for window in self._windows
             )
         return self._rows[key]

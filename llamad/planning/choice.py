@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from llamad.units import pad
 
@@ -65,7 +66,7 @@ class Choice:
     @property
     def stream_cells(self) -> int:
         """Cells of one stream, as llama-server rounds them."""
-        return pad(pad(self.context_tokens, CELL_PADDING) // self.streams, CELL_PADDING)
+        return _stream_cells(self.context_tokens, 1 if self.unified else self.slots)
 
     @property
     def cells(self) -> int:
@@ -80,9 +81,19 @@ class Choice:
         if not window or self.full_windows:
             return self.stream_cells
         sequences = self.slots if self.unified else 1
-        return pad(min(self.stream_cells, window * sequences + self.ubatch_tokens), CELL_PADDING)
+        return min(self.stream_cells, _padded(window * sequences + self.ubatch_tokens))
 
     @property
     def step_tokens(self) -> int:
         """Tokens that one computation takes at most: a micro-batch, or the context if that is smaller."""
         return min(self.ubatch_tokens, self.cells)
+
+
+@lru_cache(maxsize=1024)
+def _stream_cells(context_tokens: int, streams: int) -> int:
+    return pad(pad(context_tokens, CELL_PADDING) // streams, CELL_PADDING)
+
+
+@lru_cache(maxsize=256)
+def _padded(cells: int) -> int:
+    return pad(cells, CELL_PADDING)

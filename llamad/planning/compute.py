@@ -194,7 +194,7 @@ def _split_hole_bytes(shape: ModelShape, tokens: int, choice: Choice, place: Pla
         return 0
     if place.copied_kinds or (place.scratch and largest_scratch_bytes(shape, choice) > largest):
         return largest
-    results = _F32 * tokens * shape.embd * max(layer.experts_used for layer in shape.layers)
+    results = _F32 * tokens * shape.embd * max(layer.experts_used for layer in shape.kinds)
     return max(0, largest - results)
 
 
@@ -218,7 +218,7 @@ def _mask_bytes(shape: ModelShape, tokens: int, kinds: Collection[Layer], choice
 
 def cpu_compute_bytes(shape: ModelShape, choice: Choice, gates: BuildGates) -> int:
     """The one compute buffer of a run without a device: the inputs of the host are in it too."""
-    kinds = set(shape.layers)
+    kinds = frozenset(shape.kinds)
     graph = _graph_bytes(shape, kinds, choice, gates, extra=2 * shape.embd, place=Place())
     graph += _rollback_bytes(kinds, choice)
     logits = _logits_bytes(shape, choice, gates)
@@ -235,13 +235,13 @@ def host_compute_bytes(shape: ModelShape, choice: Choice, gates: BuildGates) -> 
     copies = _PIPELINE_COPIES if choice.pipeline else 1
     embeddings = _F32 * u * (shape.embd * (rows + (6 if choice.pipeline else 0)) + shape.looked_up)
     mask_size = _F16 if choice.flash_attention and gates.mask_f16 else _F32
-    masks = mask_size * u * _mask_cells(shape, shape.layers, choice) * copies
-    transposed = 0 if choice.flash_attention else _transposed_bytes(shape, shape.layers, choice)
+    masks = mask_size * u * _mask_cells(shape, shape.kinds, choice) * copies
+    transposed = 0 if choice.flash_attention else _transposed_bytes(shape, shape.kinds, choice)
     return masks + embeddings + transposed + copies * (u * _INDEX_BYTES) + _rotation_bytes(shape, choice)
 
 
 def hosted_copies_bytes(kept: Collection[Layer], shape: ModelShape, choice: Choice) -> int:
-    """What the host copies from a device that computes its layers: to store and to scan. A bound.
+    """What the host copies from a device that computes layers of these kinds: to store and to scan. A bound.
 
     It scans states of its own layers itself, and gets a projection whole of which it needs a part.
     """
@@ -250,7 +250,7 @@ def hosted_copies_bytes(kept: Collection[Layer], shape: ModelShape, choice: Choi
     u, largest = choice.step_tokens, 0
     inner, state = shape.numbers.get("ssm.inner_size", 0), shape.numbers.get("ssm.state_size", 0)
     wide = inner + 2 * shape.numbers.get("ssm.group_count", 0) * state
-    for layer in set(kept):
+    for layer in kept:
         size = u * (layer.query_width + layer.k_width) if shape.architecture in _JOINT else 0
         if layer.recurrent and shape.architecture in _SCANNED:
             size += u * (3 * wide + 2 * inner) + choice.slots * (2 * layer.scan_state + layer.conv_state)
@@ -284,7 +284,7 @@ def borrowed_bytes(layer: Layer, choice: Choice) -> int:
 
 def largest_scratch_bytes(shape: ModelShape, choice: Choice) -> int:
     """The largest of all layers' scratch."""
-    return max((scratch_bytes(layer, choice) for layer in set(shape.layers)), default=0)
+    return max((scratch_bytes(layer, choice) for layer in shape.kinds), default=0)
 
 
 def _graph_bytes(
@@ -351,7 +351,7 @@ def _transposed_bytes(shape: ModelShape, kinds: Collection[Layer], choice: Choic
     """Without flash attention values are written transposed, through indexes of 8 bytes, for each kind of cache."""
     if not shape.caches:
         return 0
-    widest = max(layer.v_width for layer in shape.layers)
+    widest = max(layer.v_width for layer in shape.kinds)
     return (
         _INDEX_SIZE
         * choice.step_tokens
@@ -372,8 +372,7 @@ def _rotation_bytes(shape: ModelShape, choice: Choice) -> int:
     """Matrices that rotate keys and values before they are quantised (since b8619), for each kind of cache."""
     if choice.type_k in ("f16", "f32", "bf16"):
         return 0
-    heads = {bool(layer.window): layer.head_k for layer in shape.layers}
-    powers = (head & -head for head in heads.values())
+    powers = (head & -head for head in shape.rotated_heads)
     return _F32 * sum(power * power + 64 * 64 for power in powers)
 
 

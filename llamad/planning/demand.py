@@ -25,6 +25,8 @@ from llamad.planning.compute import (
     hosted_copies_bytes,
     output_bytes,
 )
+from llamad.planning.edges import Trend
+from llamad.planning.footprint import Computed, Footprint
 from llamad.planning.layers import Layer, ModelShape
 from llamad.planning.plan import BuildGates, Parts
 from llamad.planning.weights import WeightMap
@@ -53,6 +55,7 @@ class Known:
 
 
 _NOTHING = Known()
+_HOST_MARGIN = overhead.margin("auto", None, measured=False)
 
 
 class Demand:
@@ -71,12 +74,14 @@ class Demand:
         checkpoints: int = 0,
         known: Sequence[Known] = (),
         known_host: Known = _NOTHING,
+        unpacked: int | None = None,
         beside: Beside | None = None,
     ) -> None:
         """`weights` and `shape`: prepared before, for the devices' backend. `known`: of each device in order.
 
         `op_offload`: devices compute with copies of weights that stay on the host. `checkpoints`: how many of each
-        slot the host must have room for. `beside`: what is there beside the model.
+        slot the host must have room for. `unpacked`: as `overhead.unpacked_bytes` found. `beside`: what is there
+        beside the model.
         """
         backend = devices[0].backend if devices else "CPU"
         self._devices = tuple(devices)
@@ -86,19 +91,29 @@ class Demand:
         self._rules = backend_of(backend)
         self._copies_weights = self._rules.copies_weights and op_offload
         self._checkpoints = checkpoints
-        self._vram_margin = vram_margin
         self._known = tuple(known) or (_NOTHING,) * len(self._devices)
         self._known_host = known_host
         self.beside = beside
         self.shape: ModelShape = shape or shape_of(facts)
         self.weights = weights or WeightMap(facts, backend, mtp_skipped=gates.mtp_skipped)
-        self.cache = CacheMap(self.shape, facts.n_layers)
-        self._unpacked = overhead.unpacked_bytes(facts) if self._rules.cache_scratch else 0
-        kinds = {layer: index for index, layer in enumerate(dict.fromkeys(self.shape.layers))}
-        self._kinds: tuple[Layer, ...] = tuple(kinds)
-        self._kind_of = tuple(kinds[layer] for layer in self.shape.layers)
+        maps = self.shape.cache_maps
+        if facts.n_layers not in maps:
+            maps[facts.n_layers] = CacheMap(self.shape, facts.n_layers)
+        self.cache = maps[facts.n_layers]
+        if unpacked is None:
+            unpacked = overhead.unpacked_bytes(facts) if self._rules.cache_scratch else 0
+        self._unpacked = unpacked
+        self._only_kind = frozenset(self.shape.kinds)
         self._kind_sets: dict[frozenset[int], frozenset[Layer]] = {}
-        self._owners = _owners(self.shape.layers)
+        self._footprints: dict[Choice, Footprint] = {}
+        self._outside = [
+            self._fixed_outside(device, known)
+            for device, known in zip(self._devices, self._known, strict=True)
+        ]
+        self._margins = [
+            overhead.margin(vram_margin, device, measured=known.overhead_bytes is not None)
+            for device, known in zip(self._devices, self._known, strict=True)
+        ]
 
     def need(self, choice: Choice) -> Need:
         """All parts of a choice, margins included."""
@@ -109,11 +124,24 @@ class Demand:
         devices = tuple(
             footprint.parts(index, ends[index], ends[index + 1]) for index in range(len(choice.counts))
         )
-        return Need(devices, self.host_parts(choice))
+        return Need(devices, footprint.host)
 
     def footprint(self, choice: Choice) -> Footprint:
-        """The choice's parts on each device, for any run of layers."""
-        return Footprint(self, choice)
+        """The choice's parts on each device, for any run of layers; however they are spread."""
+        whole = replace(choice, split=()) if choice.split else choice
+        if whole not in self._footprints:
+            self._footprints[whole] = Footprint(self, whole)
+        return self._footprints[whole]
+
+    def trend(self, choice: Choice, *, first: bool, outputs: bool) -> Trend:
+        """What was computed for choices like this one: on the first device or a later one, with the output or not."""
+        place = (self._backend, first, outputs)
+        way = (*place, choice.type_k, choice.ubatch_tokens, choice.pipeline, choice.overrides)
+        trends = self.shape.trends
+        if way not in trends:
+            alike = trends.setdefault(place, Trend())  # the last of all: better than nothing
+            trends[way] = Trend(alike)
+        return trends[way]
 
     def exact(self, choice: Choice) -> bool:
         """Whether the computed bytes are llama.cpp's own to the MiB or so, not a bound on the safe side."""
@@ -121,51 +149,62 @@ class Demand:
             return False
         copied = self._copied_kinds(choice)
         if copied:
-            at_border = len(choice.counts) > 1 and any(layer.recurrent for layer in self.shape.layers)
-            return bool(self._hosted(choice)) and not self._owners and not at_border
+            at_border = len(choice.counts) > 1 and any(layer.recurrent for layer in self.shape.kinds)
+            return bool(self._hosted(choice)) and not self.shape.owners and not at_border
         on_host = self.weights.host_layers(choice.layers) > 0 or choice.overrides
         if any(self.shape.expert_matrices) and choice.host_experts and has_late_masks(self.shape):
             return False
-        return not (
-            (self._owners and len(choice.counts) > 1) or (on_host and (self._owners or self.shape.kept_copies))
-        )
+        borrows = bool(self.shape.owners)
+        return not ((borrows and len(choice.counts) > 1) or (on_host and (borrows or self.shape.kept_copies)))
 
     def compute_bytes(self, choice: Choice, index: int, kinds: Collection[Layer], *, outputs: bool) -> int:
         """The compute buffer of device `index` with layers of these kinds, and the output or not."""
-        computed = self._compute_bytes(choice, index, kinds, outputs=outputs)
-        return max(0, computed + self._known[index].correction_bytes)
+        computed = self.computed_bytes(choice, kinds, first=index == 0, outputs=outputs)
+        return self.corrected(index, computed)
 
-    def _compute_bytes(self, choice: Choice, index: int, kinds: Collection[Layer], *, outputs: bool) -> int:
+    def corrected(self, index: int, computed_bytes: int) -> int:
+        """The compute buffer of device `index` by what is known of it, from that by the formulas."""
+        return max(0, computed_bytes + self._known[index].correction_bytes)
+
+    def computed_bytes(self, choice: Choice, kinds: Collection[Layer], *, first: bool, outputs: bool) -> int:
+        """The compute buffer by the formulas: of the first device, or of a later one, which are all alike."""
         copying = self._copies_weights
         partial = self.weights.host_layers(choice.layers) > 0
-        copied = self.weights.largest_on_host(choice) if copying and index == 0 else 0
-        hosted = self._hosted(choice) if index == 0 else ()
+        copied = self.weights.largest_on_host(choice) if copying and first else 0
+        hosted = self._hosted(choice) if first else ()
         place = Place(
-            embeds=index == 0 and (copying or not partial),
+            embeds=first and (copying or not partial),
             copies=choice.pipeline,
             copied_bytes=copied,
-            copied_kinds=self._copied_kinds(choice) if index == 0 else frozenset(),
+            copied_kinds=self._copied_kinds(choice) if first else frozenset(),
             scratch=self._rules.cache_scratch,
             outputs=outputs,
             hosted=hosted,
             own=self._own_layers(choice, kinds) if hosted else (),
         )
-        if not hosted:
-            return device_compute_bytes(self.shape, kinds, choice, self._gates, place)
-        heights = self.shape.hosted_heights
-        key = (self._backend, self._gates, replace(choice, split=()), frozenset(kinds), outputs)
-        if key not in heights:
-            heights[key] = device_compute_bytes(self.shape, kinds, choice, self._gates, place)
-        return heights[key]
+        return device_compute_bytes(self.shape, kinds, choice, self._gates, place)
+
+    def computed(self, choice: Choice) -> Computed:
+        """Where to keep `computed_bytes` of a choice: the same for each set of devices that is tried."""
+        rules = (self._backend, self._gates, self._copies_weights)
+        like = (*rules, replace(choice, context_tokens=0))
+        if like not in self.shape.computed:
+            self.shape.computed[like] = {}
+        return self.shape.computed[like]
 
     def context_bytes(self, choice: Choice, start: int, stop: int) -> int:
         """Caches and states of the blocks from `start` up to `stop`; without a formula half as much again."""
-        size = self.cache.bytes_between(choice, start, stop)
-        return size if self.shape.proof != "unknown" else size + size // 2
+        return self.surely_cached(self.cache.bytes_between(choice, start, stop))
+
+    def surely_cached(self, size_bytes: int) -> int:
+        """Bytes of caches; half as much again without a formula."""
+        return size_bytes if self.shape.proof != "unknown" else size_bytes + size_bytes // 2
 
     def borrowed_bytes(self, choice: Choice, start: int, stop: int) -> int:
         """Copies of caches that the blocks from `start` up to `stop` read and blocks before them own."""
-        borrowers = (index for index, owner in self._owners.items() if owner < start <= index < stop)
+        if not self.shape.owners:
+            return 0
+        borrowers = (index for index, owner in self.shape.owners.items() if owner < start <= index < stop)
         return sum(borrowed_bytes(self.shape.layers[index], choice) for index in borrowers)
 
     def _copied_kinds(self, choice: Choice) -> frozenset[Layer]:
@@ -194,9 +233,11 @@ class Demand:
 
     def kinds_between(self, start: int, stop: int) -> frozenset[Layer]:
         """The kinds of layers from `start` up to `stop`."""
-        places = frozenset(self._kind_of[start:stop])
+        if len(self._only_kind) == 1 and start < stop and start < len(self.shape.kind_of):
+            return self._only_kind
+        places = frozenset(self.shape.kind_of[start:stop])
         if places not in self._kind_sets:
-            self._kind_sets[places] = frozenset(self._kinds[place] for place in places)
+            self._kind_sets[places] = frozenset(self.shape.kinds[place] for place in places)
         return self._kind_sets[places]
 
     def host_parts(self, choice: Choice) -> Parts:
@@ -204,7 +245,7 @@ class Demand:
         alone = choice.host_cache or ((kept or choice.overrides) and not self._copies_weights)
         computed = (cpu_compute_bytes if alone else host_compute_bytes)(self.shape, choice, self._gates)
         if not alone:
-            computed += hosted_copies_bytes(self.shape.layers[:kept], self.shape, choice)
+            computed += hosted_copies_bytes(self.kinds_between(0, kept), self.shape, choice)
         host = Parts(
             weights_bytes=self.weights.on_host(choice),
             context_bytes=self.context_bytes(
@@ -238,16 +279,32 @@ class Demand:
         """With what is there beside the model, and the margin."""
         if self.beside:
             host = self.beside.on_host(host, choice)
-        margin = overhead.margin_bytes("auto", None, host.held_bytes, measured=False)
-        return replace(host, margin_bytes=margin)
+            return replace(host, margin_bytes=_HOST_MARGIN.bytes_of(host.held_bytes))
+        held, over = host.buffers_bytes, host.overhead_bytes
+        return Parts(
+            host.weights_bytes, host.context_bytes, host.compute_bytes, over, _HOST_MARGIN.bytes_of(held)
+        )
 
-    def overhead_bytes(self, choice: Choice, index: int) -> int:
-        """What device `index` holds outside llama.cpp's buffers."""
-        device, known = self._devices[index], self._known[index]
+    def overhead_bytes(self, choice: Choice, index: int, growths: dict[str, int] | None = None) -> int:
+        """What device `index` holds outside llama.cpp's buffers.
+
+        `growths`: where to keep what grows at run time, the same for devices that are alike.
+        """
+        fixed, alike = self._outside[index]
+        if not alike:
+            return fixed
+        growths = {} if growths is None else growths
+        if alike not in growths:
+            device = self._devices[index]
+            growths[alike] = overhead.growth_bytes(device, self.shape, choice, self._gates, self._unpacked)
+        return fixed + growths[alike]
+
+    def _fixed_outside(self, device: Device, known: Known) -> tuple[int, str]:
+        """The driver's context, and a word for devices that are alike (shares may mix backends); all if measured."""
         if known.overhead_bytes is not None:
-            return known.overhead_bytes
-        growth = overhead.growth_bytes(device, self.shape, choice, self._gates, self._unpacked)
-        return overhead.context_bytes(device) + growth
+            return known.overhead_bytes, ""
+        alike = device.backend + " in software" * overhead.is_software(device)
+        return overhead.context_bytes(device), alike
 
     def with_beside(self, parts: Parts, choice: Choice, index: int, start: int, stop: int) -> Parts:
         """The parts of device `index` with what is there beside the model."""
@@ -259,51 +316,4 @@ class Demand:
 
     def margin_bytes(self, index: int, buffers_bytes: int) -> int:
         """What stays free on device `index` on purpose."""
-        measured = self._known[index].overhead_bytes is not None
-        return overhead.margin_bytes(
-            self._vram_margin, self._devices[index], buffers_bytes, measured=measured
-        )
-
-
-def _owners(layers: Sequence[Layer]) -> dict[int, int]:
-    """For each layer that reads another's cache: the last one of its kind that has one."""
-    owners: dict[int, int] = {}
-    last: dict[bool, int] = {}
-    for index, layer in enumerate(layers):
-        if layer.shares:
-            owners[index] = last.get(bool(layer.window), 0)
-        elif layer.k_width:
-            last[bool(layer.window)] = index
-    return owners
-
-
-class Footprint:
-    """One choice's parts on each device for any run of layers: what does not depend on the run is worked out once."""
-
-    def __init__(self, demand: Demand, choice: Choice) -> None:
-        self._demand = demand
-        self._choice = choice
-        self._computed: dict[tuple[int, bool, frozenset[Layer]], int] = {}
-        self._overheads: dict[int, int] = {}
-
-    def parts(self, index: int, start: int, stop: int) -> Parts:
-        """The parts of device `index` with the blocks from `start` up to `stop`; block n_layers is the output."""
-        demand, choice = self._demand, self._choice
-        blocks, first = min(stop, demand.weights.n_layers), max(0, start)
-        if index not in self._overheads:
-            self._overheads[index] = demand.overhead_bytes(choice, index)
-        if first >= stop:  # a device that is there and computes nothing still has the driver's context
-            return Parts(overhead_bytes=self._overheads[index], margin_bytes=demand.margin_bytes(index, 0))
-        first_cached = min(first, blocks)
-        weights = demand.weights.on_device(choice, first, stop)
-        context = 0 if choice.host_cache else demand.context_bytes(choice, first_cached, blocks)
-        compute = self._compute(index, first, stop) + demand.borrowed_bytes(choice, first_cached, blocks)
-        margin = demand.margin_bytes(index, weights + context + compute)
-        parts = Parts(weights, context, compute, self._overheads[index], margin)
-        return demand.with_beside(parts, choice, index, start, stop) if demand.beside else parts
-
-    def _compute(self, index: int, start: int, stop: int) -> int:
-        key = (index, stop > self._demand.weights.n_layers, self._demand.kinds_between(start, stop))
-        if key not in self._computed:
-            self._computed[key] = self._demand.compute_bytes(self._choice, index, key[2], outputs=key[1])
-        return self._computed[key]
+        return self._margins[index].bytes_of(buffers_bytes)

@@ -14,7 +14,10 @@ from llamad.frozen import dataclass
 from llamad.planning.graphs import is_replayed
 
 if TYPE_CHECKING:
+    from llamad.planning.cache import CacheMap
     from llamad.planning.choice import Choice
+    from llamad.planning.edges import Trend
+    from llamad.planning.footprint import Computed
     from llamad.planning.graphs.hosted import Kept
     from llamad.planning.graphs.replay import Replay
 
@@ -93,13 +96,51 @@ class ModelShape:
         return Replay(self)
 
     @cached_property
-    def caches(self) -> bool:
-        """Whether it keeps a cache or a state at all; an encoder sees its micro-batch only."""
-        return any(layer.k_width or layer.recurrent for layer in self.layers)
+    def kinds(self) -> tuple[Layer, ...]:
+        """The layers that differ, in the order in which they come."""
+        return tuple(dict.fromkeys(self.layers))
 
     @cached_property
-    def hosted_heights(self) -> dict[Hashable, int]:
-        """Buffers that were replayed with layers on the host: the same for each set of devices that is tried."""
+    def kind_of(self) -> tuple[int, ...]:
+        """The place in `kinds` of each layer."""
+        places = {layer: index for index, layer in enumerate(self.kinds)}
+        return tuple(places[layer] for layer in self.layers)
+
+    @cached_property
+    def owners(self) -> Mapping[int, int]:
+        """For each layer that reads another's cache: the last one of its kind that has one."""
+        owners: dict[int, int] = {}
+        last: dict[bool, int] = {}
+        for index, layer in enumerate(self.layers):
+            if layer.shares:
+                owners[index] = last.get(bool(layer.window), 0)
+            elif layer.k_width:
+                last[bool(layer.window)] = index
+        return owners
+
+    @cached_property
+    def rotated_heads(self) -> tuple[int, ...]:
+        """The size of keys of the last layer with a window, and of the last one without."""
+        return tuple({bool(layer.window): layer.head_k for layer in self.layers}.values())
+
+    @cached_property
+    def cache_maps(self) -> dict[int, CacheMap]:
+        """The caches of its layers, by the blocks of the file: the same for each set of devices that is tried."""
+        return {}
+
+    @cached_property
+    def caches(self) -> bool:
+        """Whether it keeps a cache or a state at all; an encoder sees its micro-batch only."""
+        return any(layer.k_width or layer.recurrent for layer in self.kinds)
+
+    @cached_property
+    def computed(self) -> dict[Hashable, Computed]:
+        """Buffers that were computed already: the same for each set of devices that is tried."""
+        return {}
+
+    @cached_property
+    def trends(self) -> dict[Hashable, Trend]:
+        """What buffers of a kind were, to guess at others."""
         return {}
 
     @cached_property
@@ -110,13 +151,12 @@ class ModelShape:
     @cached_property
     def has_state(self) -> bool:
         """Whether more slots cost memory although they share one cache."""
-        return any(layer.recurrent or layer.window for layer in self.layers)
+        return any(layer.recurrent or layer.window for layer in self.kinds)
 
     @cached_property
     def widest_activation(self) -> int:
         """The widest row that is multiplied with weights."""
-        kinds = set(self.layers)
-        widths = (max(k.ff, k.experts_used * max(self.embd, k.ff_expert), k.query_width) for k in kinds)
+        widths = (max(k.ff, k.experts_used * max(self.embd, k.ff_expert), k.query_width) for k in self.kinds)
         return max(widths, default=self.embd)
 
 

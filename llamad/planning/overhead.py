@@ -52,6 +52,8 @@ def context_bytes(device: Device) -> int:
 
 def unpacked_bytes(facts: ModelFacts) -> int:
     """The f16 copy of the largest matrix whose type must be unpacked before a large batch; 0 for usual types."""
+    if _DIRECT_TYPES.issuperset({t.type_id for t in facts.tensors}):
+        return 0
     odd = (t for t in facts.tensors if t.type_id not in _DIRECT_TYPES and len(t.dims) > 1)
     return max((2 * t.dims[0] * t.dims[1] for t in odd), default=0)
 
@@ -67,16 +69,36 @@ def growth_bytes(device: Device, shape: ModelShape, choice: Choice, gates: Build
     return activations + scratch + libraries + unpacked
 
 
-def margin_bytes(written: str, device: Device | None, buffers_bytes: int, *, measured: bool) -> int:
-    """What stays free beyond every known byte. `written` is `vram_margin`: `auto` or a size.
+class Margin:
+    """What stays free beyond every known byte: so many bytes, and a share of the buffers."""
+
+    __slots__ = ("divisor", "least_bytes")
+
+    def __init__(self, least_bytes: int, divisor: int = 0) -> None:
+        """`divisor`: 1 byte of so many is left of the buffers; 0 = none."""
+        self.least_bytes = least_bytes
+        self.divisor = divisor
+
+    def bytes_of(self, buffers_bytes: int) -> int:
+        """With buffers of this size."""
+        return self.least_bytes + (buffers_bytes // self.divisor if self.divisor else 0)
+
+
+def margin(written: str, device: Device | None, *, measured: bool) -> Margin:
+    """What stays free. `written` is `vram_margin`: `auto` or a size.
 
     A device that others use too (a display, foreign processes) gets more: their use moves by itself.
     """
     if written != "auto":
-        return parse_size(written)
+        return Margin(parse_size(written))
     if measured:
-        return _MEASURED_MARGIN_BYTES
-    margin = _MARGIN_BYTES + buffers_bytes // 200
+        return Margin(_MEASURED_MARGIN_BYTES)
+    least = _MARGIN_BYTES
     if device is not None and (device.display_active or device.foreign_bytes):
-        margin += max(_SHARED_DEVICE_MARGIN_BYTES, device.foreign_bytes // 10)
-    return margin
+        least += max(_SHARED_DEVICE_MARGIN_BYTES, device.foreign_bytes // 10)
+    return Margin(least, 200)
+
+
+def margin_bytes(written: str, device: Device | None, buffers_bytes: int, *, measured: bool) -> int:
+    """What stays free beside buffers of this size: see `margin`."""
+    return margin(written, device, measured=measured).bytes_of(buffers_bytes)

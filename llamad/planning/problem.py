@@ -11,9 +11,10 @@ from llamad.frozen import dataclass
 from llamad.gguf.facts import ModelFacts
 from llamad.hardware.device import Device, HostMemory
 from llamad.planning.architectures import shape_of
+from llamad.planning.backends import backend_of
 from llamad.planning.demand import Demand, Known
 from llamad.planning.layers import ModelShape
-from llamad.planning.overhead import shares_host
+from llamad.planning.overhead import shares_host, unpacked_bytes
 from llamad.planning.plan import BuildGates
 from llamad.planning.search import DeviceRoom, Room, Search
 from llamad.planning.select import candidates, device_sets
@@ -54,6 +55,11 @@ class Problem:
     rooms: Mapping[str, int] = field(default_factory=dict)
     _maps: dict[str, WeightMap] = field(default_factory=dict, compare=False, repr=False)
     """Prepared once per backend and shared with every variation of the problem."""
+    _unpacked: list[int] = field(default_factory=list, compare=False, repr=False)
+    _searches: dict[tuple[Device, ...], Search] = field(
+        default_factory=dict, init=False, compare=False, repr=False
+    )
+    """Of this very problem."""
     _shapes: list[ModelShape] = field(default_factory=list, compare=False, repr=False)
 
     @property
@@ -110,6 +116,11 @@ class Problem:
 
         Raises PromiseError for promises that contradict the model.
         """
+        if devices not in self._searches:
+            self._searches[devices] = self._search(devices)
+        return self._searches[devices]
+
+    def _search(self, devices: tuple[Device, ...]) -> Search:
         backend = devices[0].backend if devices else "CPU"
         terms = terms_of(self.facts, self.shape, self.placement, backend, len(devices))
         weights = self._weights(backend)
@@ -129,6 +140,7 @@ class Problem:
                 for device in devices
             ],
             known_host=Known(None, self.corrections.get(HOST, 0)),
+            unpacked=self._unpacked_bytes() if backend_of(backend).cache_scratch else 0,
             beside=self._beside(devices, weights) if self.extras else None,
         )
         room = Room(
@@ -147,6 +159,11 @@ class Problem:
             skipped = self.gates.mtp_skipped and not (draft and draft.multi_token)
             self._maps[backend] = WeightMap(self.facts, backend, mtp_skipped=skipped)
         return self._maps[backend]
+
+    def _unpacked_bytes(self) -> int:
+        if not self._unpacked:
+            self._unpacked.append(unpacked_bytes(self.facts))
+        return self._unpacked[0]
 
     def extras_terms(self, terms: Terms) -> Terms:
         """The terms with what is guessed ahead."""
@@ -167,6 +184,12 @@ class Problem:
         if self.extras is None or vision is None or not vision.offload or not (vision.movable or asked):
             return None
         return replace(self, extras=replace(self.extras, vision=replace(vision, offload=False)))
+
+    def with_cpu(self) -> Problem:
+        """The same with `allow_cpu`. What it needs of each set of devices does not depend on that."""
+        problem = replace(self, placement=replace(self.placement, allow_cpu=True))
+        problem._searches.update(self._searches)
+        return problem
 
     def emptied(self) -> Problem:
         """The same with nothing else in memory: whether a wait could help. What was learned stays as it is."""

@@ -12,12 +12,15 @@ from llamad.planning.choice import CELL_PADDING, Choice
 from llamad.planning.problem import HOST, Problem
 from llamad.planning.refusal import Change, Lack, NeverFits, NoDevice, NoRoomNow, PromiseError, no_room
 from llamad.planning.search import Search
-from llamad.planning.solution import Solution, solve
+from llamad.planning.solution import Solution, is_solvable, solve, solve_beyond
 
 _MOST_CHANGES = 3
 _SMALLEST_USEFUL_TOKENS = 2 * CELL_PADDING
 _SMALLEST_UBATCH = 64
 _PROJECTOR_ON_CPU = "[vision] offload"
+
+_Way = tuple[int, int, tuple[Device, ...], Search, Choice]
+"""Bytes that the device lacks which lacks most, a place in the order, and what for."""
 
 
 def refusal(problem: Problem, written: frozenset[str]) -> NoRoomNow | NeverFits:
@@ -29,7 +32,8 @@ def refusal(problem: Problem, written: frozenset[str]) -> NoRoomNow | NeverFits:
         if len(changes) == _MOST_CHANGES:
             break
     lack = _lack(problem, devices, search, choice, by_default=_by_default(problem, written))
-    return no_room(lack, tuple(changes), ever=solve(problem.emptied()) is not None)
+    alone = problem.emptied()
+    return no_room(lack, tuple(changes), ever=alone != problem and is_solvable(alone))
 
 
 def changed(problem: Problem, change: Change) -> Problem:
@@ -48,16 +52,25 @@ def _nearest(problem: Problem) -> tuple[tuple[Device, ...], Search, Choice]:
     sets: list[tuple[Device, ...]] = list(problem.sets()) if placement.gpu_layers != 0 else []
     if not sets or (placement.allow_cpu and placement.gpu_layers == "auto"):
         sets = [()]  # the CPU alone was the last resort, so it is what lacks memory
-    tried: list[tuple[int, int, tuple[Device, ...], Search, Choice]] = []
+    ways: list[_Way] = []
     for devices in sets:
         search = problem.search(devices)
         layers = _smallest_layers(problem, search, devices)
         for variant in search.terms.variants:
-            choice = search.nearest(search.choice(variant, search.terms.floor_tokens, layers))
-            need = search.demand.need(choice)
-            missing = max(*search.room.missing(need), search.room.host_missing(need), 0)
-            tried.append((missing, len(tried), devices, search, choice))
-    return min(tried, key=lambda entry: entry[:2])[2:]
+            choice = search.choice(variant, search.terms.floor_tokens, layers)
+            sure = max(0, search.surely_lacks(choice) // len(devices)) if layers else 0
+            ways.append((sure, len(ways), devices, search, choice))
+    best: _Way | None = None
+    for sure, place, devices, search, choice in sorted(ways, key=lambda way: way[:2]):
+        if best and (sure, place) > best[:2]:
+            continue  # it lacks more
+        choice = search.nearest(choice)
+        need = search.demand.need(choice)
+        missing = max(*search.room.missing(need), search.room.host_missing(need), 0)
+        if best is None or (missing, place) < best[:2]:
+            best = missing, place, devices, search, choice
+    assert best
+    return best[2:]
 
 
 def _smallest_layers(problem: Problem, search: Search, devices: tuple[Device, ...]) -> int:
@@ -102,7 +115,7 @@ def _by_default(problem: Problem, written: frozenset[str]) -> bool:
 def _changes(problem: Problem, search: Search, nearest: Choice) -> Iterator[Change]:
     """Edits that were tried and found to fit, the least intrusive first."""
     for change in (*_returns_to_auto(problem), *_smaller_ubatch(problem, nearest)):
-        if _solved(problem, change):
+        if _fits(problem, change):
             yield change
     if problem.with_vision_on_host(asked=True) is not None:
         yield from _described(problem, Change(_PROJECTOR_ON_CPU, value=False))
@@ -110,7 +123,7 @@ def _changes(problem: Problem, search: Search, nearest: Choice) -> Iterator[Chan
     if problem.placement.kv_cache != "auto" and not is_quantised(problem.placement.kv_cache):
         yield from _described(problem, Change("kv_cache", "q8_0"))
     if not problem.placement.allow_cpu and problem.placement.gpu_layers == "auto":
-        yield from _described(problem, Change("allow_cpu", value=True))
+        yield from _with_cpu(problem)
 
 
 def _returns_to_auto(problem: Problem) -> Iterator[Change]:
@@ -142,19 +155,25 @@ def _smaller_context(problem: Problem, search: Search, nearest: Choice) -> Itera
     if most >= _SMALLEST_USEFUL_TOKENS:
         key = "context" if search.terms.context_tokens is not None else "context_min"
         change = Change(key, most)
-        if _solved(problem, change):
+        if _fits(problem, change):
             yield change
 
 
 def _described(problem: Problem, change: Change) -> Iterator[Change]:
-    found = _solved(problem, change)
-    if found is None:
+    try:
+        found = solve(changed(problem, change))
+    except (NoDevice, PromiseError):
         return
-    if change.key == "allow_cpu":
-        note = f" with {_on_devices(found)}, much slower"
-    else:
-        note = f" at {found.choice.context_tokens}"
-    yield replace(change, note=note)
+    if found:
+        yield replace(change, note=f" at {found.choice.context_tokens}")
+
+
+def _with_cpu(problem: Problem) -> Iterator[Change]:
+    """Without the CPU there is no room: that was found out already."""
+    change = Change("allow_cpu", value=True)
+    found = solve_beyond(problem.with_cpu(), any_does=True)
+    if found:
+        yield replace(change, note=f" with {_on_devices(found)}, much slower")
 
 
 def _on_devices(found: Solution) -> str:
@@ -165,9 +184,9 @@ def _on_devices(found: Solution) -> str:
     return f"{choice.layers} of {total} layers on {where}"
 
 
-def _solved(problem: Problem, change: Change) -> Solution | None:
-    """The solution after a change; None where it would not fit, or contradict another promise."""
+def _fits(problem: Problem, change: Change) -> bool:
+    """Whether it would after a change; not if that contradicts another promise."""
     try:
-        return solve(changed(problem, change))
+        return is_solvable(changed(problem, change))
     except (NoDevice, PromiseError):
-        return None
+        return False

@@ -5,7 +5,10 @@ from __future__ import annotations
 import struct
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from itertools import accumulate
+
+from llamad.planning.edges import largest_near
 
 FitsRun = Callable[[int, int, int], bool]
 """Whether device `index` has room for the blocks from `start` up to `stop`. With more blocks it never becomes true."""
@@ -16,6 +19,11 @@ def counts_of(shares: Sequence[float], layers: int) -> tuple[int, ...]:
 
     llama-model.cpp: the first device whose cumulative share, in float32, is above the layer's place.
     """
+    return _counts_of(tuple(shares), layers)
+
+
+@lru_cache(maxsize=128)
+def _counts_of(shares: tuple[float, ...], layers: int) -> tuple[int, ...]:
     total = _float32(sum(map(_float32, shares)))
     sums = [_float32(part) for part in accumulate(shares)]
     ends = [_float32(part / total) for part in sums]
@@ -44,30 +52,8 @@ def filled(
 
 def _largest_stop(fits: FitsRun, index: int, start: int, most: int, near: int) -> int:
     """The largest stop up to `most` for which the run fits; `start` if not even one block does."""
-    if most <= start or not fits(index, start, start + 1):
-        return start
-    low, high = _bracket(fits, index, start, most, near) if near > 1 else (start + 1, most)
-    while low < high:
-        middle = (low + high + 1) // 2
-        if fits(index, start, middle):
-            low = middle
-        else:
-            high = middle - 1
-    return low
-
-
-def _bracket(fits: FitsRun, index: int, start: int, most: int, near: int) -> tuple[int, int]:
-    """Stops around `near` blocks between which the largest one is."""
-    step, guess = 1, min(most, start + near)
-    if fits(index, start, guess):
-        low = guess
-        while low < most and fits(index, start, min(most, low + step)):
-            low, step = min(most, low + step), 2 * step
-        return low, min(most, low + step - 1) if low < most else most
-    high = guess - 1
-    while high - step > start and not fits(index, start, high - step):
-        high, step = high - step - 1, 2 * step
-    return max(start + 1, high - step), max(start + 1, high)
+    guess = start + near if near > 1 else (start + most) // 2
+    return largest_near(lambda stop: fits(index, start, stop), guess, start + 1, most, none=start)
 
 
 def _float32(number: float) -> float:

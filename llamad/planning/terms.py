@@ -131,7 +131,7 @@ def flash_usable(facts: ModelFacts, shape: ModelShape, backend: str) -> bool:
         return False
     if backend not in ("CUDA", "ROCm"):
         return True
-    return all(_flash_on_cuda(layer) for layer in set(shape.layers) if layer.heads and layer.heads_kv)
+    return all(_flash_on_cuda(layer) for layer in shape.kinds if layer.heads and layer.heads_kv)
 
 
 def _flash_on_cuda(layer: Layer) -> bool:
@@ -144,7 +144,7 @@ def _flash_on_cuda(layer: Layer) -> bool:
 
 def _head_pairs(shape: ModelShape) -> set[tuple[int, int]]:
     """Sizes of keys and values of the layers that have attention."""
-    return {(layer.head_k, layer.head_v) for layer in shape.layers if layer.heads and layer.heads_kv}
+    return {(layer.head_k, layer.head_v) for layer in shape.kinds if layer.heads and layer.heads_kv}
 
 
 def _heads(shape: ModelShape) -> str:

@@ -8,6 +8,7 @@ twice when the output is on a device. `--n-cpu-moe` and `--n-cpu-ffn` keep singl
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from itertools import accumulate
 
 from llamad.frozen import dataclass
@@ -38,12 +39,8 @@ class BlockSums:
     host: tuple[int, ...]
     largest: tuple[int, ...]
 
-    def on_device(self, start: int, stop: int) -> int:
-        """Bytes of the blocks from `start` up to but without `stop`."""
-        return self.device[stop] - self.device[start] if stop > start else 0
-
     def on_host(self, start: int, stop: int) -> int:
-        """The same on the host."""
+        """Bytes of the blocks from `start` up to but without `stop` on the host."""
         return self.host[stop] - self.host[start] if stop > start else 0
 
 
@@ -53,22 +50,30 @@ class WeightMap:
     def __init__(self, facts: ModelFacts, backend: str, *, mtp_skipped: bool = True) -> None:
         rules = backend_of(backend)
         loaded = facts.n_layers - facts.n_layers_nextn if mtp_skipped else facts.n_layers
+        loaded = min(loaded, facts.n_layers)
         ends = _Ends()
         everything, experts, dense = (_Sums(facts.n_layers) for _ in range(3))
+        groups = (everything,), (everything, experts), (everything, dense)
+        # Layers repeat: so do names in a block, and types with dimensions.
+        kinds: dict[str, tuple[_Sums, ...]] = {}
+        sizes: dict[tuple[tuple[int, ...], int, int], _Sizes] = {}
+        match = _BLOCK.match
         for tensor in facts.tensors:
-            block = _BLOCK.match(tensor.name)
+            block = match(tensor.name)
             layer = int(block[1]) if block else 0
             if not block and not tensor.name.startswith(_OF_FIRST_BLOCK):
                 ends.add(tensor, rules)
-            elif layer < min(loaded, facts.n_layers):
-                everything.add(layer, tensor, rules)
-                if ".ffn_" not in tensor.name:
-                    continue
-                if _EXPERT.search(tensor.name):
-                    experts.add(layer, tensor, rules)
-                elif _DENSE_FFN.search(tensor.name):
-                    dense.add(layer, tensor, rules)
+            elif layer < loaded:
+                role = tensor.name[block.end() - 1 :] if block else ""
+                if (into := kinds.get(role)) is None:
+                    into = kinds[role] = groups[_group(role)]
+                key = (tensor.dims, tensor.type_id, tensor.size_bytes)
+                if (size := sizes.get(key)) is None:
+                    size = sizes[key] = _sizes_of(tensor, rules)
+                for sums in into:
+                    sums.add(layer, size)
         self.n_layers = facts.n_layers
+        self._device_sums: dict[tuple[int, int], tuple[int, ...]] = {}
         self.blocks = everything.sums()
         self.experts = experts.sums()
         self.dense = dense.sums()
@@ -88,11 +93,20 @@ class WeightMap:
 
     def on_device(self, choice: Choice, start: int, stop: int) -> int:
         """Bytes of one device's model buffer: blocks from `start` up to `stop`; block n_layers is the output."""
-        end = min(stop, self.n_layers)
-        size = self.blocks.on_device(start, end)
-        size -= self.experts.on_device(start, min(end, choice.host_experts))
-        size -= self.dense.on_device(start, min(end, choice.host_ffn))
-        return size + (self.output_device_bytes if stop > self.n_layers else 0)
+        sums = self.device_sums(choice)
+        return sums[stop] - sums[start] if stop > start else 0
+
+    def device_sums(self, choice: Choice) -> Sequence[int]:
+        """Bytes of the first n blocks on devices, less what stays on the host; block n_layers is the output."""
+        apart = choice.host_experts, choice.host_ffn
+        if apart not in self._device_sums:
+            experts, dense = (min(count, self.n_layers) for count in apart)
+            sums = [
+                size - self.experts.device[min(index, experts)] - self.dense.device[min(index, dense)]
+                for index, size in enumerate(self.blocks.device)
+            ]
+            self._device_sums[apart] = (*sums, sums[-1] + self.output_device_bytes)
+        return self._device_sums[apart]
 
     def on_host(self, choice: Choice) -> int:
         """Bytes of the host's model buffers, repacked copies not counted twice."""
@@ -144,17 +158,36 @@ def _host_bytes(tensor: Tensor) -> int:
     return pad(tensor.size_bytes, backend_of("CPU").alignment_bytes)
 
 
+def _group(role: str) -> int:
+    """Of a tensor by its name in the block: 1 = experts, 2 = a dense feed-forward part, 0 = neither."""
+    if ".ffn_" not in role:
+        return 0
+    if _EXPERT.search(role):
+        return 1
+    return 2 if _DENSE_FFN.search(role) else 0
+
+
+_Sizes = tuple[int, int, int]
+"""Bytes of one tensor: on a device, on the host, and (0 if it is no matrix) in the file."""
+
+
+def _sizes_of(tensor: Tensor, rules: Backend) -> _Sizes:
+    matrix = tensor.size_bytes if len(tensor.dims) > 1 else 0
+    return device_bytes(tensor, rules), _host_bytes(tensor), matrix
+
+
 class _Sums:
     """Grows the sums of one kind of tensor."""
 
     def __init__(self, n_layers: int) -> None:
         self._device, self._host, self._largest = ([0] * n_layers for _ in range(3))
 
-    def add(self, layer: int, tensor: Tensor, rules: Backend) -> None:
-        self._device[layer] += device_bytes(tensor, rules)
-        self._host[layer] += _host_bytes(tensor)
-        if len(tensor.dims) > 1:
-            self._largest[layer] = max(self._largest[layer], tensor.size_bytes)
+    def add(self, layer: int, size: _Sizes) -> None:
+        device, host, matrix = size
+        self._device[layer] += device
+        self._host[layer] += host
+        if matrix > self._largest[layer]:
+            self._largest[layer] = matrix
 
     def sums(self) -> BlockSums:
         return BlockSums(

@@ -23,6 +23,7 @@ from llamad.service.records import LeaseRecorder
 from llamad.service.reporter import DaemonReporter
 from llamad.service.second import SecondServer, returning_devices
 from llamad.service.sharing import Sharing
+from llamad.service.threads import in_thread
 from llamad.service.turn import wait_for_change
 from llamad.supervision.launch import Launch
 from llamad.supervision.learned import LearnedFile
@@ -63,7 +64,7 @@ class BackgroundPlanner:
         self._leases = LeaseRecorder(booking, reporter, paths.state)
         self._problems: tuple[str, ...] = booking.problems
         self._launch = first
-        self._waits = False
+        self._waits = self._runs = False
         self._paths = paths
         self._reporter = reporter
         self._read = read
@@ -128,7 +129,7 @@ class BackgroundPlanner:
         await wait_for_change(self._booking)
 
     def spawned(self, pid: int, observed: Callable[[], Observed]) -> None:
-        self._pid = pid
+        self._pid, self._runs = pid, True
         if self._launch is not None:
             self._leases.spawned(pid, self._launch.plan, observed)
 
@@ -139,6 +140,7 @@ class BackgroundPlanner:
         if self.second.is_there:
             self.dismissed()  # the one that it replaced is still there, and has the model's own lease
         else:
+            self._runs = False
             self._leases.ended()
 
     async def beside(self, loaded: Loaded, running: Launch) -> Launch | None:
@@ -164,6 +166,7 @@ class BackgroundPlanner:
         if pid and self.second.is_there:
             self.second.absorbed(self._leases, pid)
         else:
+            self._runs = bool(pid)
             self._leases.ended()
 
     def dismissed(self) -> None:
@@ -198,7 +201,7 @@ class BackgroundPlanner:
         if not any(uuid.startswith(("GPU-", "MIG-")) for uuid in uuids):
             return {}
         try:
-            found = await asyncio.wait_for(asyncio.to_thread(self._nvml.devices), FREE_BYTES_S)
+            found = await asyncio.wait_for(in_thread(self._nvml.devices), FREE_BYTES_S)
         except (TimeoutError, LlamadError):
             return {}
         return {uuids[device.uuid]: device.free_bytes for device in found if device.uuid in uuids}
@@ -223,6 +226,7 @@ class BackgroundPlanner:
             learned=self._learned,
             socket_name=socket_name,
             host_returning_bytes=host_bytes,
+            rpc_in_use=self._runs,
         )
 
     def _refuse_upgraded_driver(self, previous: Launch, loaded: Loaded) -> None:
@@ -293,7 +297,7 @@ class BackgroundPlanner:
 async def _off_the_loop(work: Callable[..., T], *args: object, what: str) -> T:
     """Run blocking work in a thread. A thread that hangs (a dead file server) is left behind, not waited for."""
     try:
-        return await asyncio.wait_for(asyncio.to_thread(work, *args), PLAN_S)
+        return await asyncio.wait_for(in_thread(work, *args), PLAN_S)
     except TimeoutError:
         raise BusyError(
             f"{what} takes longer than {PLAN_S:g} s", why="the file system or the driver does not answer",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from llamad.config.access import access_problem
 from llamad.config.check import World, check_definition
-from llamad.config.kept import load_all_kept
+from llamad.config.kept import Judge, judge_definition, load_all_kept
 from llamad.config.keys import dotted, shown
 from llamad.config.loaded import Loaded
 from llamad.config.named_files import named_files
@@ -66,13 +66,14 @@ def require_usable(
     credential_present: bool,
     sandboxed: bool,
     neighbours_file: Path | None = None,
+    judge: Judge = judge_definition,
 ) -> None:
     """Raise the first reason not to serve this definition, with the exit code of its class.
 
     An unreadable, missing or bad model file is 77, 66 or 65 and comes first, then a missing file of weights that go
     with it (66: it may be on a file system that comes later); all else is 78, all problems at once. A bad file of
     what goes with the model is 65 and comes last.
-    `neighbours_file` keeps the other definitions of the folder (see `load_all_kept`).
+    `neighbours_file` keeps the other definitions of the folder, and `judge` judges them (see `load_all_kept`).
     """
     refused = access_problem(loaded.definition.model, sandboxed=sandboxed)
     if refused is not None:
@@ -82,7 +83,7 @@ def require_usable(
     facts = located_facts(loaded, read)
     _require_weights(loaded, sandboxed=sandboxed)
     world = World(read_model=read, sandboxed=sandboxed)
-    neighbours = load_all_kept(root, neighbours_file)
+    neighbours = load_all_kept(root, neighbours_file, judge=judge)
     problems = check_definition(loaded, world, neighbours=neighbours, credential_present=credential_present)
     if problems:
         raise problems[0] if len(problems) == 1 else ConfigErrors(problems)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from types import FrameType
 from typing import Any
 
 from llamad.clock import SystemClock
@@ -64,7 +68,7 @@ class Service:
             watchdog.cancel()
             if self._ground_task:
                 self._ground_task.cancel()
-            if code is ExitCode.OK:
+            if code is ExitCode.OK and not self.supervisor.child_pid:
                 self.reporter.event("stopped", "Stopped: llama-server is gone")
         finally:
             self.reloads.close()
@@ -107,9 +111,10 @@ class Service:
     # -- signals ----------------------------------------------------------------------------------------
 
     def _install_signals(self, loop: asyncio.AbstractEventLoop) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop)
-        loop.add_signal_handler(signal.SIGHUP, self._hang_up)
+        # Not the loop's own handlers: they lose signals, of any number, while many of one come.
+        reactions = {signal.SIGTERM: self._stop, signal.SIGINT: self._stop, signal.SIGHUP: self._hang_up}
+        for number, react in reactions.items():
+            signal.signal(number, partial(_on_signal, loop, react))
         self._stopping = False
         if self.start.hung_up:
             self._hang_up()
@@ -143,6 +148,13 @@ class Service:
         self.start.journal.record(f"Internal error: {context['message']}\n{trace}", "crit", "llamad")
         if error is not None:
             loop.stop()
+
+
+def _on_signal(
+    loop: asyncio.AbstractEventLoop, react: Callable[[], None], _number: int, _frame: FrameType | None
+) -> None:
+    with contextlib.suppress(RuntimeError):  # the loop is closed: we are at our end already
+        loop.call_soon_threadsafe(react)
 
 
 def run(start: Start) -> int:

@@ -57,6 +57,7 @@ _KINDS = (
     ),
     EventKind("memory-taken", "6bb4fc41eaf84b3abee8132957be8bac", "warning", ("BYTES", "CAUSE", "DEVICE")),
     EventKind("no-progress", "2b365db763de41eea680e81bf81432bf", "err", ("CAUSE",)),
+    EventKind("unkillable", "91e0ad48288747d4bc575124ae634a87", "err", ("CAUSE", "FIX")),
     EventKind("learned-lost", "2b6ee0753fb24d819218508a629a0edf", "warning", ("CAUSE",)),
     EventKind("engine-replaced", "78ac4024b6424fb2b4056d5e56a5393b", "notice", ("CAUSE", "FIX")),
     EventKind("driver-upgraded", "631c0a69134d47d288e1f9fdcfbb66f3", "warning", ("CAUSE", "FIX")),

@@ -1,21 +1,30 @@
 """Records for journald by its native protocol: one datagram of fields, no library, never blocking.
 
-Outside systemd the same records are lines on stderr. A record that cannot be delivered at once is counted
-and dropped: the journal may be stopped, and llamad must not stand still for it.
+Outside systemd the same records are lines on stderr. journald may be stopped, or busy with what llama-server prints,
+and llamad must not stand still for it: a line of llama-server that cannot be delivered at once is counted and dropped,
+a record of llamad itself is delivered later, by a thread that waits for room.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import struct
 import sys
+import threading
+from collections import deque
 from typing import Protocol, TextIO
 
 JOURNAL_SOCKET = "/run/systemd/journal/socket"
 MESSAGE_LIMIT = 32_000
 FIELD_LIMIT = 8_000
 """Characters. A datagram that the socket's buffer (208 KiB) cannot hold is lost as a whole."""
+OWN = "llamad"
+"""The identifier of llamad's own records; all others are llama-server's."""
+LATE_RECORDS = 500
+PATIENCE_S = 60.0
+"""How long journald may leave no room for one record, before it is taken for gone."""
 
 PRIORITIES = {"crit": 2, "err": 3, "warning": 4, "notice": 5, "info": 6, "debug": 7}
 
@@ -25,6 +34,10 @@ class Journal(Protocol):
 
     def record(self, message: str, priority: str, identifier: str, **fields: str) -> None:
         """Write one record; never raises, never blocks."""
+        ...
+
+    def flush(self, deadline_s: float) -> None:
+        """Return when nothing of ours waits for room any more, or after the deadline: for who is about to end."""
         ...
 
 
@@ -48,6 +61,9 @@ class NativeJournal:
             socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
         )
         self._path = path
+        self._late: deque[bytes] = deque()
+        self._lock = threading.Lock()
+        self._courier: threading.Thread | None = None
         self.dropped = 0
 
     def record(self, message: str, priority: str, identifier: str, **fields: str) -> None:
@@ -59,10 +75,56 @@ class NativeJournal:
                 **{key: value[:FIELD_LIMIT] for key, value in fields.items()},
             }
         )
-        try:
-            self._socket.sendto(data, self._path)
-        except OSError:
+        own = identifier == OWN
+        with self._lock:
+            if own and self._late:
+                self._deliver_later(data)  # in their order
+                return
+            try:
+                self._socket.sendto(data, self._path)
+            except BlockingIOError:
+                if own:
+                    self._deliver_later(data)
+                else:
+                    self.dropped += 1
+            except OSError:
+                self.dropped += 1
+
+    def flush(self, deadline_s: float) -> None:
+        courier = self._courier
+        if courier is not None:
+            courier.join(deadline_s)
+
+    def _deliver_later(self, data: bytes) -> None:
+        if len(self._late) >= LATE_RECORDS:
             self.dropped += 1
+            return
+        self._late.append(data)
+        if self._courier is None:
+            courier = threading.Thread(target=self._carry, name="journal", daemon=True)
+            with contextlib.suppress(RuntimeError):  # no thread to be had: the next record tries again
+                courier.start()
+                self._courier = courier
+
+    def _carry(self) -> None:
+        """Hand over what is late, each as soon as there is room; ends when nothing is."""
+        patient = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        with patient:
+            patient.settimeout(PATIENCE_S)
+            while True:
+                with self._lock:
+                    if not self._late:
+                        self._courier = None
+                        return
+                    data = self._late[0]
+                try:
+                    patient.sendto(data, self._path)
+                    lost = 0
+                except OSError:
+                    lost = 1
+                with self._lock:
+                    self._late.popleft()
+                    self.dropped += lost
 
 
 class StreamJournal:
@@ -80,6 +142,9 @@ class StreamJournal:
             self._stream.flush()
         except (OSError, ValueError):
             return  # the terminal is gone: there is nobody to tell
+
+    def flush(self, deadline_s: float) -> None:
+        """Nothing waits: each line was written."""
 
 
 def make_journal(environ: dict[str, str]) -> Journal:

@@ -29,7 +29,7 @@ from llamad.units import format_bytes
 if TYPE_CHECKING:
     from llamad.engine.log import Observed
 
-TRIES = 6
+TRIES = 8
 CONTEXT_STEP_TOKENS = 256
 
 
@@ -141,7 +141,7 @@ class Lessons:
         per_token = device.parts.context_bytes // max(1, plan.context_tokens)
         if per_token <= 0 or not can_try(caps):
             return None
-        unit = CONTEXT_STEP_TOKENS * plan.slots
+        unit = CONTEXT_STEP_TOKENS * (1 if plan.unified_cache else plan.slots)
         socket_path: Path = maker.scratch / ASK_SOCKET_NAME
 
         def enough(units: int) -> bool | None:

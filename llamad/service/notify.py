@@ -12,6 +12,9 @@ import socket
 import time
 from typing import Protocol
 
+SEND_S = 0.2
+"""A service manager that reads nothing any more (a crashed PID 1) must not stop us; a busy one gets this much time."""
+
 
 class Notifier(Protocol):
     """The service manager's ear."""
@@ -55,6 +58,8 @@ class SystemdNotifier:
         from sdnotify import SystemdNotifier as Sender
 
         self._sender = Sender()
+        if self._sender.socket is not None:
+            self._sender.socket.settimeout(SEND_S)
         self._address = "\0" + address[1:] if address.startswith("@") else address
 
     def send(self, **fields: str | int) -> None:
@@ -71,6 +76,7 @@ class SystemdNotifier:
         # A lost message costs a restart that refuses connections for a moment, never the service.
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
         with sock, contextlib.suppress(OSError):
+            sock.settimeout(SEND_S)
             sock.connect(self._address)
             socket.send_fds(sock, [text.encode("ascii")], fds)
 

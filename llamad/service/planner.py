@@ -72,8 +72,8 @@ class PlanMaker:
     `engine` is the folder of the child's socket, `cache` the model's cache folder, `scratch` the folder for the
     socket of a llama-server that is only asked. With a `booking` the plan's bytes are promised to it; with a
     `sharing` it leaves room for other models. `learned` is what former starts taught. Without a booking, an
-    `onlooker` tells what the ledger has of this model and of others. `host_returning_bytes`: of the host's memory, will
-    be free as well.
+    `onlooker` tells what the ledger has of this model and of others. `rpc_in_use`: a child of ours has the remote
+    devices, which serve nobody else. `host_returning_bytes`: of the host's memory, will be free as well.
     """
 
     def __init__(
@@ -89,9 +89,11 @@ class PlanMaker:
         sharing: Sharing | None = None,
         learned: LearnedFile | None = None,
         onlooker: Onlooker | None = None,
+        rpc_in_use: bool = False,
         socket_name: str = SOCKET_NAME,
         host_returning_bytes: int = 0,
     ) -> None:
+        self._rpc_in_use = rpc_in_use
         self._loaded = loaded
         self._booking = booking
         self._sharing = sharing
@@ -118,6 +120,7 @@ class PlanMaker:
         Raises LlamadError (with a booking also MustWait); a problem of the model file is located at the
         definition's `model`.
         """
+        computed = computed or self._rpc_in_use
         facts = stretched(located_facts(self._loaded, self._read), self._loaded.definition)
         extras = extras_of(self._loaded, facts)
         caps = self._capabilities(needed=not what_if)
@@ -125,7 +128,10 @@ class PlanMaker:
             self._booking.look()
         devices = list(what_if) or list(returning) or (self.devices(caps) if caps else [])
         if self._onlooker:
-            devices = self._onlooker.devices(devices)
+            counted = self._onlooker.devices(devices)
+            # What remote devices said before they were in use is with nothing held.
+            before = [self._rpc_in_use and one.backend == "RPC" for one in devices]
+            devices = [a if kept else b for a, b, kept in zip(devices, counted, before, strict=True)]
         model_key = self.fingerprint(facts, extras)
         learned = self.learned(self._key(model_key, caps, devices))
         lessons = learned.reserved((one.name, one.uuid, one.free_bytes) for one in devices)
@@ -161,6 +167,8 @@ class PlanMaker:
             amdgpu=AmdGpus(),
             cache_file=self._cache / "devices.json",
             deadline_s=self._loaded.host.query_s,
+            rpc=self._loaded.definition.placement.rpc,
+            rpc_in_use=self._rpc_in_use,
         )
         found = finder.find(trust_none=self._loaded.definition.placement.allow_cpu)
         self._hints, self._left_out = finder.hints, finder.left_out
@@ -240,6 +248,8 @@ class PlanMaker:
             assert caps is not None
             if found := known(plan):
                 return Asked(*found, rounding_bytes=_LOG_ROUNDING_BYTES)
+            if any(device.name.startswith("RPC") for device in plan.devices):
+                return None  # a server of remote devices dies with a client that is killed while it loads
             return self._ask(plan, facts, extras, caps)
 
         def confirmed(first: Plan, reserved: Mapping[str, int]) -> Plan:

@@ -19,6 +19,7 @@ from llamad.planning.plan import Plan
 from llamad.service.desk import place_of
 from llamad.service.neighbours import keep_plan
 from llamad.service.reporter import DaemonReporter
+from llamad.service.threads import in_thread
 from llamad.units import MIB
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ class LeaseRecorder:
         told = False
         while True:
             try:
-                await asyncio.to_thread(write)
+                await in_thread(write)
             except LlamadError as error:
                 if not told:
                     told = True

@@ -16,10 +16,12 @@ from llamad.config.watch import POLL_S, Watch, look
 from llamad.errors import LlamadError
 from llamad.front.keys import KeySet
 from llamad.service.move import Move, Relay
+from llamad.service.threads import in_thread
 from llamad.supervision.reload import Reverted
 
 CONFIG_READ_S = 10.0
 READY = "ready"
+SETTLED = (READY, "stuck")
 TOPIC = "definition"
 """What its remarks in the status are about."""
 
@@ -130,7 +132,7 @@ class Reloads:
             self.close()
         elif self._watch is None:
             file = self._file
-            watch = Watch(file, file.parent, self._clock, edited=self.edited, blind=self._blind)
+            watch = Watch(file, file.parent, self._clock, edited=self.edited, blind=self._blind, off_the_loop=in_thread)
             self._watch = asyncio.create_task(watch.run(self._judged))
             self._watch.add_done_callback(raise_bug)
 
@@ -159,7 +161,7 @@ class Reloads:
         """Where nobody waits, systemd is told of a reload only if there is one to be seen."""
         told = hung_up
         try:
-            loaded, keys = await asyncio.wait_for(asyncio.to_thread(self._read), CONFIG_READ_S)
+            loaded, keys = await asyncio.wait_for(in_thread(self._read), CONFIG_READ_S)
             found = changes(self._model.loaded, loaded)
             if found and not told and self._model.public_state == READY:
                 told = True
@@ -172,7 +174,7 @@ class Reloads:
             self._refused(str(error))
         except TimeoutError:
             self._refused(f"reading {self._file} takes longer than {CONFIG_READ_S:g} s")
-        if told and self._model.public_state == READY:
+        if told and self._model.public_state in SETTLED:  # in all others what comes of it is still to come
             self._teller.still_ready(self._model.status_text())
         if self._watch is not None or (hung_up and self._model.public_state == READY):
             self.watch()

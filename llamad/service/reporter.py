@@ -23,6 +23,7 @@ class DaemonReporter:
         self._journal = journal
         self._notifier = notifier
         self._status = status
+        self._was_ready = False
         self.on_state: Callable[[str], None] = lambda _state: None
 
     def event(self, name: str, message: str, **fields: str) -> None:
@@ -73,6 +74,7 @@ class DaemonReporter:
             why = "no device is used; `allow_cpu = true` permits it"
             self.event("serving-on-cpu", f"Serving on the CPU: {why}", CAUSE=why)
         self._status.serving(launch)
+        self._was_ready = True
         self._notifier.send(READY=1, STATUS=text)
 
     def reloading(self) -> None:
@@ -80,8 +82,9 @@ class DaemonReporter:
         self._notifier.send(RELOADING=1, MONOTONIC_USEC=monotonic_usec())
 
     def still_ready(self, text: str) -> None:
-        """The reload is over without another child."""
-        self._notifier.send(READY=1, STATUS=text)
+        """The reload is over without another child. What has never been ready is not made so by it."""
+        if self._was_ready:
+            self._notifier.send(READY=1, STATUS=text)
 
     def stopping(self) -> None:
         """The service is on its way out."""

@@ -72,6 +72,8 @@ class SecondServer:
         """
         socket = SECOND_SOCKET_NAME if running.socket_path.endswith(SOCKET_NAME) else SOCKET_NAME
         maker = make(loaded, socket, process_bytes(running_pid))
+        if any(device.name.startswith("RPC") for device in running.plan.devices):
+            return None  # a remote device serves one llama-server
         returning = returning_devices(maker, self._main, running)
         computed = maker.make(computed=True, returning=returning)
         try:

@@ -11,8 +11,9 @@ import hashlib
 import os
 from pathlib import Path
 
-from llamad.engine.api import ApiError
 from llamad.engine.slots import Slot, read_slots, restore_slot, save_slot
+from llamad.errors import LlamadError
+from llamad.service.threads import in_thread
 from llamad.supervision.launch import Launch
 from llamad.units import GIB
 
@@ -58,13 +59,13 @@ class SlotKeeper:
             return
         await self._clean()
         self._key = slot_key(launch)
-        with contextlib.suppress(ApiError, TimeoutError):
+        with contextlib.suppress(LlamadError, TimeoutError):
             async with asyncio.timeout(self._save_s):
                 await self._save_all(launch)
 
     async def _save_all(self, launch: Launch) -> None:
         slots = await read_slots(launch.socket_path, self._save_s)
-        room = await asyncio.to_thread(self._room)
+        room = await in_thread(self._room)
         idle = [slot for slot in slots if slot.tokens and not slot.is_busy]
         for slot in sorted(idle, key=lambda slot: -slot.tokens):
             if _bytes_of(slot, launch) > room:
@@ -72,7 +73,7 @@ class SlotKeeper:
             name = f"{self._key}-{slot.number}"
             self._is_clean = False
             await save_slot(launch.socket_path, slot.number, name, self._save_s)
-            room -= await asyncio.to_thread(self._size, name)
+            room -= await in_thread(self._size, name)
             self._saved[slot.number] = name
 
     async def restore(self, launch: Launch) -> int:
@@ -84,7 +85,7 @@ class SlotKeeper:
                 async with asyncio.timeout(self._restore_s):
                     for slot, name in saved.items():
                         if slot < launch.plan.slots:
-                            with contextlib.suppress(ApiError):  # it does not fit, or is torn
+                            with contextlib.suppress(LlamadError):  # it does not fit, or is torn
                                 tokens += await restore_slot(launch.socket_path, slot, name, self._restore_s)
         await self._clean()
         return tokens
@@ -106,8 +107,10 @@ class SlotKeeper:
     async def _clean(self) -> None:
         """Remove all that is there: also what a llamad that was killed has left."""
         self._saved = {}
-        if not self._is_clean:
-            self._is_clean = await asyncio.to_thread(self._remove_all)
+        if self._is_clean:
+            return
+        with contextlib.suppress(LlamadError):
+            self._is_clean = await in_thread(self._remove_all)
 
     def _remove_all(self) -> bool:
         try:

@@ -15,10 +15,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llamad.config.apart import Apart
 from llamad.config.kept import load_kept
 from llamad.config.listen import DEFAULT_LISTEN, parse_listen
 from llamad.config.loaded import Loaded
-from llamad.errors import LlamadError
+from llamad.errors import ChildError, LlamadError
 from llamad.front.keys import KeySet
 from llamad.hardware.nvml import Nvml
 from llamad.ledger.booking import Booking, MustWait
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
 UNDER_SYSTEMD = "INVOCATION_ID"
+LAST_WORDS_S = 1.0
 
 
 @dataclass
@@ -80,17 +82,20 @@ class Start:
 
     def load(self) -> Loaded:
         """The definition as it is on disk now, read and checked. Blocking. Raises LlamadError."""
-        loaded = load_kept(self.name, self.config_root, self.paths.cache / "definition.json")
         credential = self.paths.credential(self.name) is not None
         sandboxed = UNDER_SYSTEMD in self.environ
-        require_usable(
-            loaded,
-            self.read,
-            self.config_root,
-            credential_present=credential,
-            sandboxed=sandboxed,
-            neighbours_file=self.paths.cache / "neighbours.json",
-        )
+        with Apart() as judge:
+            kept = self.paths.cache / "definition.json"
+            loaded = load_kept(self.name, self.config_root, kept, judge=judge)
+            require_usable(
+                loaded,
+                self.read,
+                self.config_root,
+                credential_present=credential,
+                sandboxed=sandboxed,
+                neighbours_file=self.paths.cache / "neighbours.json",
+                judge=judge,
+            )
         return loaded
 
     @cached_property
@@ -140,10 +145,13 @@ class Start:
 
     @cached_property
     def process(self) -> Started | None:
-        """The first llama-server, loading; None where it must wait."""
+        """The first llama-server, loading; None where it must wait, or where no process could be made."""
         if self.first is None:
             return None
-        started = start_process(self.first.argv, self.first.env, self.ledger.lease_fds)
+        try:
+            started = start_process(self.first.argv, self.first.env, self.ledger.lease_fds)
+        except ChildError:
+            return None  # no process can be had now: the supervisor tries it again, and says why
         with contextlib.suppress(LlamadError):  # written again when it has settled; until then it counts in full
             self.booking.loading(self.booking.promise_id, started.process.pid)
         return started
@@ -190,6 +198,7 @@ def serve(name: str, config_root: Path, environ: dict[str, str]) -> int:
     finally:
         if start is not None:
             start.finish()
+        journal.flush(LAST_WORDS_S)
 
 
 def report_refusal(name: str, error: LlamadError, journal: Journal, notifier: Notifier) -> None:

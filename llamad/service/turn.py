@@ -7,6 +7,7 @@ import asyncio
 from llamad.errors import LlamadError
 from llamad.ledger.booking import Booking
 from llamad.ledger.wake import Watch
+from llamad.service.threads import in_thread
 
 POLL_S = 0.5
 RETRY_S = 5.0
@@ -47,7 +48,7 @@ def _patience_s(booking: Booking) -> float:
 
 async def _has_changed(booking: Booking) -> bool:
     try:
-        return await asyncio.to_thread(booking.look_for_change)
+        return await in_thread(booking.look_for_change)
     except LlamadError:
         return False  # held by somebody for too long: the next plan says so if it stays like that
 

@@ -7,9 +7,9 @@ within would be in vain. Where nobody starts it again, it waits itself.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from llamad.errors import ChildError, ExitCode, LlamadError
+from llamad.frozen import dataclass
 from llamad.ledger.booking import GaveUpWaiting
 from llamad.supervision import words
 from llamad.supervision.causes import Cause

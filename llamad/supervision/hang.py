@@ -12,11 +12,11 @@ from pathlib import Path
 
 from llamad.clock import Clock
 from llamad.engine.log import LogLine, Sign, is_of_the_server
-from llamad.errors import ChildError
+from llamad.errors import BusyError, ChildError
 from llamad.supervision.causes import CAUSES, Cause
 from llamad.supervision.child import Child
 from llamad.supervision.intake import Intake
-from llamad.supervision.launch import Launch, Seams
+from llamad.supervision.launch import Launch, Reporter, Seams
 
 SLOWER = 10.0
 LONGEST_TICK_S = 5.0
@@ -188,3 +188,18 @@ def process_state(pid: int) -> str:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except (OSError, IndexError):
         return "unknown"
+
+
+def stuck_error(pid: int) -> BusyError:
+    """What to say of a process that SIGKILL did not end: the kernel's word for what it does, and what can be done."""
+    letter = process_state(pid)
+    doing = "waits in the kernel for a device or a file system" if letter == "D" else f"is in state {letter}"
+    fix = "see the kernel log (`journalctl -k`); it goes on by itself when the process ends, else the host must reboot"
+    return BusyError("llama-server cannot be killed", why=f"process {pid} {doing} and keeps its memory", fix=fix)
+
+
+def tell_stuck(pid: int, reporter: Reporter) -> str:
+    """Report `stuck_error`; why, for the status."""
+    error = stuck_error(pid)
+    reporter.event("unkillable", str(error), CAUSE=error.why, FIX=error.fix)
+    return error.why

@@ -14,6 +14,7 @@ from llamad.supervision.causes import Cause, Policy
 from llamad.supervision.host import address_space_limited
 from llamad.supervision.intake import Intake
 from llamad.supervision.step_down import Failure, failure_of
+from llamad.supervision.words import device_names
 
 
 def inquest(
@@ -42,8 +43,9 @@ def inquest(
     cause = classify(death)
     if cause.policy is Policy.STEP_DOWN:
         return cause, _failure(cause, death, plan, intake)
-    if condemned and killed_because == "device-lost":
-        return replace(cause, text=f"{cause.text}: {condemned.what}"), None
+    if cause.name.startswith("device-lost"):
+        why = f": {condemned.what}" if condemned and killed_because == "device-lost" else ""
+        return replace(cause, text=f"{cause.text} ({device_names(plan)}){why}"), None
     if condemned and condemned.exit_code is not ExitCode.CRASH_LOOP:
         final = Policy.GIVE_UP
         return Cause(cause.name, str(condemned), condemned.fix, final, condemned.exit_code), None

@@ -52,6 +52,7 @@ class Intake:
         self._now = now
         self._filled_at_s = now()
         self._suppressed = 0
+        self._told_at_s: float | None = None
 
     def feed(self, stream: int, data: bytes) -> None:
         """Bytes of stdout (1) or stderr (2); b"" ends the stream."""
@@ -120,7 +121,9 @@ class Intake:
         if self._tokens < 1.0:
             return False
         self._tokens -= 1.0
-        self._tell_suppressed()
+        if self._suppressed and (self._told_at_s is None or now_s - self._told_at_s >= BURST_SECONDS):
+            self._told_at_s = now_s  # not with every line that passes: that would be as many records again
+            self._tell_suppressed()
         return True
 
     def _tell_suppressed(self) -> None:

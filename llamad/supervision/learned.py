@@ -121,6 +121,8 @@ class LearnedFile:
     def __init__(self, folder: Path, warn: Callable[[str], None] | None = None) -> None:
         self._path = folder / FILE_NAME
         self._warn = warn
+        self._kept = True
+        """Whether the last one could be written: a disk that stays full is told once."""
 
     def load(self, key: str) -> Learned:
         """What is known under this key; nothing where there is no file, no usable one, or one of another key."""
@@ -158,8 +160,11 @@ class LearnedFile:
         except OSError as error:
             with contextlib.suppress(OSError):
                 scratch.unlink(missing_ok=True)
-            self._tell(f"What was learned cannot be kept: {error}")
+            if self._kept:
+                self._kept = False
+                self._tell(f"What was learned cannot be kept: {error}")
             return False
+        self._kept = True
         return True
 
     def forget(self) -> bool:

@@ -118,6 +118,8 @@ class Effect(StrEnum):
     """Kill the second child; the next plan waits for its end."""
     WATCH = "watch"
     """The child serves: see that it goes on."""
+    TELL_STUCK = "tell-stuck"
+    """Say that the child cannot be killed, and what that means."""
     FORGIVE = "forgive"
     """Forget earlier failures: the child has been stable."""
     GIVE_UP = "give-up"
@@ -189,19 +191,19 @@ TRANSITIONS: dict[tuple[State, Event], Row] = {
     (_S.SWAPPING, _E.STOP): (_S.DRAINING, (_F.DRAIN,)),
     (_S.REPLACING, _E.DIED): (_S.WAITING, (_F.PLAN,)),
     (_S.REPLACING, _E.DOOMED): (_S.WAITING, (_F.PLAN,)),
-    (_S.REPLACING, _E.UNKILLABLE): (_S.STUCK, (_F.HOLD,)),
+    (_S.REPLACING, _E.UNKILLABLE): (_S.STUCK, (_F.HOLD, _F.TELL_STUCK)),
     (_S.REPLACING, _E.RELOAD): (_S.REPLACING, ()),
     (_S.REPLACING, _E.STOP): (_S.STOPPING, ()),
     (_S.CONDEMNED, _E.DIED): (_S.BACKOFF, (_F.ARM_BACKOFF,)),
     (_S.CONDEMNED, _E.PARKED): (_S.WAITING, (_F.AWAIT_DEVICE,)),
     (_S.CONDEMNED, _E.DOOMED): (_S.FAILED, (_F.GIVE_UP,)),
     (_S.CONDEMNED, _E.REVERT): (_S.WAITING, (_F.PLAN,)),
-    (_S.CONDEMNED, _E.UNKILLABLE): (_S.STUCK, (_F.HOLD,)),
+    (_S.CONDEMNED, _E.UNKILLABLE): (_S.STUCK, (_F.HOLD, _F.TELL_STUCK)),
     (_S.CONDEMNED, _E.RELOAD): (_S.REPLACING, ()),
     (_S.CONDEMNED, _E.STOP): (_S.STOPPING, ()),
     (_S.STOPPING, _E.DIED): (_S.STOPPED, (_F.EXIT,)),
     (_S.STOPPING, _E.DOOMED): (_S.STOPPED, (_F.EXIT,)),
-    (_S.STOPPING, _E.UNKILLABLE): (_S.STUCK, (_F.EXIT,)),
+    (_S.STOPPING, _E.UNKILLABLE): (_S.STUCK, (_F.TELL_STUCK, _F.EXIT)),
     (_S.BACKOFF, _E.TIMER): (_S.WAITING, (_F.PLAN,)),
     (_S.BACKOFF, _E.RELOAD): (_S.WAITING, (_F.PLAN,)),
     (_S.BACKOFF, _E.STOP): (_S.STOPPED, (_F.EXIT,)),

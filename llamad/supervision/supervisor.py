@@ -21,13 +21,15 @@ from llamad.supervision.backoff import Backoff
 from llamad.supervision.causes import CAUSES, Cause, Policy
 from llamad.supervision.child import Child, Spawner
 from llamad.supervision.ending import Parking, as_error, ending, of_a_device
+from llamad.supervision.hang import stuck_error, tell_stuck
 from llamad.supervision.host import oom_kills
 from llamad.supervision.intake import Intake
 from llamad.supervision.launch import Launch, Seams, tail
 from llamad.supervision.machine import Effect, Event, State, may, step
+from llamad.supervision.message import Message
 from llamad.supervision.relief import NoRoomAfterAll, Relief, Second
 from llamad.supervision.reload import Reload
-from llamad.supervision.tending import Message, Tending
+from llamad.supervision.tending import Tending
 
 STEP_S = 300.0
 MOST_SHORTAGES = 8
@@ -90,6 +92,8 @@ class Supervisor(Tending):
         One that changes nothing for the child, ready or still loading, is applied at once without touching it. Where
         its child has room beside the one that serves, that one serves on until the new one does.
         """
+        if self.state is State.STUCK:
+            raise stuck_error(self.child_pid)
         has_child = self.state in _STARTING or self.state.serves
         if self.launch and has_child and needs_no_new_child(self.launch.loaded, loaded):
             self.adopt(loaded)
@@ -240,6 +244,8 @@ class Supervisor(Tending):
                 self._dismiss(message)
             case Effect.WATCH:
                 self._watch_while_ready()
+            case Effect.TELL_STUCK:
+                self._failure_text = tell_stuck(self.child_pid, self._seams.reporter)
             case Effect.FORGIVE:
                 self._backoff.forgive()
                 self._shortages = 0
@@ -382,15 +388,6 @@ class Supervisor(Tending):
             self.loaded = relief.launch.loaded
 
     # -- the end of a child -------------------------------------------------------------------------------
-
-    async def _drain(self, epoch: int) -> None:
-        front, limits = self._seams.front, self.loaded.definition.limits
-        self._seams.reporter.extend(limits.drain_s + 2 * limits.stop_s + 30.0)
-        if self.state is State.DRAINING:
-            await front.farewell(limits.drain_s)
-        elif await front.drain(limits.drain_s):
-            front.cut("reload", f"the request ran longer than drain_s ({limits.drain_s:g} s)")
-        self._post(Message(Event.DRAINED, epoch))
 
     async def _back_off(self, epoch: int, cause: Cause | None) -> None:
         self.restarts += 1

@@ -10,8 +10,7 @@ import asyncio
 from llamad.clock import Clock
 from llamad.config.loaded import Loaded
 from llamad.errors import LlamadError
-from llamad.frozen import dataclass
-from llamad.supervision.causes import CAUSES, Cause
+from llamad.supervision.causes import CAUSES
 from llamad.supervision.child import Child
 from llamad.supervision.hang import Hung, watch_hang
 from llamad.supervision.intake import Intake
@@ -19,17 +18,9 @@ from llamad.supervision.jobs import Jobs
 from llamad.supervision.launch import Launch, Seams
 from llamad.supervision.loading import NotUsable, take_over_prompts, warm_up, watch_load
 from llamad.supervision.machine import Event, State
+from llamad.supervision.message import Message
+from llamad.supervision.prepared import prepare
 from llamad.supervision.relief import end_child
-
-
-@dataclass(frozen=True)
-class Message:
-    event: Event
-    epoch: int | None = None
-    """The state's epoch that posted it; None for what comes from outside and always counts."""
-    launch: Launch | None = None
-    error: LlamadError | None = None
-    cause: Cause | None = None
 
 
 class Tending:
@@ -79,6 +70,7 @@ class Tending:
             self._post(Message(Event.CONDEMN, epoch))
 
     def _watch_while_ready(self) -> None:
+        self._jobs.start(prepare(self._clock))
         if self._child and self._intake and self.launch:
             self._jobs.start(self._watch_hang(self._epoch, self._child, self._intake, self.launch))
         self._jobs.start(self._become_stable(self._epoch))
@@ -96,6 +88,15 @@ class Tending:
     async def _become_stable(self, epoch: int) -> None:
         await self._clock.sleep(self.loaded.definition.limits.stable_s)
         self._post(Message(Event.STABLE, epoch))
+
+    async def _drain(self, epoch: int) -> None:
+        front, limits = self._seams.front, self.loaded.definition.limits
+        self._seams.reporter.extend(limits.drain_s + 2 * limits.stop_s + 30.0)
+        if self.state is State.DRAINING:
+            await front.farewell(limits.drain_s)
+        elif await front.drain(limits.drain_s):
+            front.cut("reload", f"the request ran longer than drain_s ({limits.drain_s:g} s)")
+        self._post(Message(Event.DRAINED, epoch))
 
     def _stop_child(self) -> None:
         """The ladder survives a change of the goal on its way, so it is no job of the state."""

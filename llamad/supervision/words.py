@@ -27,7 +27,7 @@ def status_words(
     cause: Cause | None,
     remarks: Iterable[str] = (),
 ) -> str:
-    """The one line of `systemctl status`. `text`: what a waiting model waits for, or why a failed one has failed;
+    """The one line of `systemctl status`. `text`: what a waiting model waits for, or why one has failed or is stuck;
     `remarks`: what an admin should know of one that serves.
     """
     from llamad.supervision.machine import State  # a start needs other words than these
@@ -40,7 +40,9 @@ def status_words(
         return f"failed: {text}"
     if state is State.WAITING and text:
         return text
-    if state in (State.BACKOFF, State.STUCK) and cause:
+    if state is State.STUCK:
+        return f"stuck: llama-server cannot be killed: {text}"
+    if state is State.BACKOFF and cause:
         return f"{state}: {cause.text}"
     return str(state)
 

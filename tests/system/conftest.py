@@ -14,6 +14,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,10 @@ class Bed:
     def __init__(self, tiny: Path) -> None:
         self.tiny = tiny
         self.ports: dict[str, int] = {}
+        self.forget_events()
+
+    def forget_events(self) -> None:
+        """Have `journal` and `events` begin now."""
         shown = run("journalctl", "-n", "0", "--show-cursor", "--no-pager").stdout
         self._cursor = shown.rpartition("-- cursor: ")[2].strip()
 
@@ -124,8 +129,8 @@ def chat(url: str, tokens: int = 8, timeout: float = 60) -> tuple[int, Any]:
     return post(f"{url}/v1/chat/completions", body, timeout)
 
 
-@pytest.fixture(scope="session")
-def tiny() -> Path:
+def tiny_model() -> Path:
+    """Built where it is not there yet."""
     path = MODELS / "tiny.gguf"
     if not path.exists():
         build_tiny(path)
@@ -133,17 +138,42 @@ def tiny() -> Path:
     return path
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _bed_settings() -> Iterator[None]:
+@pytest.fixture(scope="session")
+def tiny() -> Path:
+    return tiny_model()
+
+
+@contextmanager
+def settings() -> Iterator[None]:
     """llvmpipe compiles code at run time: it cannot live under MemoryDenyWriteExecute."""
     assert os.geteuid() == 0, "the system tests run as root in the test bed: sudo packaging/test"
     assert shutil.which("llamad"), "the package is not installed: sudo packaging/test"
     DROP_IN.parent.mkdir(parents=True, exist_ok=True)
     DROP_IN.write_text("[Service]\nMemoryDenyWriteExecute=no\n")
     run("systemctl", "daemon-reload")
-    yield
-    DROP_IN.unlink()
-    run("systemctl", "daemon-reload")
+    try:
+        yield
+    finally:
+        DROP_IN.unlink()
+        run("systemctl", "daemon-reload")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _bed_settings() -> Iterator[None]:
+    with settings():
+        yield
+
+
+@contextmanager
+def in_bed() -> Iterator[Bed]:
+    """As the fixtures give it, for who is no test. Fails where there are definitions already: its end forgets all."""
+    others = [path.name for path in ETC.iterdir() if path.name not in KEEP]
+    assert not others, f"{ETC} has definitions that are in use: {', '.join(others)}"
+    with settings():
+        try:
+            yield Bed(tiny_model())
+        finally:
+            _clean()
 
 
 @pytest.fixture

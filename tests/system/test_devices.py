@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from pathlib import Path
+
 from tests.system.conftest import Bed, chat, run, wait_for
 
 
@@ -36,3 +40,23 @@ def test_allow_cpu_serves_and_says_so(bed: Bed) -> None:
     assert "CPU" in bed.show("llamad@tiny", "StatusText")
     assert bed.events("tiny", "serving-on-cpu")
     assert chat(url)[0] == 200
+
+
+def test_an_engine_that_is_replaced_on_disk_is_told_and_used_by_the_next_child(bed: Bed) -> None:
+    url = bed.define("tiny")
+    bed.ctl("start", "llamad@tiny")
+    child = bed.child_pid("tiny")
+    (library, *_) = sorted(Path("/usr/lib").glob("*/libggml-base.so.*"))
+    os.utime(library.resolve())  # what an upgrade does to it, as far as it can be seen
+    bed.ctl("reload", "llamad@tiny")
+    wait_for(lambda: "installed b" in bed.show("llamad@tiny", "StatusText"), "the status says so", 30)
+    text = bed.show("llamad@tiny", "StatusText")
+    assert text.startswith("ready: ") and text.endswith("(other files)"), text
+    assert "installed b" in run("llamad", "status", "tiny").stdout
+    (record,) = bed.events("tiny", "engine-replaced")
+    assert record["LLAMAD_FIX"] == "systemctl restart llamad@tiny"
+    assert bed.child_pid("tiny") == child and chat(url)[0] == 200, "nothing is restarted for it"
+    os.kill(child, signal.SIGKILL)
+    wait_for(lambda: len(bed.events("tiny", "ready")) == 2, "ready again", 60)
+    wait_for(lambda: "installed b" not in bed.show("llamad@tiny", "StatusText"), "the new child is what is installed", 30)
+    assert len(bed.events("tiny", "planned")) == 2, "and was planned with what it can do"

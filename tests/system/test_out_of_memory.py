@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
 import tomllib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
+from tests.support.breakdown import rpc_device
 from tests.support.models import build_tiny
-from tests.system.conftest import MODELS, Bed, chat, run
+from tests.system.conftest import MODELS, Bed, chat, free_port, run, wait_for
 
 TRAINED_TOKENS = 65536
 TOKEN_BYTES = 4 * 2 * 1024 * 2
@@ -93,3 +96,123 @@ def test_a_promise_is_refused_and_named(bed: Bed, big: Path) -> None:
     assert f"{TRAINED_TOKENS} tokens of context" in refused.replace(",", ""), "the promise is named"
     assert "llamad forget big" in refused
     bed.ctl("stop", "llamad@big", check=False)
+
+
+# -- a card whose limit is real: what all buffers take together, and none of it told before ---------------------
+
+ROOM_BYTES = 700_000_000
+STEP_TOKENS = 256
+
+
+class Card:
+    """A ggml-rpc-server whose address space is limited: a device that claims the host's memory and has less."""
+
+    def __init__(self, port: int) -> None:
+        (self.program,) = Path("/usr/libexec").glob("*/llama/bin/ggml-rpc-server")
+        self.port = port
+        self.limit_bytes = self._used_bytes() + ROOM_BYTES
+        self._context = rpc_device(["prlimit", f"--as={self.limit_bytes}", str(self.program)], port=port)
+        self.address = self._context.__enter__()
+
+    def _used_bytes(self) -> int:
+        """The address space of one that has served a client."""
+        with rpc_device([str(self.program)], port=self.port) as address:
+            run("llama-server", "--rpc", address, "--list-devices")
+            (pid,) = run("pgrep", "-f", f"ggml-rpc-server .*-p {self.port}").stdout.split()
+            status = Path(f"/proc/{pid}/status").read_text()
+        return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmPeak")) * 1024
+
+    def close(self) -> None:
+        self._context.__exit__(None, None, None)
+
+    def renew(self) -> None:
+        """After a load that may have broken it."""
+        self.close()
+        self._context = rpc_device(["prlimit", f"--as={self.limit_bytes}", str(self.program)], port=self.port)
+        self.address = self._context.__enter__()
+
+    def loads(self, argv: Sequence[str], context_tokens: int) -> bool:
+        """Whether a bare llama-server with these arguments and that context gets as far as to listen."""
+        words = list(argv)
+        words[words.index("-c") + 1] = str(context_tokens)
+        words[words.index("--host") + 1] = "/tmp/bare.sock"
+        Path("/tmp/bare.sock").unlink(missing_ok=True)
+        child = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        assert child.stdout
+        try:
+            return any("listening" in line for line in child.stdout)
+        finally:
+            child.kill()
+            child.wait()
+            child.stdout.close()
+            self.renew()
+
+
+@pytest.fixture
+def card() -> Iterator[Card]:
+    made = Card(free_port())
+    yield made
+    made.close()
+
+
+def largest_that_loads(card: Card, argv: Sequence[str], low: int, high: int) -> int:
+    """In steps of 256 tokens; `low` loads."""
+    while high - low > STEP_TOKENS:
+        middle = (low + high) // 2 // STEP_TOKENS * STEP_TOKENS
+        low, high = (middle, high) if card.loads(argv, middle) else (low, middle)
+    return low
+
+
+def test_on_a_card_that_claims_more_than_it_has_one_step_suffices(bed: Bed, big: Path, card: Card) -> None:
+    placement = f'[placement]\nubatch = 64\nrpc = ["{card.address}"]\n'
+    url = bed.define("big", model=big, vulkan=False, extra=placement)
+    bed.ctl("start", "llamad@big", timeout=600)
+    assert "RPC0" in bed.show("llamad@big", "StatusText")
+    assert contexts(bed, "planned")[0] == TRAINED_TOKENS, "the plan did not know"
+    served = contexts(bed, "ready")[-1]
+    assert len(bed.events("big", "stepped-down")) == 1, story(bed)
+    assert len(bed.events("big", "loading")) == 2, story(bed)
+    assert chat(url, tokens=2, timeout=300)[0] == 200
+    argv = Path(f"/proc/{bed.child_pid('big')}/cmdline").read_text().split("\0")[:-1]
+
+    bed.ctl("restart", "llamad@big", timeout=600)
+    assert len(bed.events("big", "loading")) == 3, "the next start is right at once"
+    assert contexts(bed, "ready")[-1] == served
+
+    bed.ctl("stop", "llamad@big")
+    assert card.loads(argv, served)
+    assert not card.loads(argv, TRAINED_TOKENS)
+    largest = largest_that_loads(card, argv, served, TRAINED_TOKENS)
+    print(f"{served} tokens are served, {largest} load: {served / largest:.1%}")
+    assert served >= 0.97 * largest, f"{served} of {largest}: {story(bed)}"
+
+    assert "Forgot" in run("llamad", "forget", "big").stdout
+    planned = len(contexts(bed, "planned"))
+    bed.ctl("start", "llamad@big", timeout=600)
+    assert contexts(bed, "planned")[planned] == TRAINED_TOKENS, "the full context is tried again"
+
+
+def test_a_remote_device_that_goes_away_is_waited_for_and_never_asked_while_it_serves(bed: Bed, tiny: Path) -> None:
+    (program,) = Path("/usr/libexec").glob("*/llama/bin/ggml-rpc-server")
+    port = free_port()
+    with rpc_device([str(program)], port=port) as address:
+        url = bed.define("tiny", vulkan=False, extra=f'[placement]\nrpc = ["{address}"]\n')
+        bed.ctl("start", "llamad@tiny", timeout=300)
+        assert "RPC0" in bed.show("llamad@tiny", "StatusText")
+        child = bed.child_pid("tiny")
+        bed.define("tiny", vulkan=False, extra=f'[placement]\ncontext = 4096\nrpc = ["{address}"]\n')
+        bed.ctl("reload", "llamad@tiny", timeout=300)
+        wait_for(lambda: contexts_of(bed, "tiny", "ready")[-1] == 4096, "another context after the reload", 60)
+        assert bed.child_pid("tiny") != child
+        assert chat(url, tokens=2)[0] == 200
+    wait_for(lambda: bed.show("llamad@tiny", "ActiveState") != "active" or chat(url, tokens=2)[0] != 200, "it is missed", 60)
+    wait_for(lambda: "cannot be reached" in bed.show("llamad@tiny", "StatusText"), "the status names it", 60, 0.02)
+    assert str(port) in bed.show("llamad@tiny", "StatusText")
+    assert not bed.events("tiny", "serving-on-cpu")
+    with rpc_device([str(program)], port=port):
+        wait_for(lambda: bed.show("llamad@tiny", "ActiveState") == "active", "serves again by itself", 90)
+        assert "RPC0" in bed.show("llamad@tiny", "StatusText")
+
+
+def contexts_of(bed: Bed, name: str, event: str) -> list[int]:
+    return [int(record["LLAMAD_CONTEXT"]) for record in bed.events(name, event)]

@@ -96,7 +96,7 @@ def test_the_ten_mistakes(tmp_path: Path) -> None:
             "tiny.toml:3:15: server.extra_args[0]: --ctx-size is set by a key of its own; use placement.context",
         ),
         "extra_args that open a shell": (
-            head + '[server]\nextra_args = [\n  "--rpc", "-1",\n  "--tools", "all",\n]',
+            head + '[server]\nextra_args = [\n  "-l", "-1",\n  "--tools", "all",\n]',
             "tiny.toml:5:3: server.extra_args[2]: --tools is refused: it lets clients run commands on this host; delete",
         ),
     }

@@ -64,7 +64,7 @@ def test_flags_that_are_refused(flag: str, reason: str) -> None:
 
 def test_flags_that_llamad_has_no_key_for_pass() -> None:
     passed = [
-        "--rpc", "10.0.0.1:50052", "-l", "15043-1", "--perf", "-Cb", "ff", "--no-agent", "--no-ui-mcp-proxy",
+        "-l", "15043-1", "--perf", "-Cb", "ff", "--no-agent", "--no-ui-mcp-proxy",
         "--cors-origins", "localhost", "--reverse-prompt", '{"a": -1}', "-", "--", "plain",
     ]  # fmt: skip
     assert judged(*passed) == {}
@@ -82,9 +82,9 @@ def test_spellings_are_judged_as_llama_server_reads_them() -> None:
 
 
 def test_a_flag_and_its_value_are_two_elements() -> None:
-    assert judged("--video-fps=5", "--rpc 5", "--x=") == {
+    assert judged("--video-fps=5", "--perf 5", "--x=") == {
         0: ('llama-server does not take "--video-fps=5" as one word', 'write two elements: "--video-fps", "5"'),
-        1: ('llama-server does not take "--rpc 5" as one word', 'write two elements: "--rpc", "5"'),
+        1: ('llama-server does not take "--perf 5" as one word', 'write two elements: "--perf", "5"'),
         2: ('llama-server does not take "--x=" as one word', 'write two elements: "--x", ""'),
     }
 

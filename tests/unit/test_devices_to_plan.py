@@ -204,4 +204,4 @@ def test_each_error_is_a_right_plan_or_a_typed_refusal(
             assert device["free_bytes"] == (14000 << 20 if untold else 15 * GIB)
         else:
             assert found.get("exit") == 69 and found["text"], f"{function} {code}: {found}"
-            assert found["refused"] in ("DeviceError", "NoDevice")
+            assert found["refused"] in ("DeviceError", "DriverUpgraded", "NoDevice")

@@ -305,10 +305,12 @@ class Bench:
     def prints(self, listing: str) -> None:
         (self.folder / "listing").write_text(listing)
 
-    def finder(self, **env: str) -> DeviceFinder:
+    def finder(self, *rpc: str, in_use: bool = False, **env: str) -> DeviceFinder:
         return DeviceFinder(
             self.caps,
             {**ENV, **env},
+            rpc=rpc,
+            rpc_in_use=in_use,
             nvml=self.nvml,
             amdgpu=self.amdgpu,
             cache_file=self.folder / "cache" / "devices.json",
@@ -458,3 +460,57 @@ def test_a_driver_that_cannot_be_used_is_done_without_only_by_who_may_do_without
     assert bench.asked == 0
     assert finder.find(trust_none=True) == []
     assert any("was upgraded" in hint for hint in finder.hints), "and it is said"
+
+
+TWO_SERVERS = (
+    "Available devices:\n"
+    "  RPC0: 10.0.0.2:50052 (24000 MiB, {free} MiB free)\n"
+    "  RPC1: 10.0.0.2:50052 (8000 MiB, 7000 MiB free)\n"
+    "  RPC2: 10.0.0.3:50052 (16000 MiB, 15000 MiB free)\n"
+)
+SERVERS = ("10.0.0.2:50052", "10.0.0.3:50052")
+
+
+def test_remote_devices_are_asked_for_each_time_and_have_their_server_for_an_identity(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, TWO_SERVERS.format(free=20000))
+    found = bench.finder(*SERVERS).find()
+    assert (tmp_path / "asked").read_text() == "--rpc\n"
+    assert [(d.name, d.uuid, d.free_bytes // MIB) for d in found] == [
+        ("RPC0", "rpc:10.0.0.2:50052/0", 20000),
+        ("RPC1", "rpc:10.0.0.2:50052/1", 7000),
+        ("RPC2", "rpc:10.0.0.3:50052/0", 15000),
+    ]
+    bench.prints(TWO_SERVERS.format(free=9000))
+    assert bench.finder(*SERVERS).find()[0].free_bytes == 9000 * MIB and bench.asked == 2
+
+
+def test_a_remote_device_that_a_child_of_ours_has_is_never_asked(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, TWO_SERVERS.format(free=20000))
+    with pytest.raises(DeviceError, match="serves the running model"):
+        bench.finder(*SERVERS, in_use=True).find()
+    first = bench.finder(*SERVERS).find()
+    bench.prints(TWO_SERVERS.format(free=1))
+    assert bench.finder(*SERVERS, in_use=True).find() == first, "as they last said"
+    assert bench.asked == 1
+    with pytest.raises(DeviceError, match="serves the running model"):
+        bench.finder(SERVERS[0], in_use=True).find()
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        (
+            "echo './ggml-rpc.cpp:650: Failed to connect to 10.0.0.3:50052' >&2; kill -ABRT $$",
+            "the RPC server 10.0.0.3:50052 cannot be reached",
+        ),
+        ("exec sleep 20", "the RPC server 10.0.0.2:50052 or 10.0.0.3:50052 does not answer"),
+    ],
+)
+def test_a_server_that_is_away_or_serves_another_is_named(tmp_path: Path, body: str, text: str) -> None:
+    server = tmp_path / "llama-server"
+    server.write_text(f"#!/bin/sh\n{body}\n")
+    server.chmod(0o755)
+    caps = Capabilities(str(server), "x", 1, frozenset(), key="k")
+    with pytest.raises(DeviceError, match=text) as failed:
+        list_devices(caps, ENV, 1.0, SERVERS)
+    assert failed.value.exit_code == 69

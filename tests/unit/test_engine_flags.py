@@ -124,6 +124,14 @@ def test_split_none_names_the_main_device_by_its_place() -> None:
     assert value(args, "-sm") == "none" and value(args, "-mg") == "1" and value(args, "--device") == "CUDA0,CUDA1"
 
 
+def test_remote_devices_are_made_known_before_they_are_chosen_and_only_where_they_are_used() -> None:
+    remote = definition(placement={"rpc": ("10.0.0.2:50052", "10.0.0.3:50052")})
+    args = args_of(plan(devices=(device("RPC1", "rpc:10.0.0.3:50052/0"),), main_device="RPC1"), remote)
+    assert value(args, "--rpc") == "10.0.0.2:50052,10.0.0.3:50052" and value(args, "--device") == "RPC1"
+    assert args.index("--rpc") < args.index("--device")
+    assert "--rpc" not in args_of(plan(), remote), "who connects keeps others out"
+
+
 def test_extra_args_come_last_and_as_they_are() -> None:
     args = args_of(plan(), definition(server={"extra_args": ("--cors-origins", "x")}))
     assert args[-2:] == ["--cors-origins", "x"]

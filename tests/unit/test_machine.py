@@ -16,6 +16,7 @@ WITH_CHILD = {
     State.STOPPING, State.STUCK, State.RELIEVING, State.RETIRING,
 }  # fmt: skip
 GONE = {Event.DIED, Event.DOOMED}
+TOWARDS_A_STOP = (State.DRAINING, State.STOPPING)
 
 
 def test_every_state_can_be_stopped_and_reloaded() -> None:
@@ -129,14 +130,16 @@ class Life:
             self.leaving = False
             if not self.replaced:
                 return  # a dismissed one goes without a word
+        before = self.state
         if event in GONE or event in (Event.REVERT, Event.PARKED):
             self.child = False
-        self.state, effects = step(self.state, event)
+        self.state, effects = step(before, event)
         for effect in effects:
             self._carry_out(effect, event)
-        assert self.child == (self.state in WITH_CHILD), f"{event} leads to {self.state}"
+        assert self.child == (self.state in WITH_CHILD), f"{event} leads from {before} to {self.state}"
         assert self.second == (self.state is State.RELIEVING)
         assert self.child + self.second + self.leaving <= 2
+        self._hold_rules(before, event, effects)
         self.ended = Effect.EXIT in effects
 
     def _carry_out(self, effect: Effect, event: Event) -> None:
@@ -154,31 +157,86 @@ class Life:
         elif effect is Effect.OPEN:
             assert event is Event.WARMED, "only a warmed child is opened"
 
+    def _hold_rules(self, before: State, event: Event, effects: tuple[Effect, ...]) -> None:
+        if Effect.EXIT in effects:
+            assert event is Event.STOP or before in TOWARDS_A_STOP, "only who was told to stop ends by himself"
+        if before in TOWARDS_A_STOP and event is not Event.STOP:
+            assert self.state in (*TOWARDS_A_STOP, State.STOPPED, State.STUCK), "a stop that was taken back"
+        if self.state is State.STUCK:
+            assert Effect.SPAWN not in effects and Effect.PLAN not in effects, "beside a child that cannot be killed"
+            if before is not State.STUCK:
+                assert Effect.TELL_STUCK in effects
+        if before.serves and not self.state.serves and self.state not in (State.DRAINING, State.FAILED):
+            assert Effect.HOLD in effects, "requests would go to a child that is none any more"
 
-def test_random_lives_have_one_child_or_two_for_a_reload_and_always_end() -> None:
-    """100,000 lives."""
-    choose = random.Random(20261)
-    choices = {
+
+def choices() -> dict[tuple[State, bool], list[Event]]:
+    """What may come next, by the state and whether there is a child. What leads on is there more often, or few lives
+    would get anywhere.
+    """
+    happy = {Event.PLANNED, Event.LOADED, Event.WARMED, Event.RELIEVE, Event.RELIEVED, Event.RETIRED}
+    found = {
         (state, child): [event for event in Event if possible(state, event, child) and not impossible(state, event)]
         for state in State
         for child in (False, True)
     }
-    happy = {Event.PLANNED, Event.LOADED, Event.WARMED, Event.RELIEVE, Event.RELIEVED, Event.RETIRED}
-    for (state, child), events in choices.items():  # what leads on is chosen more often, or few lives get anywhere
-        choices[state, child] = events + 8 * [event for event in events if event in happy and may(event, state)]
-    pairs = 0
-    for _ in range(100_000):
+    return {
+        (state, child): events + 8 * [event for event in events if event in happy and may(event, state)]
+        for (state, child), events in found.items()
+    }
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_random_lives_have_one_child_or_two_for_a_reload_and_always_end(seed: int) -> None:
+    """100,000 of 4 to 200 events: whatever has come before, a stop and the end of the child end them."""
+    choose, following, longest, pairs = random.Random(20261 + seed), choices(), 0, 0
+    for _ in range(25_000):
         life = Life()
-        for _ in range(choose.randrange(4, 24)):
-            event = choose.choice(choices[life.state, life.child])
+        events = choose.randrange(4, 24) if choose.random() < 0.98 else 200
+        for count in range(events):
+            event = choose.choice(following[life.state, life.child])
             if life.may_take(event):
                 life.take(event)
             pairs += life.child and (life.second or life.leaving)
+            longest = max(longest, count)
             if life.ended and not life.child:
                 break
         else:
-            for event in (Event.STOP, Event.DRAINED, *([Event.DIED] if life.child else []), Event.STOP):
-                if not (event in GONE and not life.child) and not impossible(life.state, event):
-                    life.take(event)
-            assert not life.child and life.ended, "a stop that does not end"
+            end(life)
+    assert longest > 50
     assert pairs > 1_000, "two children were there often enough to tell"
+
+
+def end(life: Life) -> None:
+    """A stop, and then only what must come: the drain's end, the child's end (which SIGKILL may have to bring)."""
+    life.take(Event.STOP)
+    for event in (Event.DRAINED, Event.DIED):
+        if life.ended:
+            break
+        if event is Event.DRAINED or life.child:
+            life.take(event)
+    assert life.ended, f"a stop that does not end, in {life.state}"
+    assert not life.child or life.state is State.STUCK
+
+
+@pytest.mark.parametrize("state", State)
+def test_a_stop_ends_within_three_events_from_everywhere(state: State) -> None:
+    """Also where the child cannot be killed: then llamad ends, and the child has its lease."""
+    for third in (Event.DIED, Event.UNKILLABLE):
+        now, effects = step(state, Event.STOP)
+        for event in (Event.DRAINED, third):
+            if Effect.EXIT in effects:
+                break
+            now, effects = step(now, event)
+        assert Effect.EXIT in effects, f"{state} -> {now} by {third}"
+
+
+def test_every_state_can_be_reached_and_left() -> None:
+    found, edge = {State.STOPPED}, [State.STOPPED]
+    while edge:
+        state = edge.pop()
+        after = {to for (place, _), (to, _) in TRANSITIONS.items() if place is state}
+        assert after - {state} or state is State.STUCK, f"{state} is a dead end"
+        edge += after - found
+        found |= after
+    assert found == set(State)

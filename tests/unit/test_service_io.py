@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import errno
 import json
 import os
 import socket
 import stat
 import struct
+import time
 from pathlib import Path
 
 import pytest
@@ -53,6 +55,26 @@ def test_status_is_one_ascii_line(ear: Ear) -> None:
     SystemdNotifier(os.environ["NOTIFY_SOCKET"]).send(READY=1, STATUS="ctx 8192 \u2192 4096\nok\u2026")
     assert ear.hear()[0].splitlines() == ["READY=1", "STATUS=ctx 8192 ? 4096 ok?"]
     assert len(ascii_line("x" * 9999)) == 500
+
+
+def test_a_service_manager_that_reads_nothing_stops_nobody(ear: Ear) -> None:
+    """A process 1 that crashed keeps its socket and reads it no more; one that is gone refuses."""
+    notifier = SystemdNotifier(os.environ["NOTIFY_SOCKET"])
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+        sender.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                sender.sendto(b"X=1", os.environ["NOTIFY_SOCKET"])
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        for gone in (False, True):
+            if gone:
+                ear.socket.close()
+                os.unlink(os.environ["NOTIFY_SOCKET"])
+            began_s = time.monotonic()
+            notifier.send(STATUS="x")
+            notifier.store("listen-a", [server.fileno()])
+            notifier.drop("listen-a")
+            assert time.monotonic() - began_s < 2.0
 
 
 def test_a_descriptor_travels_with_its_name(ear: Ear) -> None:

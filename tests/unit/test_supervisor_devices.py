@@ -36,7 +36,7 @@ def test_a_lost_device_has_the_child_replaced_once_and_says_why(tmp_path: Path) 
         rig.supervisor.stop()
 
     assert play(rig, scene) is ExitCode.OK
-    assert rig.causes() == ["the GPU stopped answering: the machine slept for 60 s, and then: HTTP 500"]
+    assert rig.causes() == ["the GPU stopped answering (CUDA0): the machine slept for 60 s, and then: HTTP 500"]
     assert rig.reporter.names().count("restarting") == 1
     assert rig.front.calls[:5] == ["hold", "open", "hold", "explain device-lost", "open"], "its requests are held"
 
@@ -47,7 +47,7 @@ def test_one_that_stays_lost_is_no_crash_loop_and_ends_for_systemd(tmp_path: Pat
     assert rig.planner.plans == 2, "a device that does not answer is not tried on and on"
     name, message, fields = rig.reporter.events[-1]
     assert name == "waiting-for-device" and "the GPU does not answer" in message and "reboot" in fields["FIX"]
-    assert "the GPU does not answer" in rig.supervisor.status_text() and "reset" in rig.supervisor.status_text()
+    assert "the GPU does not answer (CUDA0)" in rig.supervisor.status_text() and "reset" in rig.supervisor.status_text()
 
 
 def test_one_that_the_driver_does_not_show_ends_for_systemd(tmp_path: Path) -> None:

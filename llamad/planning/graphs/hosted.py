@@ -7,7 +7,7 @@ into its caches, so that an attention starts a split too, with copies of the cac
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -67,6 +67,9 @@ def program_of(shape: ModelShape) -> Program | None:
     return None if name == "rwkv7" else PROGRAMS.get(name)
 
 
+_Attached = dict[Hashable, Mapping[str, Sequence[str]]]
+
+
 @dataclass(frozen=True, slots=True)
 class Kept:
     """One layer that the host keeps."""
@@ -75,6 +78,8 @@ class Kept:
     matrices: Mapping[str, int] = field(hash=False)
     number: int
     """The same for layers whose kind and matrices are equal."""
+    attached: _Attached = field(default_factory=dict, compare=False, repr=False)
+    """What came with its splits in replays before: it depends on names and order, and not on sizes."""
 
 
 def kept_layers(shape: ModelShape, facts: ModelFacts, backend: str) -> tuple[Kept, ...]:
@@ -82,10 +87,12 @@ def kept_layers(shape: ModelShape, facts: ModelFacts, backend: str) -> tuple[Kep
     if not program_of(shape):
         return ()
     numbers: dict[tuple[Layer, tuple[tuple[str, int], ...]], int] = {}
+    attached: dict[int, _Attached] = {}
     found = []
     for layer, matrices in zip(shape.layers, copied_matrices(facts, backend), strict=False):
         key = (layer, tuple(sorted(matrices.items())))
-        found.append(Kept(layer, matrices, numbers.setdefault(key, len(numbers))))
+        number = numbers.setdefault(key, len(numbers))
+        found.append(Kept(layer, matrices, number, attached.setdefault(number, {})))
     return tuple(found)
 
 
@@ -128,20 +135,19 @@ class _Replay:
         known: dict[_State, int] = {states[0]: 0}
         steps: dict[tuple[int, bool, bool, bool, int], int] = {}
         numbers = {layer: -1 - index for index, layer in enumerate(dict.fromkeys(run.own))}
-        plan = [(kept.number, kept.layer, kept.matrices) for kept in run.kept]
-        plan += [(numbers[layer], layer, {}) for layer in run.own]
+        plan = list(run.kept)
+        own = {layer: Kept(layer, {}, number) for layer, number in numbers.items()}
+        plan += [own[layer] for layer in run.own]
         group = _UNTURNED.get(self._shape.architecture, 0)
         now, closing_index, last_index = 0, len(run.kept) - 1, len(plan) - 1 if run.outputs else -1
-        for index, (number, layer, matrices) in enumerate(plan):
+        for index, kept in enumerate(plan):
             if index == last_index:
-                return self._finish(self._site(states[now], layer, matrices))
+                return self._finish(self._site(states[now], kept.layer, kept.matrices))
             closing, turned = index == closing_index, not group or (index + 1) % group > 0
             attends = self._host_attends(index)
-            key = (number, closing, attends, turned, now)
+            key = (kept.number, closing, attends, turned, now)
             if key not in steps:
-                state = self._step(
-                    states[now], layer, matrices, closing=closing, attends=attends, turned=turned
-                )
+                state = self._step(states[now], kept, closing=closing, attends=attends, turned=turned)
                 if state not in known:
                     known[state] = len(states)
                     states.append(state)
@@ -194,30 +200,25 @@ class _Replay:
         following = next(mixing, None)
         return following is not None and following.recurrent
 
-    def _step(
-        self,
-        state: _State,
-        layer: Layer,
-        matrices: Mapping[str, int],
-        *,
-        closing: bool,
-        attends: bool,
-        turned: bool,
-    ) -> _State:
+    def _step(self, state: _State, kept: Kept, *, closing: bool, attends: bool, turned: bool) -> _State:
         """A layer, run twice if inputs come with it: to see what starts splits, and with what else these read."""
         tape = self._tape
-        before = tape.height
-        site = self._site(state, layer, matrices, attends=attends, turned=turned)
+        site = self._site(state, kept.layer, kept.matrices, attends=attends, turned=turned)
         assert site.host
-        expects = bool(matrices) and layer.recurrent
-        if closing or attends or expects or set(site.host.pending) != _LAST:
-            trial = self._run_layer(site)
-            tape.height = before
-            site = self._site(state, layer, matrices, attends=attends, turned=turned)
+        expects = bool(kept.matrices) and kept.layer.recurrent
+        if closing or attends or expects or not _LAST.issuperset(site.host.pending):
+            way = (closing, attends, turned, self._run.rotated, state[2])
+            if way not in kept.attached:
+                before = tape.height
+                trial = self._run_layer(site)
+                tape.height = before
+                site = self._site(state, kept.layer, kept.matrices, attends=attends, turned=turned)
+                assert site.host
+                kept.attached[way] = _attached(
+                    trial.events, site.host.pending, trial.pending, closing=closing
+                )
             assert site.host
-            site.host.attached = _attached(
-                trial.events, site.host.pending, trial.pending, closing=closing
-            )
+            site.host.attached = kept.attached[way]
             site.host.split(tape, "")
         host = self._run_layer(site)
         return tape.holes, site.residual, tuple(host.pending)

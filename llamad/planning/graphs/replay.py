@@ -166,18 +166,20 @@ class Replay:
         return self._heights[run]
 
     def _replay(self, run: Run) -> tuple[int, int]:
-        layers = [layer for layer in self._shape.layers if layer in run.kinds]
+        kinds = self._shape.kinds
+        chosen = [kind in run.kinds for kind in kinds]
+        places = [place for place in self._shape.kind_of if chosen[place]]
+        layers = [kinds[place] for place in places]
         tape = Tape(run.tokens)
         residual = self._inputs(tape, run)
         fetches = self._fetches(layers, run.sequences)
         scratches = dict(run.scratches)
-        numbers = {layer: number for number, layer in enumerate(run.kinds)}
         states: list[_State] = [(tape.holes, residual, ())]
         known: dict[_State, int] = {states[0]: 0}
         steps: dict[tuple[int, int, int], int] = {}
         now = 0
         for index, layer in enumerate(layers):
-            step = (numbers[layer], fetches[index], now)
+            step = (places[index], fetches[index], now)
             last = index == len(layers) - 1 and run.outputs > 0
             if last or step not in steps:
                 holes, residual, carried = states[now]

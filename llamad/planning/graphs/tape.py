@@ -55,40 +55,42 @@ class Tape:
     def take_bytes(self, size_bytes: int) -> Block:
         """Place a result: the smallest hole that holds it (of equals the last), else on top."""
         size = -(-size_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
-        sizes = self._sizes
-        top = len(sizes) - 1
-        best = top
-        fit = _ENDLESS
-        for index in range(top):
-            if size <= sizes[index] <= fit:
-                best, fit = index, sizes[index]
-        offset = self._offsets[best]
-        if sizes[best] == size:
-            del self._offsets[best], sizes[best]
+        offsets, sizes = self._offsets, self._sizes
+        best, fit = -1, _ENDLESS >> 1  # below the size of what is on top
+        for index, hole in enumerate(sizes):
+            if size <= hole <= fit:
+                best, fit = index, hole
+        offset = offsets[best]
+        if fit == size:
+            del offsets[best], sizes[best]
         else:
-            self._offsets[best] += size
+            offsets[best] = offset + size
             sizes[best] -= size
-        self.height = max(self.height, offset + size)
+        if offset + size > self.height:
+            self.height = offset + size
         return offset, size
 
     def drop(self, *blocks: Block) -> None:
         """Give back places, in this order."""
-        for offset, size in blocks:
-            if size:
-                self._give_back(offset, size)
-
-    def _give_back(self, offset: int, size: int) -> None:
         offsets, sizes = self._offsets, self._sizes
-        place = bisect_left(offsets, offset)
-        if place < len(offsets) and offset + size == offsets[place]:
-            offsets[place] = offset
-            sizes[place] += size
-        else:
-            offsets.insert(place, offset)
-            sizes.insert(place, size)
-        if place and offsets[place - 1] + sizes[place - 1] == offset:
-            sizes[place - 1] += sizes[place]
-            del offsets[place], sizes[place]
+        for offset, size in blocks:
+            if not size:
+                continue
+            place = bisect_left(offsets, offset)  # there is always the hole on top, behind every result
+            before = place - 1
+            joins = place > 0 and offsets[before] + sizes[before] == offset
+            if offset + size == offsets[place]:
+                if joins:
+                    sizes[before] += size + sizes[place]
+                    del offsets[place], sizes[place]
+                else:
+                    offsets[place] = offset
+                    sizes[place] += size
+            elif joins:
+                sizes[before] += size
+            else:
+                offsets.insert(place, offset)
+                sizes.insert(place, size)
 
     @property
     def holes(self) -> Holes:

@@ -114,11 +114,11 @@ class Rig:
         self.model, self.teller = Model(loaded), Teller()
         self.moves: list[str] = []
         self.loads = 0
-        sources: Any = Sources(self._load, lambda one: read_keys(one, None), lambda _old, _new: FakeMove(self.moves))
+        sources: Any = Sources(lambda: self.load(), lambda one: read_keys(one, None), lambda _old, _new: FakeMove(self.moves))
         model: Any = self.model
         self.reloads = Reloads(sources, model, model, self.teller, SystemClock(), KeySet())
 
-    def _load(self) -> Loaded:
+    def load(self) -> Loaded:
         self.loads += 1
         return load_definition("tiny", self.root)
 

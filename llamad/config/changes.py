@@ -41,7 +41,7 @@ TAKES: Mapping[str, Takes] = {
         context context_min parallel kv_cache batch memory ubatch flash_attention gpu_layers split_mode tensor_split
         main_gpu gpus cpu_moe n_cpu_moe n_cpu_ffn kv_offload op_offload repack no_host swa_full ctx_checkpoints
         checkpoint_every load_mode lazy_mode threads threads_batch cpu_mask cpu_range cpu_strict priority poll numa
-        vram_margin allow_cpu
+        rpc vram_margin allow_cpu
         """,
     ),
     **_each(

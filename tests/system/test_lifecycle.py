@@ -164,7 +164,8 @@ def test_reload_with_a_broken_file_fails_and_changes_nothing(bed: Bed) -> None:
     done = bed.ctl("reload", "llamad@tiny", check=False)
     assert done.returncode != 0
     assert bed.show("llamad@tiny", "ActiveState") == "active"
-    assert bed.child_pid("tiny") == child and bed.show("llamad@tiny", "StatusText") == status
+    assert bed.child_pid("tiny") == child and bed.show("llamad@tiny", "StatusText").startswith(status)
+    wait_for(lambda: "contxt" in bed.show("llamad@tiny", "StatusText"), "the watch says so as well", 10)
     assert chat(url)[0] == 200
     said = [str(r.get("MESSAGE")) for r in bed.journal("-u", "llamad@tiny")]
     assert any("contxt" in line and "did you mean" in line for line in said)

@@ -29,6 +29,7 @@ from llamad.config.watch import (
     folders_of,
     look,
 )
+from llamad.errors import BusyError
 from tests.support.http import FakeClock
 
 
@@ -208,6 +209,27 @@ def test_without_watches_the_poll_is_left_and_one_word_is_said(bench: Bench, tro
         bench.hints.fail = trouble
         await bench.clock.advance(2 * POLL_S)
         assert len(bench.troubles) == 2
+
+    scene(bench, act)
+
+
+def test_without_a_thread_it_is_looked_at_later(bench: Bench) -> None:
+    lacking = [True]
+
+    async def off_the_loop(work: Callable[[], Any]) -> Any:
+        if lacking[0]:
+            raise BusyError("no thread can be started")
+        return work()
+
+    bench.watch._off_the_loop = off_the_loop
+
+    async def act(bench: Bench) -> None:
+        bench.file.write_text('model = "/n"\n')
+        await bench.clock.advance(2 * POLL_S)
+        assert bench.digests == []
+        lacking[0] = False
+        await bench.clock.advance(POLL_S)
+        assert bench.digests == [bench.now()]
 
     scene(bench, act)
 

@@ -228,6 +228,14 @@ def test_a_plan_that_lacks_room_on_the_device_or_on_the_host_is_none(rig: Rig, p
     assert lease(rig.folder, "tiny")["phase"] == Phase.SETTLED, "the first one's lease is as it was"
 
 
+def test_a_remote_device_serves_one_alone(rig: Rig) -> None:
+    plan = plan_of(GIB)
+    remote = replace(RUNNING, plan=replace(plan, devices=(replace(plan.devices[0], name="RPC0"),)))
+    maker: Any = FakeMaker([plan], 5 * GIB)
+    assert rig.second.plan(lambda *_: maker, loaded_of(), remote, 0) is None
+    assert maker.returning == [] and not rig.second.is_there, "nor is it asked what is free"
+
+
 def test_what_others_were_promised_is_no_room(rig: Rig) -> None:
     other = booking_of(rig.folder, "other")
     promise(other, 2 * GIB, {**CARD, "GPU-1": 5 * GIB})

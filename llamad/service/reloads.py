@@ -20,6 +20,8 @@ from llamad.service.threads import in_thread
 from llamad.supervision.reload import Reverted
 
 CONFIG_READ_S = 10.0
+QUIET_S = 2.0
+"""How long the watch waits at first: loading what it needs must not cost the first requests anything."""
 READY = "ready"
 SETTLED = (READY, "stuck")
 TOPIC = "definition"
@@ -91,7 +93,14 @@ class Reloads:
     """All reloads of one model."""
 
     def __init__(
-        self, sources: Sources, model: Model, address: Address, teller: Teller, clock: Clock, keys: KeySet
+        self,
+        sources: Sources,
+        model: Model,
+        address: Address,
+        teller: Teller,
+        clock: Clock,
+        keys: KeySet,
+        quiet_s: float = QUIET_S,
     ) -> None:
         """`keys` are in force."""
         self._sources = sources
@@ -99,6 +108,7 @@ class Reloads:
         self._address = address
         self._teller = teller
         self._clock = clock
+        self._quiet_s = quiet_s
         self._keys = keys
         self._file: Path = model.loaded.file
         self._judged = model.loaded.digest
@@ -133,8 +143,12 @@ class Reloads:
         elif self._watch is None:
             file = self._file
             watch = Watch(file, file.parent, self._clock, edited=self.edited, blind=self._blind, off_the_loop=in_thread)
-            self._watch = asyncio.create_task(watch.run(self._judged))
+            self._watch = asyncio.create_task(self._run(watch))
             self._watch.add_done_callback(raise_bug)
+
+    async def _run(self, watch: Watch) -> None:
+        await self._clock.sleep(self._quiet_s)
+        await watch.run(self._judged)
 
     def close(self) -> None:
         """Watch no more."""

@@ -116,7 +116,7 @@ class Rig:
         self.loads = 0
         sources: Any = Sources(lambda: self.load(), lambda one: read_keys(one, None), lambda _old, _new: FakeMove(self.moves))
         model: Any = self.model
-        self.reloads = Reloads(sources, model, model, self.teller, SystemClock(), KeySet())
+        self.reloads = Reloads(sources, model, model, self.teller, SystemClock(), KeySet(), quiet_s=0.0)
 
     def load(self) -> Loaded:
         self.loads += 1

@@ -7,6 +7,7 @@ of root's that the service's user cannot write to. So whatever the service's use
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import stat
@@ -33,6 +34,18 @@ def load_cache(path: Path, *, owner: int | None = None) -> Any:
             return json.loads(file.read(LIMIT_BYTES))
     except (OSError, ValueError, RecursionError):
         return None
+
+
+def read_regular(path: Path, most_bytes: int) -> bytes:
+    """The beginning of a file that another user may have put there: no link is followed, and no pipe waited for.
+
+    Raises OSError, also for what is no regular file.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_NOCTTY | os.O_CLOEXEC)
+    with open(fd, "rb") as file:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, "no regular file", str(path))
+        return file.read(most_bytes)
 
 
 def _opened(path: str, flags: int) -> int:

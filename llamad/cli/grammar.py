@@ -64,6 +64,10 @@ def make_parser() -> argparse.ArgumentParser:
     add.add_argument("--allow-cpu", action="store_true", help="the model may run on the CPU")
     add.add_argument("--no-plan", action="store_true", help="write the definition without showing the plan")
 
+    explain = verbs.add_parser("explain", help="the story of a model's memory: planned, real, learned, lost")
+    explain.add_argument("name", metavar="NAME")
+    explain.add_argument("--json", action="store_true", help="one JSON object")
+
     forget = verbs.add_parser("forget", help="forget what lack of memory taught about a model; it is tried again")
     forget.add_argument("name", metavar="NAME")
 

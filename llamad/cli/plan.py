@@ -18,7 +18,7 @@ from llamad.errors import UsageError
 from llamad.hardware.device import Device
 from llamad.service.facts import CACHE_NAME as FACTS_NAME
 from llamad.service.facts import FactsReader
-from llamad.service.paths import RUNTIME_ROOT
+from llamad.service.paths import RUNTIME_ROOT, STATE_ROOT
 from llamad.service.planner import Made, PlanMaker
 from llamad.store import own_folder
 from llamad.supervision.learned import LearnedFile
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from llamad.service.sharing import Sharing
 
 CACHE_ROOT = Path("/var/cache/llamad")
-STATE_ROOT = Path("/var/lib/llamad/state")
 BARE = ".bare"
 """What stands for the name of a model without a definition. No definition is named so."""
 

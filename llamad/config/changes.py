@@ -33,7 +33,7 @@ def _each(takes: Takes, table: str, keys: str) -> dict[str, Takes]:
 TAKES: Mapping[str, Takes] = {
     **_each(Takes.RESTART, "", "model environment"),
     **_each(Takes.REBIND, "", "listen listen_mode"),
-    **_each(Takes.NOTHING, "", "aliases start insecure api_keys_file allowed_hosts"),
+    **_each(Takes.NOTHING, "", "aliases start insecure api_keys_file admin_keys_file allowed_hosts"),
     **_each(
         Takes.RESTART,
         "placement",
@@ -49,6 +49,7 @@ TAKES: Mapping[str, Takes] = {
         "limits",
         """
         max_concurrent_requests queue_requests wait_s drain_s head_bytes body_bytes replay_bytes client_idle_s
+        max_input_tokens max_output_tokens max_total_tokens heartbeat_s
         start_stall_s start_wait_s warmup_s hang_s stop_s restarts stable_s child_log_lines_per_s
         """,
     ),
@@ -95,6 +96,8 @@ TAKES: Mapping[str, Takes] = {
         yarn_beta_fast
         """,
     ),
+    **_each(Takes.NOTHING, "cache", "responses response_bytes"),
+    **_each(Takes.NOTHING, "log", "requests"),
     **_each(Takes.NOTHING, "idle", "keep_alive"),
     **_each(Takes.RESTART, "host", "server"),
     **_each(Takes.NOTHING, "host", "models parallel_loads query_s watch"),

@@ -149,6 +149,10 @@ class Limits(Table):
     body_bytes: Annotated[int, Field(ge=1024, le=2**40)] = 64 << 20
     replay_bytes: SomeBytes = 64 << 20
     client_idle_s: SomeSeconds = 75.0
+    max_input_tokens: Tokens | None = None
+    max_output_tokens: Tokens | None = None
+    max_total_tokens: Tokens | None = None
+    heartbeat_s: Seconds = 0.0
     start_stall_s: SomeSeconds = 180.0
     start_wait_s: Seconds = 600.0
     warmup_s: SomeSeconds = 300.0
@@ -301,6 +305,19 @@ class Idle(Table):
     keep_alive: Duration = "30min"
 
 
+class Cache(Table):
+    """`[cache]`: answers that are kept for the same request."""
+
+    responses: Count = 0
+    response_bytes: SomeBytes = 16 << 20
+
+
+class Log(Table):
+    """`[log]`: what is written down of requests."""
+
+    requests: Literal["info", "debug", "off"] = "info"
+
+
 class Definition(Table):
     """One `/etc/llamad/NAME.toml` with its drop-ins and the defaults of `llamad.toml` merged in."""
 
@@ -311,9 +328,12 @@ class Definition(Table):
     start: Literal["on-demand", "always", "manual"] = "on-demand"
     insecure: bool = False
     api_keys_file: FilePath | None = None
+    admin_keys_file: FilePath | None = None
     allowed_hosts: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     placement: Placement = Placement()
     limits: Limits = Limits()
+    cache: Cache = Cache()
+    log: Log = Log()
     server: Server = Server()
     sampling: Sampling = Sampling()
     draft: Draft = Draft()
@@ -340,6 +360,8 @@ class HostSettings(Table):
     host: Host = Host()
     placement: Placement = Placement()
     limits: Limits = Limits()
+    cache: Cache = Cache()
+    log: Log = Log()
     server: Server = Server()
     sampling: Sampling = Sampling()
     environment: dict[str, str] = field(default_factory=dict)

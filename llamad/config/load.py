@@ -47,7 +47,7 @@ __all__ = [
     "validate",
 ]
 
-DEFAULT_TABLES = ("placement", "limits", "server", "sampling", "environment", "idle")
+DEFAULT_TABLES = ("placement", "limits", "cache", "log", "server", "sampling", "environment", "idle")
 """The tables of `llamad.toml` that are defaults for every definition."""
 
 _Table = TypeVar("_Table", bound=Table)

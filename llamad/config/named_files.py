@@ -22,6 +22,7 @@ def named_files(definition: Definition) -> Iterator[NamedFile]:
     server, sampling, draft, lora = definition.server, definition.sampling, definition.draft, definition.lora
     of_keys: tuple[tuple[Path, str | None, bool], ...] = (
         (("api_keys_file",), definition.api_keys_file, False),
+        (("admin_keys_file",), definition.admin_keys_file, False),
         (("server", "chat_template_file"), server.chat_template_file, False),
         (("sampling", "grammar_file"), sampling.grammar_file, False),
         (("sampling", "json_schema_file"), sampling.json_schema_file, False),

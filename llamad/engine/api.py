@@ -104,6 +104,24 @@ async def props(socket_path: str, deadline_s: float = 2.0) -> Props:
         ) from error
 
 
+async def count_tokens(socket_path: str, path: str, body: bytes, deadline_s: float = 2.0) -> int:
+    """The tokens of the prompt in `body`, as the endpoint at `path` counts them. Raises ApiError."""
+    answer = await ask_json(socket_path, "POST", path, body, deadline_s)
+    try:
+        tokens = answer["tokens"] if path == "/tokenize" else answer["input_tokens"]
+        return len(tokens) if isinstance(tokens, list) else int(tokens)
+    except (LookupError, TypeError, ValueError) as error:
+        raise ApiError(f"cannot read llama-server's {path}", why=f"{type(error).__name__}: {error}") from error
+
+
+async def metrics(socket_path: str, deadline_s: float = 2.0) -> str:
+    """llama-server's own figures, in Prometheus' text format. Raises ApiError."""
+    status, raw = await _ask(socket_path, "GET", "/metrics", None, deadline_s)
+    if status != 200:
+        raise Refused("llama-server gives no metrics", status, raw[:200].decode("utf-8", "replace"))
+    return raw.decode("utf-8", "replace")
+
+
 async def busy_slots(socket_path: str, deadline_s: float = 2.0) -> int:
     """How many slots work on a request. Raises ApiError."""
     answer = await ask_json(socket_path, "GET", "/slots", None, deadline_s)
@@ -217,7 +235,7 @@ def _sample(values: Sequence[tuple[int, float]]) -> str:
 
 
 async def ask_json(
-    socket_path: str, method: str, path: str, body: dict[str, object] | None, deadline_s: float
+    socket_path: str, method: str, path: str, body: dict[str, object] | bytes | None, deadline_s: float
 ) -> Any:
     """What llama-server answers, decoded. Raises ApiError; Refused for any status but 200."""
     status, raw = await _ask(socket_path, method, path, body, deadline_s)
@@ -236,7 +254,7 @@ def _message(answer: Any) -> str:
 
 
 async def _ask(
-    socket_path: str, method: str, path: str, body: dict[str, object] | None, deadline_s: float
+    socket_path: str, method: str, path: str, body: dict[str, object] | bytes | None, deadline_s: float
 ) -> tuple[int, bytes]:
     """Status and body of one answer."""
     try:
@@ -250,8 +268,8 @@ async def _ask(
         raise ApiError(f"llama-server's answer to {path} is no HTTP", why=str(error)) from error
 
 
-def _request(method: str, path: str, body: dict[str, object] | None) -> bytes:
-    payload = b"" if body is None else json.dumps(body).encode()
+def _request(method: str, path: str, body: dict[str, object] | bytes | None) -> bytes:
+    payload = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
     head = (
         f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(payload)}\r\n\r\n"

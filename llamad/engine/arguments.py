@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from llamad.engine.build import Capabilities
 from llamad.errors import ConfigError
 
@@ -43,3 +45,23 @@ class Args:
     @staticmethod
     def _fits(value: str, allowed: frozenset[str]) -> bool:
         return not allowed or all(word in allowed or word.isdigit() for word in value.split(","))
+
+
+_OF_NO_DEVICE = frozenset(
+    {"--host", "--alias", "-a", "--cache-ram", "-cram", "--ctx-checkpoints", "--swa-checkpoints", "--threads", "-t",
+     "--threads-batch", "-tb", "--api-key-file"}
+)  # fmt: skip
+"""Options with a value that change no buffer. Some follow what is free of the host's memory, so no two starts have the
+same."""
+
+
+def those_for_devices(args: Sequence[str]) -> list[str]:
+    """The arguments without those that cannot change what llama-server allocates."""
+    words = iter(args)
+    kept = []
+    for word in words:
+        if word in _OF_NO_DEVICE:
+            next(words, None)
+        else:
+            kept.append(word)
+    return kept

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from llamad.engine.arguments import those_for_devices
 from llamad.engine.names import renamed
 from llamad.frozen import dataclass
 from llamad.planning.plan import Parts
@@ -115,11 +116,7 @@ def _three(parts: Parts) -> list[int]:
 
 
 def _cache_key(caps_key: str, fingerprint: str, args: Sequence[str]) -> str:
-    kept = list(args)
-    for flag in ("--host", "--alias"):
-        if flag in kept:
-            place = kept.index(flag)
-            del kept[place : place + 2]
+    kept = those_for_devices(args)
     return hashlib.sha256(
         "\0".join([caps_key, fingerprint, *kept]).encode("utf-8", "surrogateescape")
     ).hexdigest()

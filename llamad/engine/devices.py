@@ -242,23 +242,42 @@ class DeviceFinder:
         A kept list of no devices counts only with `trust_none`: a driver may come late, and nobody who needs a
         GPU may be told for ever that there is none. Raises DeviceError as the probes and `list_devices` do.
         """
-        nvml, refused = self._nvidia(trust_none=trust_none)
-        amdgpu, host = self._amdgpu.devices(), self._host()
-        self.left_out = (*refused, *getattr(self._nvml, "problems", ()))
+        nvml, amdgpu, host = self._read(trust_none=trust_none)
         key = self._key(nvml, amdgpu)
-        kept = self._kept(key)
         if self._rpc and self._rpc_in_use:
-            return self._merged(self._last_told(kept), nvml, amdgpu, host)
-        if kept is not None and (kept or trust_none):
-            found = self._merged(kept, nvml, amdgpu, host)
-            if all(device.source != "engine" or device.integrated for device in found):
-                self._hint(found, nvml, amdgpu)
-                return found
+            return self._merged(self._last_told(self._kept(key)), nvml, amdgpu, host)
+        found = self._told(key, nvml, amdgpu, host)
+        if found is not None and (found or trust_none):
+            self._hint(found, nvml, amdgpu)
+            return found
         engine = list_devices(self._caps, self._env, self._deadline_s, self._rpc)
         self._keep(key, engine)
         found = self._merged(engine, nvml, amdgpu, host)
         self._hint(found, nvml, amdgpu)
         return found
+
+    def glance(self) -> list[Device] | None:
+        """The devices as far as the drivers tell them. None where llama-server would have to be run to say what is
+        free, which takes memory of its own. Raises DeviceError as the probes do.
+        """
+        nvml, amdgpu, host = self._read(trust_none=False)
+        return self._told(self._key(nvml, amdgpu), nvml, amdgpu, host)
+
+    def _read(self, *, trust_none: bool) -> tuple[list[Device], list[Device], HostMemory]:
+        nvml, refused = self._nvidia(trust_none=trust_none)
+        amdgpu, host = self._amdgpu.devices(), self._host()
+        self.left_out = (*refused, *getattr(self._nvml, "problems", ()))
+        return nvml, amdgpu, host
+
+    def _told(
+        self, key: str, nvml: Sequence[Device], amdgpu: Sequence[Device], host: HostMemory
+    ) -> list[Device] | None:
+        """The kept list with the drivers' figures; None where there is none, or no driver tells one of them."""
+        kept = self._kept(key)
+        if kept is None:
+            return None
+        found = self._merged(kept, nvml, amdgpu, host)
+        return found if all(device.source != "engine" or device.integrated for device in found) else None
 
     def _last_told(self, kept: list[Device] | None) -> list[Device]:
         """What was said before a child of ours took the remote devices. Raises DeviceError where nothing is kept."""

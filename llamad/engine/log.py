@@ -31,6 +31,10 @@ _CONTROL = dict.fromkeys((*range(0x20), *range(0x7F, 0xA0)), "\ufffd") | {0x09: 
 _ANSI = re.compile(r"\x1b\[[\d;]*[A-Za-z]")
 
 
+LINE_BYTES = 8192
+_BLOCK_BYTES = 1 << 17
+
+
 class LineSplitter:
     """Bytes of a pipe to whole lines, in bounded memory.
 
@@ -38,7 +42,7 @@ class LineSplitter:
     once, when its end arrives. Any byte but the newline may be part of a line.
     """
 
-    def __init__(self, max_line_bytes: int = 8192) -> None:
+    def __init__(self, max_line_bytes: int = LINE_BYTES) -> None:
         self._max_bytes = max_line_bytes
         self._head = b""
         self._cut_bytes = 0
@@ -52,9 +56,24 @@ class LineSplitter:
             self._keep(pieces[0])
             lines.append(self._take())
             whole = self._max_bytes
-            lines += [piece if len(piece) <= whole else self._marked(piece) for piece in pieces[1:]]
+            lines += [piece if len(piece) <= whole else shortened(piece, whole) for piece in pieces[1:]]
         self._keep(rest)
         return lines
+
+    def whole_lines(self, data: bytes) -> bytes | None:
+        """The lines that `data` completes, in one piece with their newlines; None, and nothing is taken, where a line
+        might be too long: then `feed`."""
+        if self._cut_bytes or len(data) > _BLOCK_BYTES:
+            return None
+        end = data.rfind(b"\n") + 1
+        if len(data) - end + (0 if end else len(self._head)) > self._max_bytes:
+            return None
+        if not end:
+            self._head += data
+            return b""
+        block = self._head + data[:end] if self._head else data[:end]
+        self._head = data[end:]
+        return block
 
     def flush(self) -> list[bytes]:
         """What is left when the pipe has ended: at most one line."""
@@ -72,8 +91,10 @@ class LineSplitter:
         self._head, self._cut_bytes = b"", 0
         return line
 
-    def _marked(self, piece: bytes) -> bytes:
-        return piece[: self._max_bytes] + b" [cut, %d bytes more]" % (len(piece) - self._max_bytes)
+
+def shortened(line: bytes, max_bytes: int = LINE_BYTES) -> bytes:
+    """A line that is too long keeps its head and says how many bytes were cut."""
+    return line if len(line) <= max_bytes else line[:max_bytes] + b" [cut, %d bytes more]" % (len(line) - max_bytes)
 
 
 class LogLine(NamedTuple):
@@ -188,6 +209,31 @@ def sign_of(line: LogLine) -> Sign | None:
         if needle in text:
             return sign
     return None
+
+
+_RECORD = b'{"type":"log"'
+_TELLING = (
+    *(b'"level":"warn', b'"level":"error', b"buffer size", b"sched_reserve: reserving"),
+    # what the signs of progress have in common
+    *(b"prompt processing", b"memory_seq_rm [", b" slice", b"image batch"),
+)
+
+
+def telling_lines(block: bytes) -> list[int] | None:
+    """Where those lines begin that may mean anything to who watches a child that serves. `block` is whole lines; None
+    where they must all be looked at, because not each is a record.
+
+    A busy llama-server prints some fifty lines a request: here they cost a few searches together, not a parse each.
+    """
+    if not block.startswith(_RECORD) or block.count(b"\n" + _RECORD) + 1 != block.count(b"\n"):
+        return None
+    found: set[int] = set()
+    for needle in _TELLING:
+        at = block.find(needle)
+        while at >= 0:
+            found.add(block.rfind(b"\n", 0, at) + 1)
+            at = block.find(needle, block.find(b"\n", at))
+    return sorted(found)
 
 
 class AllocFailure(NamedTuple):

@@ -10,6 +10,7 @@ from llamad.front.head import RequestHead
 
 _ORIGIN = re.compile(rb"https?://(\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z._-]+)(?::[0-9]{1,5})?", re.IGNORECASE)
 _READING = frozenset((b"GET", b"HEAD", b"OPTIONS"))
+_ORDER_PATH = re.compile(rb"/admin(?:/|\Z)")
 _ADMIN_PATH = re.compile(rb"/+(?:slots|props|lora-adapters)(?:/|\Z)")
 
 
@@ -46,8 +47,11 @@ class HostCheck:
             return False
 
 
-def is_admin_only(head: RequestHead) -> bool:
-    """Whether the request would change llama-server for everybody: its slots, properties or adapters."""
+def is_for_admin(head: RequestHead) -> bool:
+    """Whether the request is an order to llamad, or would change llama-server for everybody: its slots, properties
+    or adapters."""
+    if head.path.startswith(b"/admin"):
+        return _ORDER_PATH.match(head.path) is not None
     return head.method not in _READING and _ADMIN_PATH.match(head.path) is not None
 
 

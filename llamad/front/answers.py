@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import field
 from http import HTTPStatus
@@ -19,6 +20,7 @@ _TYPES = {
     429: "rate_limit_error",
     503: "unavailable_error",
 }
+_VISIBLE = re.compile(rb"[\x21-\x7e]{1,512}")
 _HEALTH_PATHS = frozenset((b"/health", b"/v1/health", b"/ready"))
 _MODELS_PATHS = frozenset((b"/v1/models", b"/models"))
 _LOCAL_PATHS = _HEALTH_PATHS | _MODELS_PATHS
@@ -27,11 +29,14 @@ _MODEL_PREFIX = b"/v1/models/"
 
 @dataclass(frozen=True)
 class Answer:
-    """A whole answer: status, JSON body (None for none), and further header lines, each with its CRLF."""
+    """A whole answer: status, body (None for none), further header lines, each with its CRLF, and the body's kind."""
 
     status: int
     body: bytes | None
     lines: tuple[bytes, ...] = field(default=())
+    kind: bytes = b"application/json; charset=utf-8"
+    is_shared: bool = True
+    """Whether a page of another origin may read it."""
 
     def render(self, head: RequestHead | None, request_id: bytes, *, keep_alive: bool) -> bytes:
         """The bytes for a client. `head` None: the request had no readable head."""
@@ -40,19 +45,21 @@ class Answer:
             own.append(b"Content-Length: 0\r\n")
         else:
             own.append(
-                b"Content-Type: application/json; charset=utf-8\r\nContent-Length: %d\r\n" % len(self.body)
+                b"Content-Type: %b\r\nContent-Length: %d\r\n" % (self.kind, len(self.body))
             )
-        own += _common_lines(head, request_id, keep_alive=keep_alive)
+        own += _common_lines(head, request_id, keep_alive=keep_alive, is_shared=self.is_shared)
         own.append(b"\r\n")
         if self.body is not None and (head is None or head.method != b"HEAD"):
             own.append(self.body)
         return b"".join(own)
 
 
-def _common_lines(head: RequestHead | None, request_id: bytes, *, keep_alive: bool) -> list[bytes]:
+def _common_lines(
+    head: RequestHead | None, request_id: bytes, *, keep_alive: bool, is_shared: bool
+) -> list[bytes]:
     """The header lines that every answer carries: id, CORS, and what becomes of the connection."""
     lines = [b"X-Request-Id: ", request_id, b"\r\n"]
-    if head is not None and head.origin is not None:
+    if is_shared and head is not None and head.origin is not None and _VISIBLE.fullmatch(head.origin):
         lines += (b"Access-Control-Allow-Origin: ", head.origin, b"\r\nVary: Origin\r\n")
     if not keep_alive:
         lines.append(b"Connection: close\r\n")

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import select
 import socket
-import struct
 from enum import Enum, auto
 from typing import cast
 
+from llamad.front.access import is_for_admin
 from llamad.front.answers import Answer, answer_locally, error, local_path
 from llamad.front.body import BodyReader, LengthBody, reader
+from llamad.front.errand import Errand, is_errand
 from llamad.front.exchange import Exchange
 from llamad.front.head import CONTINUE, HeadError, RequestHead, find_end
 from llamad.front.memo import read_request
+from llamad.front.peer import has_unread, is_owner, reset_when_closed
 from llamad.front.refuse import record_local, refusal
 from llamad.front.settings import Outcome
 from llamad.front.shared import Shared
@@ -22,7 +23,6 @@ _PIPELINE_BYTES = 64 * 1024
 _DISCARD_BYTES = 256 * 1024
 _LINGER_S = 2.0
 _NEVER = float("inf")
-_RESET = struct.pack("ii", 1, 0)
 
 # Why reading from the client stops; bits, because several may hold at once.
 _FOR_BODY = 1
@@ -51,7 +51,7 @@ class ClientConnection(asyncio.Protocol):
         self._scanned = 0
         self._body: BodyReader | None = None
         self._body_bytes = 0
-        self._exchange: Exchange | None = None
+        self._exchange: Exchange | Errand | None = None
         self._eof = False
         self._pauses = 0
         self._deadline_s = _NEVER
@@ -141,8 +141,8 @@ class ClientConnection(asyncio.Protocol):
 
     def abort(self) -> None:
         self._exchange = None
-        if self._from_network:  # a reset, not a plain end: that could pass for the end of the body
-            self._socket().setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        if self._from_network:
+            reset_when_closed(self._socket())
         self._writable().abort()
 
     # --- for the front ---------------------------------------------------------------------------------------
@@ -163,7 +163,7 @@ class ClientConnection(asyncio.Protocol):
 
     def close_idle(self) -> None:
         """Close if no request is in work, nor one lies in the kernel still unread."""
-        if not self.is_busy and not self._is_readable():
+        if not self.is_busy and not has_unread(self._socket()):
             self._close_gently()
 
     def hurry(self) -> None:
@@ -213,7 +213,9 @@ class ClientConnection(asyncio.Protocol):
         self._body = body = reader(head.framing, head.length)
         self._body_bytes = 0
         path = local_path(head)
-        problem = refusal(shared, head, path, request_id, from_network=self._from_network)
+        at_home = not self._from_network and is_for_admin(head)
+        by_owner = at_home and is_owner(self._socket())
+        problem = refusal(shared, head, path, request_id, from_network=self._from_network, by_owner=by_owner)
         if problem is not None:
             self._answer_here(head, problem, request_id, Outcome.REFUSED, rest)
             return
@@ -228,7 +230,12 @@ class ClientConnection(asyncio.Protocol):
             )
             self._answer_here(head, answer, request_id, Outcome.LOCAL, rest)
             return
-        self._exchange = exchange = Exchange(shared, shared.lane, self, head, request_id, now_s)
+        exchange: Exchange | Errand
+        if shared.local is not None and is_errand(head):
+            exchange = Errand(shared, shared.local, self, head, request_id)
+        else:
+            exchange = Exchange(shared, shared.lane, self, head, request_id, now_s)
+        self._exchange = exchange
         if body is None:
             self._state = _State.ANSWER
             self._deadline_s = _NEVER
@@ -401,11 +408,6 @@ class ClientConnection(asyncio.Protocol):
             transport.pause_reading()
         else:
             transport.resume_reading()
-
-    def _is_readable(self) -> bool:
-        poll = select.poll()
-        poll.register(self._socket().fileno(), select.POLLIN)
-        return bool(poll.poll(0))
 
     def _writable(self) -> asyncio.Transport:
         assert self._transport is not None

@@ -3,37 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Protocol
 
+from llamad.front.asked import Asked
 from llamad.front.body import LAST_CHUNK, chunk
 from llamad.front.head import Framing, RequestHead, ResponseHead, build_request
 from llamad.front.holding import Refusal, Target
 from llamad.front.kept import KeptBody
 from llamad.front.lane import Lane
-from llamad.front.reply import Outlet, Reply
-from llamad.front.settings import Outcome, RequestRecord
+from llamad.front.reply import ClientSide, Reply
+from llamad.front.responses import key_of
+from llamad.front.settings import Outcome
 from llamad.front.shared import Shared
+from llamad.front.trace import Trace
 from llamad.front.upstream import Pool, UpstreamConnection
 
 _LOST = "llama-server died"
-
-
-class ClientSide(Outlet, Protocol):
-    """The client's connection, as an exchange sees it."""
-
-    writing_paused: bool
-
-    def pause_body(self, paused: bool) -> None:
-        """Stop or go on reading the request's body."""
-        ...
-
-    def exchange_over(self, keep_alive: bool) -> None:
-        """The answer is written."""
-        ...
-
-    def abort(self) -> None:
-        """Break the connection: the client must see that the answer is not whole."""
-        ...
 
 
 class Exchange:
@@ -41,13 +25,11 @@ class Exchange:
 
     after = 0  # the last generation that died under it
     ticket = 0
-    deaths = 0
     request_sent = False
     _done = False
-    _request_bytes = 0
     _request_complete = False
     _at_gate = False
-    _hold_s = 0.0
+    _target: Target | None = None  # admitted, but its tokens are being counted
     _pool: Pool | None = None  # the connections of the generation that it was admitted to
     _connecting: asyncio.Task[None] | None = None
     _connection: UpstreamConnection | None = None
@@ -55,7 +37,8 @@ class Exchange:
     _sent_chunked = False
     _stream_since_s = 0.0
     _mourns_since_s: float | None = None
-    _first_byte_s: float | None = None
+    _beat_s = 0.0
+    _unfit = 0  # the status of an answer that cannot follow what the client has got
 
     def __init__(
         self,
@@ -72,8 +55,9 @@ class Exchange:
         self._client = client
         self._request = request
         self._request_id = request_id
-        self._begun_s = begun_s
+        self._trace = Trace(request, lane.settings.name, begun_s)
         self._body = KeptBody(shared.memory)
+        self.asked = Asked(lane.admission, request, self._body, self._counted)
         lane.exchanges.add(self)
 
     # --- from the client -------------------------------------------------------------------------------------
@@ -82,7 +66,11 @@ class Exchange:
         """More of the request's body; `complete` with the last of it (which may be empty)."""
         self._request_complete = complete
         if piece:
-            self._request_bytes += len(piece)
+            self._trace.request_bytes += len(piece)
+        if (refusal := self.asked.watch(piece)) is not None:
+            self._drop_upstream()
+            self._refuse(refusal)
+            return
         if self._connection is not None:
             if piece:
                 self._body.add_sent(piece)
@@ -93,10 +81,31 @@ class Exchange:
         if piece:
             self._body.add(piece)
         full = self._body.size_bytes >= self._lane.settings.eager_bytes or self._shared.memory.is_full
-        if (complete or full) and self._pool is None and not self._at_gate:
-            self._enter()
+        if (complete or full) and self._pool is None and not self._at_gate and self._target is None:
+            refusal = None if self.asked.is_read else self.asked.read(complete=complete)
+            if refusal is not None:
+                self._refuse(refusal)
+            elif not (complete and self._lane.settings.cache_responses and self._repeat()):
+                self._enter()
         if not complete and self._connection is None and not self._done:
             self._client.pause_body(full)
+
+    def _repeat(self) -> bool:
+        """Give the answer that the same request got before; False where there is none."""
+        responses = self._lane.responses
+        key = key_of(self._request, b"".join(self._body.pieces), self._lane.settings.definition)
+        if key is None:
+            return False
+        stored = responses.get(key)
+        if stored is None:
+            self._trace.keep_for(responses, key)
+            return False
+        self.reply.begin(stored.head)
+        self._trace.piece(stored.body)
+        self.reply.feed(stored.body)
+        self.reply.finish()
+        self._finish(Outcome.REPEATED)
+        return True
 
     def client_gone(self) -> None:
         """The client has closed its connection, or broken the protocol: llama-server must stop working for it."""
@@ -117,9 +126,36 @@ class Exchange:
 
     # --- from the gate ---------------------------------------------------------------------------------------
 
+    @property
+    def tokens(self) -> int:
+        """The most that it takes of the cache."""
+        return self.asked.ask.tokens
+
     def admitted(self, target: Target, held_s: float) -> None:
         self._at_gate = False
-        self._hold_s += held_s
+        self._trace.hold_s += held_s
+        self._target = target
+        if not self.asked.begin_count():
+            self._target = None
+            self._go(target)
+
+    def _counted(self) -> None:
+        if self._done:
+            return
+        target, gate = self._target, self._lane.gate
+        if target is None:
+            gate.recount(self)
+        elif (refusal := self.asked.verdict()) is not None:
+            self._refuse(refusal)
+        elif gate.generation == target.generation:
+            self._target = None
+            gate.recount(self)
+            self._go(target)
+        else:  # another llama-server came meanwhile
+            self._leave_gate()
+            self._enter()
+
+    def _go(self, target: Target) -> None:
         self._pool = pool = self._lane.pool(target)
         connection = pool.take()
         if connection is not None:
@@ -129,7 +165,7 @@ class Exchange:
 
     def refused(self, refusal: Refusal, held_s: float) -> None:
         self._at_gate = False
-        self._hold_s += held_s
+        self._trace.hold_s += held_s
         self._fail(refusal.status, refusal.code, refusal.message, Outcome.HELD_OUT, refusal.retry_after_s)
 
     # --- from the upstream connection ------------------------------------------------------------------------
@@ -140,7 +176,7 @@ class Exchange:
         self._sent_chunked = False
         length: int | None = None
         if self._request.framing is Framing.LENGTH:
-            length = self._request.length
+            length = self._body.size_bytes if self._request_complete else self._request.length
         elif self._request.framing is Framing.CHUNKED:
             self._sent_chunked = not self._request_complete
             length = None if self._sent_chunked else self._body.size_bytes
@@ -175,19 +211,20 @@ class Exchange:
             self._enter()
 
     def answer_begins(self, head: ResponseHead) -> None:
-        if not self.reply.begin(head):
-            self._drop_upstream()
-            message = f"the request was sent again after {_LOST}, which now answers {head.status}"
-            self._fail(502, "replay_failed", message, Outcome.LOST)
-        elif self.reply.waits_to_open:
+        self._trace.answer_begins(head)
+        self._unfit = 0 if self.reply.begin(head) else head.status
+        if not self._unfit and self.reply.waits_to_open:
             self._stream_since_s = self._shared.clock.monotonic()
 
     def answer_piece(self, piece: bytes) -> None:
         reply = self.reply
+        self._trace.piece(piece)
+        if self._unfit:
+            return
         if not reply.committed:
             reply.feed(piece)
             if reply.committed:
-                self._first_byte_s = self._shared.clock.monotonic() - self._begun_s
+                self._trace.first_byte_s = self._shared.clock.monotonic() - self._trace.begun_s
                 self._body.give_up()
                 self._lane.observer.progress()
             return
@@ -200,8 +237,21 @@ class Exchange:
 
     def answer_ends(self) -> None:
         self._connection = None
+        if self._unfit:
+            self._end_unfit()
+            return
         self.reply.finish()
+        self._trace.answer_ends()
         self._finish(Outcome.ANSWERED)
+
+    def _end_unfit(self) -> None:
+        """The client has a stream already, and the answer is none: an error, most of the time."""
+        self._leave_gate()
+        text = self._trace.error_text()
+        message = f"llama-server answers {self._unfit}" + (f": {text}" if text else "")
+        if self._trace.deaths:
+            message = f"the request was sent again after {_LOST}, and now {message}"
+        self._fail(502, "replay_failed" if self._trace.deaths else "upstream_error", message, Outcome.LOST)
 
     def answer_broken(self, what: str) -> None:
         self._connection = None
@@ -228,6 +278,8 @@ class Exchange:
     @property
     def generation(self) -> int:
         """The generation that the request is with; 0 while it is not upstream."""
+        if self._target is not None:
+            return self._target.generation
         return self._pool.generation if self._pool is not None else 0
 
     @property
@@ -243,6 +295,13 @@ class Exchange:
                 self._end_stream("upstream_lost", f"{_LOST} while it answered")
         elif self.reply.waits_to_open and now_s - self._stream_since_s >= settings.stream_open_s:
             self.reply.open_stream()
+        elif self._at_gate and settings.heartbeat_s and self.asked.ask.streams:
+            self._beat(now_s, settings.heartbeat_s)
+
+    def _beat(self, now_s: float, every_s: float) -> None:
+        if now_s - max(self._beat_s, self._trace.begun_s) >= every_s:
+            self._beat_s = now_s
+            self.reply.heartbeat()
 
     def explained(self, generation: int, code: str, message: str) -> None:
         """Why a generation died is known."""
@@ -254,9 +313,9 @@ class Exchange:
         if self._mourns_since_s is not None:
             self._end_stream(code, message)
             return
-        if self._done or self._pool is None:
+        if self._done or (self._pool is None and self._target is None):
             return
-        generation = self._pool.generation
+        generation = self.generation
         self._drop_upstream()
         if self._body.is_whole and not self.reply.committed:
             self.after = generation
@@ -281,16 +340,19 @@ class Exchange:
         self._at_gate = True
         self._lane.gate.enter(self)
 
+    def _refuse(self, refusal: Refusal) -> None:
+        self._fail(refusal.status, refusal.code, refusal.message, Outcome.REFUSED, refusal.retry_after_s)
+
     def _leave_gate(self) -> None:
-        if self._pool is not None:
-            self._pool = None
-            self._lane.gate.leave()
+        if self._pool is not None or self._target is not None:
+            self._pool = self._target = None
+            self._lane.gate.leave(self)
 
     def _drop_upstream(self) -> None:
         """Leave the gate, the connection or the making of one, whichever it is."""
         if self._at_gate:
             self._at_gate = False
-            self._hold_s += self._lane.gate.withdraw(self)
+            self._trace.hold_s += self._lane.gate.withdraw(self)
         if self._connecting is not None:
             self._connecting.cancel()
             self._connecting = None
@@ -301,12 +363,12 @@ class Exchange:
 
     def _died(self, generation: int) -> None:
         """llama-server died with this request on it."""
-        self.deaths += 1
+        self._trace.deaths += 1
         self.after = generation
         self._leave_gate()
         if self.reply.committed:
             self._mourn(generation)
-        elif self.deaths >= 2:
+        elif self._trace.deaths >= 2:
             message = "llama-server died twice under this request, so it is not tried again"
             self._fail(502, "poison", message, Outcome.POISON)
         elif not self._body.is_whole:
@@ -349,19 +411,7 @@ class Exchange:
         now_s = self._shared.clock.monotonic()
         self._lane.finished(self, now_s)
         self._lane.observer.request_finished(
-            RequestRecord(
-                self._request.method.decode(),
-                self._request.raw_path.decode(),
-                self.reply.status,
-                outcome,
-                self._request_id.decode(),
-                now_s - self._begun_s,
-                self._hold_s,
-                self._first_byte_s,
-                self._request_bytes,
-                self.reply.body_bytes,
-                self.deaths,
-            )
+            self._trace.record(outcome, self.reply.status, self._request_id, self.reply.body_bytes, now_s)
         )
         if tell_client:
             self._client.exchange_over(self.reply.keep_alive)

@@ -38,6 +38,11 @@ class Waiter(Protocol):
     ticket: int
     """Its rank, given by the gate; 0 before it first enters."""
 
+    @property
+    def tokens(self) -> int:
+        """The most that it takes of a shared cache; 0 if nothing."""
+        ...
+
     def admitted(self, target: Target, held_s: float) -> None:
         """The request may go upstream, after it waited for `held_s`. Each admission must be followed by one
         `leave`."""
@@ -73,11 +78,21 @@ def _rank(place: _Place) -> int:
 class Gate:
     """Decides when a request goes upstream. Single-threaded: every call is made on the loop."""
 
-    def __init__(self, limits: GateLimits, clock: Clock, waiting: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        limits: GateLimits,
+        clock: Clock,
+        waiting: Callable[[], None],
+        too_long: Callable[[Waiter], None] = lambda _waiter: None,
+    ) -> None:
         self.limits = limits
         self.in_flight = 0
+        self.used_tokens = 0  # of the pool, by those that are admitted to this generation
+        self.pool_tokens: int | None = None
+        self._promised: dict[int, tuple[int, int]] = {}  # by ticket: generation, tokens
         self._clock = clock
         self._tell_waiting = waiting
+        self._tell_too_long = too_long
         self._generation = 0
         self._target: Target | None = None
         self._refusal: Refusal | None = None
@@ -100,9 +115,20 @@ class Gate:
         """How many requests wait."""
         return len(self._queue)
 
-    def open(self, upstream_path: str) -> int:
-        """Let requests through to the llama-server at `upstream_path`; the number of this new generation."""
+    def open(self, upstream_path: str, pool_tokens: int | None = None, *, same_server: bool = False) -> int:
+        """Let requests through to the llama-server at `upstream_path`; the number of this new generation.
+
+        `pool_tokens`: the cache that its requests share. The tokens of the admitted never exceed it, unless a
+        request is alone. None: no such bound. `same_server`: it is the one before, with the requests on it.
+        """
         self._generation += 1
+        self.pool_tokens = pool_tokens
+        if same_server:
+            last = self._generation - 1
+            for ticket, (generation, tokens) in self._promised.items():
+                self._promised[ticket] = (self._generation if generation == last else generation, tokens)
+        else:
+            self.used_tokens = 0
         self._target = Target(self._generation, upstream_path)
         self._refusal = None
         self._pump()
@@ -138,14 +164,15 @@ class Gate:
             waiter.ticket = self._last_ticket
         if self._refusal is not None:
             waiter.refused(self._refusal, 0.0)
-        elif self._target is not None and waiter.after < self._target.generation and self._has_room():
-            self.in_flight += 1
-            waiter.admitted(self._target, 0.0)
+        elif self._target is not None and self._may_pass(waiter, self._target):
+            self._admit(waiter, self._target, 0.0)
         elif len(self._queue) >= self.limits.queue_requests and not waiter.after:
             waiter.refused(self._full(), 0.0)
         else:
             insort(self._queue, _Place(waiter, self._clock.monotonic()), key=_rank)
             self._tell_waiting()
+            if self._target is not None and self.pool_tokens is not None:
+                self._pump()
 
     def withdraw(self, waiter: Waiter) -> float:
         """`waiter` no longer waits (its client is gone); for how long it did. 0 where it does not wait."""
@@ -155,11 +182,22 @@ class Gate:
                 return self._clock.monotonic() - place.since_s
         return 0.0
 
-    def leave(self) -> None:
+    def leave(self, waiter: Waiter) -> None:
         """An admitted request is over, or no longer upstream (it may enter again and keeps its rank)."""
         self.in_flight -= 1
+        generation, tokens = self._promised.pop(waiter.ticket, (0, 0))
+        if generation == self._generation:
+            self.used_tokens -= tokens
         if self._queue:
             self._pump()
+
+    def recount(self, waiter: Waiter) -> None:
+        """`waiter.tokens` has changed, be it admitted or waiting."""
+        generation, tokens = self._promised.get(waiter.ticket, (0, 0))
+        if generation and generation == self._generation:
+            self._promised[waiter.ticket] = (generation, waiter.tokens)
+            self.used_tokens += waiter.tokens - tokens
+        self._pump()
 
     def set_limits(self, limits: GateLimits) -> None:
         """Use other bounds from now on, for those that wait too."""
@@ -181,25 +219,60 @@ class Gate:
         bound = self.limits.max_concurrent_requests
         return bound is None or self.in_flight < bound
 
+    def _fits(self, waiter: Waiter) -> bool:
+        """Whether the shared cache has room. One that is longer than all of it is served alone."""
+        pool = self.pool_tokens
+        return not waiter.tokens or pool is None or not self.used_tokens or self.used_tokens + waiter.tokens <= pool
+
+    def _may_pass(self, waiter: Waiter, target: Target) -> bool:
+        """Whether a request that has just come need not queue: also not behind one that waits for tokens."""
+        if waiter.after >= target.generation or not self._has_room() or not self._fits(waiter):
+            return False
+        if self.pool_tokens is None or not waiter.tokens:
+            return True
+        return not any(one.waiter.tokens and one.waiter.after < target.generation for one in self._queue)
+
+    def _admit(self, waiter: Waiter, target: Target, held_s: float) -> None:
+        self.in_flight += 1
+        if waiter.tokens and self.pool_tokens is not None:
+            self._promised[waiter.ticket] = (target.generation, waiter.tokens)
+            self.used_tokens += waiter.tokens
+        waiter.admitted(target, held_s)
+
     def _pump(self, settled_before_s: float = float("-inf")) -> None:
         """Admit those who may pass, oldest first. Admission may call back into the gate: look anew each time."""
         while self._target is not None and self._has_room():
-            generation = self._target.generation
-            for index, place in enumerate(self._queue):
-                if place.waiter.after < generation or place.since_s <= settled_before_s:
-                    del self._queue[index]
-                    self.in_flight += 1
-                    place.waiter.admitted(self._target, self._clock.monotonic() - place.since_s)
-                    break
-            else:
+            target, index = self._target, self._first(self._target.generation, settled_before_s)
+            if index is None:
                 return
+            place = self._queue.pop(index)
+            self._admit(place.waiter, target, self._clock.monotonic() - place.since_s)
+
+    def _first(self, generation: int, settled_before_s: float) -> int | None:
+        """The place in the queue of who may pass first. Behind one for which the cache has no room only those
+        pass that take nothing of it."""
+        blocked = False
+        for index, place in enumerate(self._queue):
+            if place.waiter.after >= generation and place.since_s > settled_before_s:
+                continue
+            if place.waiter.tokens and blocked:
+                continue
+            if self._fits(place.waiter):
+                return index
+            blocked = True
+            self._tell_too_long(place.waiter)
+        return None
 
     def _full(self) -> Refusal:
         bound = self.limits.queue_requests
         message = f"{bound} requests wait already ([limits] queue_requests)"
-        return Refusal(503, "queue_full", message, self.limits.retry_after_s)
+        status = 429 if self._target is not None else 503  # the clients are too many, or there is no model
+        return Refusal(status, "queue_full", message, self.limits.retry_after_s)
 
     def _waited_too_long(self) -> Refusal:
-        why = "all places are taken" if self._target is not None else self._reason
+        why = self._reason
+        if self._target is not None:
+            taken = self._has_room() and self.pool_tokens is not None
+            why = "the tokens of the context are taken" if taken else "all places are taken"
         message = f"waited {self.limits.wait_s:g} s ([limits] wait_s): {why}"
         return Refusal(503, "wait_timeout", message, self.limits.retry_after_s)

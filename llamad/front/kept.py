@@ -44,6 +44,12 @@ class KeptBody:
             else:
                 self.add(piece)
 
+    def replace(self, whole: bytes) -> None:
+        """Keep this instead of all that came."""
+        self._memory.held_bytes += len(whole) - self.size_bytes
+        self.pieces = [whole]
+        self.size_bytes = len(whole)
+
     def give_up(self) -> None:
         """Free the memory: the request cannot be sent again."""
         self.is_whole = False

@@ -15,12 +15,14 @@ _HEADERS = frozenset((b"x-api-key", b"api-key"))
 
 
 class KeySet:
-    """The keys that open an address. An empty set asks for none."""
+    """The keys that open an address. An empty set asks for none. `admin`: those that open `/admin/` too; where it
+    is empty nobody gets there by a key."""
 
-    __slots__ = ("_keys",)
+    __slots__ = ("_keys", "admin")
 
-    def __init__(self, keys: Iterable[str] = ()) -> None:
+    def __init__(self, keys: Iterable[str] = (), admin: KeySet | None = None) -> None:
         self._keys = tuple(key.encode() for key in keys)
+        self.admin: KeySet | None = admin or None
 
     @classmethod
     def from_text(cls, text: str, path: str = "") -> KeySet:
@@ -50,13 +52,25 @@ class KeySet:
         return len(self._keys)
 
     def __eq__(self, other: object) -> bool:
-        return self._keys == other._keys if isinstance(other, KeySet) else NotImplemented
+        if not isinstance(other, KeySet):
+            return NotImplemented
+        return self._keys == other._keys and self.admin == other.admin
 
     def __hash__(self) -> int:
         return hash(self._keys)
 
     def __repr__(self) -> str:
         return f"KeySet({len(self._keys)} keys)"
+
+    def with_admin(self, admin: KeySet) -> KeySet:
+        """The same keys, and these for the admin."""
+        keys = KeySet((), admin)
+        keys._keys = self._keys
+        return keys
+
+    def allows_admin(self, fields: Iterable[Field]) -> bool:
+        """Whether these header fields carry a key of the admin."""
+        return self.admin is not None and self.admin.allows(fields)
 
     def allows(self, fields: Iterable[Field]) -> bool:
         """Whether a request with these header fields may pass: by `Authorization: Bearer KEY`, `X-Api-Key: KEY`

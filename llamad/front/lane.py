@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llamad.clock import Clock
-from llamad.front.holding import Gate, GateLimits, Target
+from llamad.front.admission import Admission
+from llamad.front.asks import TokenRules
+from llamad.front.holding import Gate, GateLimits, Target, Waiter
 from llamad.front.pulse import Pulse
+from llamad.front.responses import ResponseCache
 from llamad.front.settings import FrontObserver, FrontSettings
 from llamad.front.upstream import Pool
 
@@ -20,7 +23,9 @@ class Lane:
     def __init__(self, settings: FrontSettings, observer: FrontObserver, clock: Clock, pulse: Pulse) -> None:
         self.settings = settings
         self.observer = observer
-        self.gate = Gate(_gate_limits(settings), clock, observer.request_waiting)
+        self.gate = Gate(_gate_limits(settings), clock, observer.request_waiting, self._too_long)
+        self.admission = Admission(_token_rules(settings), observer.count_tokens)
+        self.responses = ResponseCache(settings.cache_responses, settings.cache_response_bytes)
         self.exchanges: set[Exchange] = set()
         self.pools: list[Pool] = []
         self._clock = clock
@@ -33,8 +38,17 @@ class Lane:
         """Use other settings from the next request on, for connections from the next generation on."""
         self.settings = settings
         self.gate.set_limits(_gate_limits(settings))
+        self.admission.apply(_token_rules(settings))
+        self.responses.bound(settings.cache_responses, settings.cache_response_bytes)
 
-    def open(self, upstream_path: str) -> int:
+    def open(
+        self,
+        upstream_path: str,
+        *,
+        pool_tokens: int | None = None,
+        default_output_tokens: int | None = None,
+        same_server: bool = False,
+    ) -> int:
         """Let requests through to the llama-server at `upstream_path`; the number of this generation. Idle
         connections to the ones before are closed, the others with the end of their answers."""
         for pool in self.pools:
@@ -50,7 +64,8 @@ class Lane:
                 self._pulse.fire,
             )
         )
-        return self.gate.open(upstream_path)
+        self.admission.opened(upstream_path, pool_tokens, default_output_tokens)
+        return self.gate.open(upstream_path, pool_tokens, same_server=same_server)
 
     def pool(self, target: Target) -> Pool:
         """The connections for a request that is just being admitted: always those of the last generation."""
@@ -75,7 +90,7 @@ class Lane:
     @property
     def is_quiet(self) -> bool:
         """Whether there is no request, nor a connection to any llama-server."""
-        return not self.exchanges and all(pool.is_empty for pool in self.pools)
+        return not self.exchanges and self.admission.is_quiet and all(pool.is_empty for pool in self.pools)
 
     def died(self, generation: int) -> None:
         """Tell the observer that a connection died or cannot be made, once a generation."""
@@ -100,6 +115,21 @@ class Lane:
         self.exchanges.discard(exchange)
         self._last_finished_s = now_s
         self._pulse.fire()
+
+    def _too_long(self, waiter: Waiter) -> None:
+        """The cache has no room for `waiter` by its bound: have it counted, and those before it."""
+        of_interest = [one for one in self.exchanges if one.generation or one.ticket == waiter.ticket]
+        self.admission.count_all(one.asked for one in of_interest)
+
+
+def _token_rules(settings: FrontSettings) -> TokenRules:
+    return TokenRules(
+        default_output_tokens=settings.default_output_tokens,
+        max_output_tokens=settings.max_output_tokens,
+        max_input_tokens=settings.max_input_tokens,
+        max_total_tokens=settings.max_total_tokens,
+        note_streams=settings.heartbeat_s > 0,
+    )
 
 
 def is_of(generation: int, only: int | None, before: int | None) -> bool:

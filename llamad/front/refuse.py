@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from llamad.front.access import is_admin_only
+from dataclasses import replace
+
+from llamad.front.access import is_for_admin
 from llamad.front.answers import Answer, error, is_public
 from llamad.front.head import RequestHead
 from llamad.front.settings import FrontObserver, Outcome, RequestRecord
@@ -10,22 +12,32 @@ from llamad.front.shared import Shared
 
 
 def refusal(
-    shared: Shared, head: RequestHead, path: bytes | None, request_id: bytes, *, from_network: bool
+    shared: Shared, head: RequestHead, path: bytes | None, request_id: bytes, *, from_network: bool, by_owner: bool
 ) -> Answer | None:
-    """The refusal of a request that must be neither relayed nor answered, or None. `path` is its local path."""
+    """The refusal of a request that must be neither relayed nor answered, or None. `path` is its local path,
+    `by_owner`: it comes from root or our own user, through a unix socket."""
     settings = shared.settings
     if from_network and settings.check_host:
         why = shared.hosts.problem(head)
         if why is not None:
-            return error(403, "host_not_allowed", why, request_id)
-    if shared.keys and not is_public(path, head) and not shared.keys.allows(head.credentials):
+            return replace(error(403, "host_not_allowed", why, request_id), is_shared=False)
+    is_admin = by_owner or shared.keys.allows_admin(head.credentials)
+    if is_for_admin(head) and not is_admin:
+        status = 401 if shared.keys.admin else 403
+        message = f"{head.raw_path.decode()} is for the admin only: {_HOW if shared.keys.admin else _NO_ADMIN}"
+        return error(status, "admin_only", message, request_id)
+    if is_admin and is_for_admin(head):
+        return None
+    if shared.keys and not is_public(path, head) and not (is_admin or shared.keys.allows(head.credentials)):
         return error(401, "invalid_api_key", "a valid API key is needed", request_id)
     if head.length > settings.body_bytes:
         message = f"the body is longer than {settings.body_bytes} bytes ([limits] body_bytes)"
         return error(413, "body_too_large", message, request_id)
-    if path is None and is_admin_only(head):
-        return error(403, "admin_only", f"{head.raw_path.decode()} is for the admin only", request_id)
     return None
+
+
+_HOW = "a key of admin_keys_file is needed"
+_NO_ADMIN = "write admin_keys_file, or ask through a unix socket as root"
 
 
 def record_local(

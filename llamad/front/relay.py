@@ -12,10 +12,12 @@ from collections.abc import Callable, Sequence
 
 from llamad.clock import Clock
 from llamad.front.client import ClientConnection
+from llamad.front.errand import LocalService
 from llamad.front.holding import Refusal
 from llamad.front.keys import KeySet
 from llamad.front.lane import is_of
 from llamad.front.listen import Listener
+from llamad.front.responses import ResponseCache
 from llamad.front.settings import FrontObserver, FrontSettings, ModelDescription
 from llamad.front.shared import Shared
 
@@ -38,8 +40,11 @@ class Front:
         observer: FrontObserver,
         clock: Clock,
         describe: Callable[[], ModelDescription],
+        local: LocalService | None = None,
     ) -> None:
-        self._shared = Shared(settings, keys, observer, clock, describe)
+        """`describe` tells of the model for `/v1/models`, `local` answers `/metrics` and `/admin/`: without one
+        they do not exist."""
+        self._shared = Shared(settings, keys, observer, clock, describe, local)
         self._lane = self._shared.lane
         self._clock = clock
         self._listeners: list[Listener] = []
@@ -64,10 +69,26 @@ class Front:
 
     # --- the gate --------------------------------------------------------------------------------------------
 
-    def open(self, upstream_path: str) -> int:
+    def open(
+        self,
+        upstream_path: str,
+        *,
+        pool_tokens: int | None = None,
+        default_output_tokens: int | None = None,
+        same_server: bool = False,
+    ) -> int:
         """Relay to the llama-server that listens on this unix socket; the number of this new generation.
-        Requests that are with the one before stay there."""
-        return self._lane.open(upstream_path)
+        Requests that are with the one before stay there.
+
+        `pool_tokens`: the cache that its requests share, which they never overfill; None where each slot has its
+        own. `default_output_tokens`: what an answer may have where neither request nor settings say.
+        `same_server`: it is the one before, of which only a connection was lost."""
+        return self._lane.open(
+            upstream_path,
+            pool_tokens=pool_tokens,
+            default_output_tokens=default_output_tokens,
+            same_server=same_server,
+        )
 
     def hold(self, reason: str) -> None:
         """Let requests wait. `reason` is for those that wait too long: "the model is loading"."""
@@ -103,6 +124,21 @@ class Front:
         """Clients' connections."""
         return len(self._shared.clients)
 
+    def forget_responses(self) -> int:
+        """Empty the cache of answers; how many they were."""
+        return self._lane.responses.clear()
+
+    @property
+    def responses(self) -> ResponseCache:
+        """The answers that are kept: for reading their figures."""
+        return self._lane.responses
+
+    @property
+    def tokens(self) -> tuple[int, int | None]:
+        """Tokens that the admitted requests may take of the cache that they share, and how many it has; None
+        where each slot has its own."""
+        return self._lane.gate.used_tokens, self._lane.gate.pool_tokens
+
     def idle_s(self) -> float:
         """Seconds since the last relayed request ended; 0 while there is one. Health checks do not count."""
         return self._lane.idle_s()
@@ -136,7 +172,7 @@ class Front:
     # --- settings, and the end of the front ------------------------------------------------------------------
 
     def apply(self, settings: FrontSettings, keys: KeySet) -> None:
-        """Use these from the next request on. Nothing in flight is touched."""
+        """Use these from the next request on. Nothing in flight is touched; kept answers are forgotten."""
         self._shared.apply(settings, keys)
 
     async def stop_accepting(self) -> None:
@@ -165,6 +201,9 @@ class Front:
         for client in list(shared.clients):
             client.break_off()
         await self.close_upstreams()
+        self._lane.admission.close()
+        for errand in list(shared.errands):
+            errand.cancel()
         await shared.pulse.until(lambda: not shared.clients, _FAREWELL_S)
         if self._sweeper is not None:
             self._sweeper.cancel()

@@ -9,13 +9,22 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from llamad.front.answers import error, error_event
+from llamad.front.answers import Answer, error, error_event
 from llamad.front.body import LAST_CHUNK
 from llamad.front.head import CONTINUE, Framing, RequestHead, ResponseHead
 from llamad.front.sse import EventStream
 
 _EVENT_STREAM = b"text/event-stream"
 _COMMENT = b":\n\n"
+_HELD = ResponseHead(
+    200,
+    Framing.CHUNKED,
+    -1,
+    True,
+    _EVENT_STREAM,
+    b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-cache\r\n",
+    (),
+)
 
 
 class Outlet(Protocol):
@@ -27,6 +36,24 @@ class Outlet(Protocol):
 
     def may_keep_alive(self) -> bool:
         """Whether another request may follow on this connection."""
+        ...
+
+
+class ClientSide(Outlet, Protocol):
+    """The client's connection, as an exchange sees it."""
+
+    writing_paused: bool
+
+    def pause_body(self, paused: bool) -> None:
+        """Stop or go on reading the request's body."""
+        ...
+
+    def exchange_over(self, keep_alive: bool) -> None:
+        """The answer is written."""
+        ...
+
+    def abort(self) -> None:
+        """Break the connection: the client must see that the answer is not whole."""
         ...
 
 
@@ -105,6 +132,15 @@ class Reply:
             self._open()
             self.flush()
 
+    def heartbeat(self) -> None:
+        """Let the client of a stream see that its request is kept, although no llama-server has it: a comment."""
+        if not self.opened:
+            self._head, self._events = _HELD, EventStream()
+            self._open()
+        if self._events is not None and not self._events.inside:
+            self._add(_COMMENT)
+            self.flush()
+
     def probe(self) -> None:
         """Send what harms no living client and says nothing, where there is such a thing: an interim head, or
         a comment in a stream. The kernel of a client that is gone answers with a reset."""
@@ -120,13 +156,7 @@ class Reply:
         is not a stream: then only breaking the connection is honest.
         """
         if not self.opened:
-            answer = error(status, code, message, self._request_id, retry_after_s=retry_after_s)
-            self.opened = self.committed = True
-            self.status = status
-            self.keep_alive = self._request.keep_alive and self._outlet.may_keep_alive()
-            self.body_bytes += len(answer.body or b"")
-            self._out = [answer.render(self._request, self._request_id, keep_alive=self.keep_alive)]
-            self.flush()
+            self.give(error(status, code, message, self._request_id, retry_after_s=retry_after_s))
             return True
         self.keep_alive = False
         if self._events is None or (self._head is not None and self._head.framing is Framing.LENGTH):
@@ -139,6 +169,15 @@ class Reply:
             self._out.append(LAST_CHUNK)
         self.flush()
         return True
+
+    def give(self, answer: Answer) -> None:
+        """Send a whole answer that was made here."""
+        self.opened = self.committed = True
+        self.status = answer.status
+        self.keep_alive = self._request.keep_alive and self._outlet.may_keep_alive()
+        self.body_bytes += len(answer.body or b"")
+        self._out = [answer.render(self._request, self._request_id, keep_alive=self.keep_alive)]
+        self.flush()
 
     def flush(self) -> None:
         """Send what has gathered, in one piece."""

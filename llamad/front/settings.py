@@ -5,6 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import NamedTuple, Protocol
 
+from llamad.front.usage import Usage
 from llamad.frozen import dataclass
 from llamad.units import KIB, MIB
 
@@ -27,6 +28,11 @@ class FrontSettings:
     upstream_requests_max, upstream_idle_s: when a connection to llama-server is retired: before llama-server
         itself closes it (100 requests, 5 s)
     settle_s: a request whose connection died while llama-server seems to live is tried again after this
+    default_output_tokens: what an answer may have where a request does not say; None: a fair share of a shared cache
+    max_output_tokens, max_input_tokens, max_total_tokens: of one request; past them 400; None: no such bound
+    cache_responses, cache_response_bytes: answers that are kept for the same request; 0 is none
+    definition: what stands for the definition that answers are made with, for the answers that are kept
+    heartbeat_s: how often a held stream gets a comment; 0 is never
     cause_wait_s: how long a cut stream waits for the cause of death before its error event names none
     check_host, allowed_hosts: guard against DNS rebinding, for TCP clients
     """
@@ -50,6 +56,14 @@ class FrontSettings:
     upstream_idle_s: float = 4.0
     settle_s: float = 2.0
     cause_wait_s: float = 1.0
+    default_output_tokens: int | None = None
+    max_output_tokens: int | None = None
+    max_input_tokens: int | None = None
+    max_total_tokens: int | None = None
+    heartbeat_s: float = 0.0
+    cache_responses: int = 0
+    cache_response_bytes: int = 16 * MIB
+    definition: str = ""
     allowed_hosts: tuple[str, ...] = ()
     check_host: bool = True
 
@@ -70,6 +84,7 @@ class Outcome(StrEnum):
 
     ANSWERED = "answered"  # llama-server's whole answer went out, whatever its status
     LOCAL = "local"  # answered here, as asked
+    REPEATED = "repeated"  # answered from the answers that are kept
     REFUSED = "refused"  # not relayed: bad head, key, host, size, time-out
     HELD_OUT = "held-out"  # the gate refused it: queue full, waited too long, model failed
     CLIENT_GONE = "client-gone"
@@ -92,6 +107,8 @@ class RequestRecord(NamedTuple):
     request_bytes: int  # bodies
     response_bytes: int
     deaths: int  # how many llama-servers died under it
+    model: str = ""
+    usage: Usage | None = None  # as llama-server says at the end of an answer
 
 
 class FrontObserver(Protocol):
@@ -108,6 +125,11 @@ class FrontObserver(Protocol):
     def upstream_lost(self, generation: int) -> None:
         """A connection died with a request on it, or none can be made. Told once a generation. The owner
         answers, sooner or later, with `open`, `hold` or `refuse` (also where llama-server is alive)."""
+        ...
+
+    async def count_tokens(self, socket_path: str, path: str, body: bytes) -> int | None:
+        """How many tokens the prompt in `body` has, as the llama-server at this socket counts at `path`; None
+        where it does not say. Never raises. The one thing here that may take time."""
         ...
 
     def progress(self) -> None:

@@ -20,6 +20,7 @@ from llamad.front.settings import FrontObserver, FrontSettings, ModelDescription
 
 if TYPE_CHECKING:
     from llamad.front.client import ClientConnection
+    from llamad.front.errand import LocalService
 
 _SANE_ID = re.compile(rb"[0-9A-Za-z._-]{1,128}")
 _CLOSING_IDLE_S = 5.0
@@ -35,7 +36,10 @@ class Shared:
         observer: FrontObserver,
         clock: Clock,
         describe: Callable[[], ModelDescription],
+        local: LocalService | None = None,
     ) -> None:
+        self.local = local
+        self.errands: set[asyncio.Task[None]] = set()
         self.settings = settings
         self.keys = keys
         self.hosts = HostCheck(settings.allowed_hosts)

@@ -59,6 +59,14 @@ class Booking:
         self.problems: tuple[str, ...] = ()
         """Files of the ledger that said nothing sensible when it was looked at last."""
 
+    def onlooker(self) -> Booking:
+        """Another one for the same ledger, to look with while this one plans."""
+        return Booking(self.ledger, self.held)
+
+    def held_by(self, pid: int) -> dict[str, int]:
+        """Bytes by device that the driver says a process holds; {} where it does not tell."""
+        return {place: by_pid[pid] for place, by_pid in self.held().items() if by_pid.get(pid)}
+
     def look(self) -> None:
         """Note what is visible of the others' leases. Call it before the drivers are asked what is free."""
         self.looked_s = self.ledger.now()
@@ -91,11 +99,9 @@ class Booking:
             if own is not None and own.id == promise_id and own.phase is Phase.LOADING:
                 transaction.put(own._replace(visible=dict(visible)))
 
-    def settled(self, promise_id: str, child_pid: int, host_bytes: int) -> Mapping[str, int]:
+    def settled(self, promise_id: str, child_pid: int, host_bytes: int) -> None:
         """The model is ready: the drivers' figures lack all that it takes. Of host memory only what its process has
         for itself, `host_bytes`: mapped files still count as available, and a prompt cache grows later.
-
-        What was promised; {} where it is another promise by now.
         """
         with self.ledger.transaction() as transaction:
             own = transaction.own
@@ -103,8 +109,6 @@ class Booking:
                 pids = (os.getpid(), child_pid)
                 visible = {**own.promised, HOST: min(own.promised.get(HOST, 0), host_bytes)}
                 transaction.put(own._replace(phase=Phase.SETTLED, visible=visible, pids=pids))
-                return own.promised
-        return {}
 
     def returning(self, promise_id: str) -> None:
         """llama-server has ended, and another one will take the same bytes again: nobody else may have them."""

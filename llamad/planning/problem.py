@@ -53,6 +53,8 @@ class Problem:
     """What is there beside the model."""
     lessons: Mapping[str, int] = field(default_factory=dict)
     rooms: Mapping[str, int] = field(default_factory=dict)
+    most_tokens: int | None = None
+    """What a context of `auto` may be at most, whatever fits; None = the trained length."""
     _maps: dict[str, WeightMap] = field(default_factory=dict, compare=False, repr=False)
     """Prepared once per backend and shared with every variation of the problem."""
     _unpacked: list[int] = field(default_factory=list, compare=False, repr=False)
@@ -123,6 +125,8 @@ class Problem:
     def _search(self, devices: tuple[Device, ...]) -> Search:
         backend = devices[0].backend if devices else "CPU"
         terms = terms_of(self.facts, self.shape, self.placement, backend, len(devices))
+        if self.most_tokens is not None:
+            terms = replace(terms, context_most_tokens=self.most_tokens)
         weights = self._weights(backend)
         if self.extras:
             terms = self.extras_terms(terms)

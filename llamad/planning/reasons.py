@@ -144,6 +144,8 @@ def _context(search: Search, choice: Choice, following: NextContext | None) -> s
         return f"{choice.context_tokens}, as written"
     if choice.context_tokens >= terms.context_limit_tokens:
         return f"{choice.context_tokens}, the length that the model was trained for"
+    if choice.context_tokens >= terms.largest_tokens:
+        return f"{choice.context_tokens} of {terms.context_limit_tokens} trained: no more than before"
     text = f"{choice.context_tokens} of {terms.context_limit_tokens} trained: as much as fits"
     if following:
         missing_mib = -(-following.missing_bytes // MIB)

@@ -355,7 +355,7 @@ class Search:
         self, variant: Variant, layers: int, host_experts: int | None = None, least_tokens: int = 1
     ) -> int:
         """The largest context that fits, whatever was promised; 0 if not even `least_tokens` do."""
-        limit = self.terms.context_limit_tokens
+        limit = self.terms.largest_tokens
         step = CELL_PADDING * (1 if self.terms.unified else self.terms.slots)
 
         def choice(steps: int) -> Choice:

@@ -52,6 +52,7 @@ def plan(
     share: Mapping[str, int] | None = None,
     others: Sequence[str] = (),
     extras: Extras | None = None,
+    most_tokens: int | None = None,
 ) -> Plan:
     """The best plan for a model on this machine at this moment.
 
@@ -62,7 +63,7 @@ def plan(
     free ones that nobody can have, and how many there are at most; no wait changes them. `share`: what the model may
     take beside `others`, which are meant to run too (see shares.py); without a plan that keeps to it, all that is free
     may be taken.
-    `extras`: what is there beside the model; None = nothing.
+    `extras`: what is there beside the model; None = nothing. `most_tokens`: what a context of `auto` may be at most.
 
     Raises NoDevice (69), NoRoomNow (75), NeverFits or PromiseError (78).
     """
@@ -80,6 +81,7 @@ def plan(
         extras,
         lessons,
         rooms,
+        most_tokens,
     )
     _refuse_half_kept(problem)
     _refuse_without_device(problem)

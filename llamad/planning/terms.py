@@ -18,7 +18,8 @@ CacheWord = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"
 COMFORT_TOKENS = 32768
 """Under `auto`, other things give way before the context falls below this (or the trained length)."""
 _AUTO_SLOTS = 4
-_AUTO_UBATCHES = (512, 256)
+LARGEST_AUTO_UBATCH_TOKENS = 512
+_AUTO_UBATCHES = (LARGEST_AUTO_UBATCH_TOKENS, 256)
 _PIPELINE_BATCH = 2048
 _QUANT_BLOCK = 32
 # CUDA's flash attention (fattn.cu): head sizes where K and V are alike, and the pairs where they are not. For
@@ -67,6 +68,14 @@ class Terms:
     """Tokens that are guessed ahead and checked at once in each slot."""
     rollback: int = 0
     """Recurrent states that each slot keeps beside its own for that."""
+    context_most_tokens: int | None = None
+    """A bound that is no promise: what the context was before; None = the trained length."""
+
+    @property
+    def largest_tokens(self) -> int:
+        """What a context that is not promised may be at most; never less than the smallest."""
+        bound = self.context_limit_tokens if self.context_most_tokens is None else self.context_most_tokens
+        return max(self.context_min_tokens, min(bound, self.context_limit_tokens))
 
     @property
     def floor_tokens(self) -> int:
@@ -77,7 +86,7 @@ class Terms:
     def comfort_tokens(self) -> int:
         """The context that other things are given up for."""
         return self.context_tokens or max(
-            self.context_min_tokens, min(self.context_limit_tokens, COMFORT_TOKENS)
+            self.context_min_tokens, min(self.largest_tokens, COMFORT_TOKENS)
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,9 +15,11 @@ from llamad.errors import BusyError, LlamadError
 from llamad.hardware.device import Probe
 from llamad.hardware.host import host_memory
 from llamad.ledger.booking import Booking, MustWait
+from llamad.ledger.lease import Phase
 from llamad.service.desk import Desk
 from llamad.service.facts import FactsReader
 from llamad.service.lessons import Lessons
+from llamad.service.lookout import Lookout
 from llamad.service.paths import Paths
 from llamad.service.planner import SOCKET_NAME, PlanMaker, make_launch, remove_stale
 from llamad.service.records import LeaseRecorder
@@ -25,6 +28,7 @@ from llamad.service.second import SecondServer, returning_devices
 from llamad.service.sharing import Sharing
 from llamad.service.threads import in_thread
 from llamad.service.turn import wait_for_change
+from llamad.supervision.growth import Offer
 from llamad.supervision.launch import Launch
 from llamad.supervision.learned import LearnedFile
 from llamad.supervision.step_down import ENVIRONMENT_BYTES, Failure
@@ -61,7 +65,7 @@ class BackgroundPlanner:
         """
         self._upgrade = upgrade
         self._booking = booking
-        self._leases = LeaseRecorder(booking, reporter, paths.state)
+        self._leases = LeaseRecorder(booking, reporter)
         self._problems: tuple[str, ...] = booking.problems
         self._launch = first
         self._waits = self._runs = False
@@ -72,11 +76,16 @@ class BackgroundPlanner:
         self._first = first
         self._lessons = Lessons(reporter)
         self._proving: set[asyncio.Task[None]] = set()
+        self._lookout = Lookout(booking)
+        self._pid = 0
+        self._observed: Callable[[], Observed] | None = None
         self._learned = LearnedFile(paths.state, self._warn)
         self._pid = 0
-        self.second = SecondServer(booking, paths, reporter)
+        self.second = SecondServer(booking, reporter)
 
-    async def plan(self, loaded: Loaded, previous: Launch | None) -> Launch:
+    async def plan(
+        self, loaded: Loaded, previous: Launch | None, most_tokens: int | None = None
+    ) -> Launch:
         first, self._first = self._first, None
         if first is not None and first.loaded == loaded:
             return first
@@ -89,21 +98,24 @@ class BackgroundPlanner:
             previous = None  # its bytes were awaited before it had to stand in the queue
         again = (
             previous is not None
-            and not self._lessons.pending
-            and needs_no_new_child(previous.loaded, loaded)
+            and self._is_same(previous, loaded)
+            and most_tokens is not None
+            and previous.plan.context_tokens <= most_tokens
         )
-        if again and previous and await _off_the_loop(self._is_back, loaded, previous, what=what):
+        if previous and again and await _off_the_loop(self._is_back, loaded, previous, what=what):
             self._launch = replace(previous, loaded=loaded)
             return self._launch
-        launch = await self._make_or_wait(loaded, previous, what)
+        launch = await self._make_or_wait(loaded, previous, most_tokens, what)
         self._reporter.planned(launch.plan)
         self._launch = launch
         return launch
 
-    async def _make_or_wait(self, loaded: Loaded, previous: Launch | None, what: str) -> Launch:
+    async def _make_or_wait(
+        self, loaded: Loaded, previous: Launch | None, most_tokens: int | None, what: str
+    ) -> Launch:
         """Plan anew; a wait is told once when it begins and once when it has ended well."""
         try:
-            launch = await _off_the_loop(self._make, loaded, previous, what=what)
+            launch = await _off_the_loop(self._make, loaded, previous, most_tokens, what=what)
             self._tell_problems()
         except MustWait as wait:
             if not self._waits:
@@ -129,9 +141,13 @@ class BackgroundPlanner:
         await wait_for_change(self._booking)
 
     def spawned(self, pid: int, observed: Callable[[], Observed]) -> None:
-        self._pid, self._runs = pid, True
+        self._pid, self._observed, self._runs = pid, observed, True
         if self._launch is not None:
             self._leases.spawned(pid, self._launch.plan, observed)
+
+    def observed(self) -> Observed | None:
+        """What the llama-server that was started last says of its buffers."""
+        return self._observed() if self._observed is not None else None
 
     def settled(self, pid: int) -> None:
         self._leases.settled(pid)
@@ -185,15 +201,15 @@ class BackgroundPlanner:
 
     async def _prove(self, launch: Launch, observed: Observed) -> None:
         try:
-            await _off_the_loop(
-                self._lessons.proved,
-                self._maker(launch.loaded),
-                launch,
-                observed,
-                what="keeping what was learned",
-            )
+            await _off_the_loop(self._keep_load, launch, observed, self._pid, what="keeping what was learned")
         except LlamadError as error:
             self._warn(str(error))
+
+    def _keep_load(self, launch: Launch, observed: Observed, pid: int) -> None:
+        maker = self._maker(launch.loaded)
+        self._lessons.proved(maker, launch, observed)
+        held = self._booking.held_by(pid)
+        self._lessons.measured(maker, launch, observed, held, ready=True, used=False)
 
     async def free_bytes(self, launch: Launch) -> dict[str, int]:
         """From NVML alone: other sources take a run of llama-server."""
@@ -205,6 +221,23 @@ class BackgroundPlanner:
         except (TimeoutError, LlamadError):
             return {}
         return {uuids[device.uuid]: device.free_bytes for device in found if device.uuid in uuids}
+
+    async def look(self, launch: Launch, *, used: bool, grows: bool) -> Offer | None:
+        try:
+            return await _off_the_loop(
+                self._look, launch, self._pid, used, grows, what="looking at the devices"
+            )
+        except LlamadError:
+            return None  # a driver that does not answer now offers nothing; a start would say so
+
+    def _look(self, launch: Launch, pid: int, used: bool, grows: bool) -> Offer | None:
+        held = self._booking.held_by(pid)
+        maker = self._maker(launch.loaded, promised=False)
+        if self._observed is not None:
+            self._lessons.measured(maker, launch, self._observed(), held, ready=False, used=used)
+        if not grows or self._upgraded(launch):  # a new llama-server could not have the GPUs
+            return None
+        return self._lookout.offer(maker, launch, held, pid)
 
     def _warn(self, text: str) -> None:
         self._reporter.event("learned-lost", text, CAUSE=text)
@@ -234,27 +267,62 @@ class BackgroundPlanner:
 
         Our own view of them is the old library's, which still works: memory would come back, and nothing could use it.
         """
-        uses = any(device.uuid.startswith(("GPU-", "MIG-")) for device in previous.plan.devices)
-        if not uses or loaded.definition.placement.allow_cpu:
+        if loaded.definition.placement.allow_cpu:
             return
-        from llamad.hardware.driver import driver_upgrade
         from llamad.hardware.nvml_errors import driver_upgraded
 
-        if versions := (self._upgrade or driver_upgrade)():
+        if versions := self._upgraded(previous):
             raise driver_upgraded(*versions)
+
+    def _upgraded(self, launch: Launch) -> tuple[str, str] | None:
+        """The versions of the driver that runs and of the one on disk, where a launch's GPUs need them to be one."""
+        if not any(device.uuid.startswith(("GPU-", "MIG-")) for device in launch.plan.devices):
+            return None
+        from llamad.hardware.driver import driver_upgrade
+
+        return (self._upgrade or driver_upgrade)()
 
     def _is_back(self, loaded: Loaded, previous: Launch) -> bool:
         """Whether the memory of the child that just ended is back and promised again, so that its plan still holds."""
         remove_stale(previous.socket_path)
-        maker, plan = self._maker(loaded), previous.plan
-        wanted = {d.name: d.parts.total_bytes - d.parts.margin_bytes for d in plan.devices}
-        if not self._wait_for(maker, wanted) or maker.capabilities().key != previous.engine_key:
+        maker = self._maker(loaded)
+        wanted = {d.name: d.parts.total_bytes - d.parts.margin_bytes for d in previous.plan.devices}
+        return self._wait_for(maker, wanted) and self._take_again(maker, loaded, previous)
+
+    def _take_again(self, maker: PlanMaker, loaded: Loaded, previous: Launch) -> bool:
+        if maker.capabilities().key != previous.engine_key:
             return False  # another engine may want other flags
+        plan = previous.plan
         self._booking.look()
-        desk = Desk(self._booking, loaded, maker.devices() if wanted else [], host_memory())
+        desk = Desk(self._booking, loaded, maker.devices() if plan.devices else [], host_memory())
         return desk.take_again(plan)
 
-    def _make(self, loaded: Loaded, previous: Launch | None) -> Launch:
+    def _grown(self, loaded: Loaded, previous: Launch) -> Launch | None:
+        """A larger plan for a model that served a moment ago and gave its place up for it; the same plan again where
+        there is none after all. None where not even that can be had.
+
+        What it had is promised to it again first: nobody who came later may take that for the sake of the growth.
+        """
+        maker, before = self._maker(loaded), previous.plan
+        remove_stale(previous.socket_path)
+        self._wait_for(maker, self._lookout.expected(before))
+        if not self._take_again(maker, loaded, previous):
+            return None
+        if not any(lease.phase is Phase.WAITING for lease in self._booking.others()):
+            with contextlib.suppress(LlamadError):
+                launch = make_launch(maker, loaded)
+                if launch.plan.context_tokens > before.context_tokens:
+                    return replace(launch, grown_from=before.context_tokens)
+        return replace(previous, loaded=loaded) if self._take_again(maker, loaded, previous) else None
+
+    def _is_same(self, previous: Launch, loaded: Loaded) -> bool:
+        """Whether the last plan would do again: for this definition, and no lesson says otherwise."""
+        return not self._lessons.pending and needs_no_new_child(previous.loaded, loaded)
+
+    def _make(self, loaded: Loaded, previous: Launch | None, most_tokens: int | None) -> Launch:
+        grows = previous is not None and most_tokens is None and self._is_same(previous, loaded)
+        if previous is not None and grows and (launch := self._grown(loaded, previous)):
+            return launch
         maker = self._maker(loaded)
         if self._launch is not None and not needs_no_new_child(self._launch.loaded, loaded):
             self._lessons.drop()
@@ -267,7 +335,7 @@ class BackgroundPlanner:
             remove_stale(previous.socket_path)
             before = {d.name: d.free_bytes - d.held_back_bytes - ENVIRONMENT_BYTES for d in previous.plan.devices}
             self._lessons.learn(maker, previous, lambda: self._wait_for(maker, before))
-        return self._lessons.tell(make_launch(maker, loaded))
+        return self._lessons.tell(maker, make_launch(maker, loaded, most_tokens))
 
     def _check(self, loaded: Loaded, running: Launch) -> None:
         """As if the running child were gone."""

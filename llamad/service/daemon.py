@@ -15,8 +15,12 @@ from typing import Any
 from llamad.clock import SystemClock
 from llamad.config.loaded import Loaded
 from llamad.errors import ExitCode
+from llamad.front.keys import KeySet
+from llamad.service.admin import Orders, OwnAnswers
 from llamad.service.background import BackgroundPlanner
+from llamad.service.deaths import DeathLog
 from llamad.service.engine import ServerEngine
+from llamad.service.figures import ModelFigures
 from llamad.service.front import RelayFront
 from llamad.service.keys import read_keys
 from llamad.service.move import Move
@@ -47,7 +51,8 @@ class Service:
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(self._on_loop_error)
         self.name, self.reporter = start.name, start.reporter
-        self.front = RelayFront(start.loaded, start.keys)
+        self.reporter.on_death = DeathLog(start.paths.state).note
+        self.front = RelayFront(start.loaded, start.keys, self.reporter)
         planner = BackgroundPlanner(
             start.paths, self.reporter, start.read, start.nvml, start.first, start.booking
         )
@@ -60,6 +65,7 @@ class Service:
         self.front.state = lambda: self.supervisor.public_state
         self.front.child_lives = lambda: self.supervisor.child_pid != 0
         self.reloads = self._make_reloads()
+        self.front.local = self._own_answers(planner)
         await self.front.start(start.listening.sockets)
         try:
             self._install_signals(loop)
@@ -84,9 +90,11 @@ class Service:
                 start.paths.public_sockets,
             )  # fmt: skip
 
-        sources = Sources(
-            start.load, lambda loaded: read_keys(loaded, start.paths.credential(start.name)), move
-        )
+        def keys(loaded: Loaded) -> KeySet:
+            paths, name = start.paths, start.name
+            return read_keys(loaded, paths.credential(name), paths.credential(name, "admin-key"))
+
+        sources = Sources(start.load, keys, move)
         return Reloads(sources, self.supervisor, self.front, self.reporter, SystemClock(), start.keys)
 
     # -- what it stands on --------------------------------------------------------------------------------
@@ -107,6 +115,27 @@ class Service:
         self._ground = GroundWatch(self.supervisor, self._seams, ground, SystemClock())
         self._ground_task = asyncio.create_task(self._ground.run())
         self._ground_task.add_done_callback(raise_bug)
+
+    def _own_answers(self, planner: BackgroundPlanner) -> OwnAnswers:
+        """What `/metrics` and `/admin/` tell and do."""
+        front, supervisor = self.front, self.supervisor
+        figures = ModelFigures(
+            self.name, front.relay, front.figures, self.reporter.counts, front.state, lambda: front.launch,
+            planner.observed, planner.free_bytes,
+        )  # fmt: skip
+
+        def status() -> dict[str, object]:
+            text = supervisor.status_text()
+            state = supervisor.public_state
+            return {"model": self.name, "state": state, "text": text, "child_pid": supervisor.child_pid}
+
+        return OwnAnswers(figures, Orders(front, status, self._reload_for_admin))
+
+    async def _reload_for_admin(self) -> tuple[bool, str]:
+        refused = self.reporter.counts.names["reload-refused"]
+        self._hang_up()
+        await self.reloads.rest()
+        return self.reporter.counts.names["reload-refused"] == refused, self.supervisor.status_text()
 
     # -- signals ----------------------------------------------------------------------------------------
 

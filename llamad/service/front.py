@@ -10,9 +10,14 @@ from collections.abc import Callable, Sequence
 from llamad.clock import SystemClock
 from llamad.config.listen import DEFAULT_LISTEN, parse_listen
 from llamad.config.loaded import Loaded
+from llamad.engine.api import ApiError, count_tokens
+from llamad.front.answers import Answer, error
+from llamad.front.errand import LocalService
 from llamad.front.keys import KeySet
 from llamad.front.relay import Front
 from llamad.front.settings import FrontSettings, ModelDescription, RequestRecord
+from llamad.service.reporter import DaemonReporter
+from llamad.service.requests import RequestFigures, RequestLog
 from llamad.supervision.launch import Launch
 
 REOPEN_S = 0.5
@@ -21,7 +26,12 @@ REOPEN_S = 0.5
 class RelayFront:
     """Gives `front.relay.Front` the supervisor's words, and reopens it where only a connection was lost."""
 
-    def __init__(self, loaded: Loaded, keys: KeySet) -> None:
+    def __init__(self, loaded: Loaded, keys: KeySet, reporter: DaemonReporter | None = None) -> None:
+        self.figures = RequestFigures()
+        self.local: LocalService | None = None
+        """What `/metrics` and `/admin/` do; to be set before requests come."""
+        self._log = _request_log(reporter, loaded) if reporter is not None else None
+        self._drained = False
         self._launch: Launch | None = None
         self._open = False
         self._generation = 0
@@ -31,7 +41,7 @@ class RelayFront:
         self._created_s = int(time.time())
         self.state: Callable[[], str] = lambda: "stopped"
         self.child_lives: Callable[[], bool] = lambda: False
-        self._front = Front(settings_of(loaded), keys, self, SystemClock(), self._describe)
+        self._front = Front(settings_of(loaded), keys, self, SystemClock(), self._describe, self)
 
     async def start(self, sockets: Sequence[socket.socket]) -> None:
         """Accept on these sockets; requests are held until the model is ready."""
@@ -44,10 +54,14 @@ class RelayFront:
     def apply(self, loaded: Loaded, keys: KeySet) -> None:
         """Use other settings and keys from now on."""
         self._front.apply(settings_of(loaded), keys)
+        if self._log is not None:
+            self._log.level = loaded.definition.log.requests
 
     async def close(self) -> None:
         """Answer what was accepted, then close every connection; the listening sockets stay as they are."""
         await self._front.close(linger_s=1.0)
+        if self._log is not None:
+            self._log.flush()
 
     # -- the supervisor's side --------------------------------------------------------------------------
 
@@ -57,7 +71,11 @@ class RelayFront:
 
     def open(self, launch: Launch) -> None:
         self._launch, self._open = launch, True
-        self._generation = self._since = self._front.open(launch.socket_path)
+        if not self._drained:
+            self._generation = self._since = self._front_open(launch)
+
+    def quiet_s(self) -> float:
+        return self._front.idle_s()
 
     def at_work(self) -> int:
         return self._front.at_work(self._since)
@@ -87,13 +105,67 @@ class RelayFront:
     def _before(self, former: bool) -> int | None:
         return self._since if former else None
 
+    # -- the admin's side -------------------------------------------------------------------------------
+
+    async def metrics(self) -> bytes:
+        """For the relay: see `local`."""
+        return await self.local.metrics() if self.local is not None else b""
+
+    async def admin(self, order: str, body: bytes, request_id: bytes) -> Answer:
+        """For the relay: see `local`."""
+        if self.local is None:
+            return error(503, "starting", "llamad is starting", request_id)
+        return await self.local.admin(order, body, request_id)
+
+    async def drain_for_admin(self, deadline_s: float) -> int:
+        """Hold requests until `resume`; wait for those in flight, at most so long: how many are left."""
+        self._drained = True
+        self._front.hold("the admin has drained the model")
+        return await self._front.drain(deadline_s)
+
+    def resume(self) -> None:
+        """Let requests through again, as far as there is a llama-server."""
+        drained, self._drained = self._drained, False
+        if drained and self._open and self._launch is not None:  # whoever was left at the drain is still with it
+            self._generation = self._front_open(self._launch, same_server=True)
+
+    def clear_cache(self) -> int:
+        """Forget the answers that are kept; how many they were."""
+        return self._front.forget_responses()
+
+    def status(self) -> dict[str, object]:
+        """What the address knows, for the admin."""
+        used_tokens, pool_tokens = self._front.tokens
+        return {
+            "active_requests": self._front.in_flight,
+            "waiting_requests": self._front.waiting,
+            "connections": self._front.connections,
+            "drained": self._drained,
+            "admitted_tokens": used_tokens,
+            "pool_tokens": pool_tokens,
+            "kept_responses": len(self._front.responses),
+        }
+
+    @property
+    def launch(self) -> Launch | None:
+        """What is served, or was last."""
+        return self._launch
+
+    @property
+    def relay(self) -> Front:
+        """The relay itself: for reading its figures."""
+        return self._front
+
     # -- what the relay tells ---------------------------------------------------------------------------
 
     def request_waiting(self) -> None:
         """Nothing to do: a model served by its own unit is loaded or being loaded."""
 
     def request_finished(self, record: RequestRecord) -> None:
-        """Nothing to do yet."""
+        """Counted, and written down."""
+        self.figures.finished(record)
+        if self._log is not None:
+            self._log.finished(record)
 
     def progress(self) -> None:
         """Counted for the watch over hangs."""
@@ -105,8 +177,28 @@ class RelayFront:
             asyncio.get_running_loop().call_later(REOPEN_S, self._reopen, self._launch)
 
     def _reopen(self, launch: Launch | None) -> None:
-        if self._open and launch is self._launch and launch is not None and self.child_lives():
-            self._generation = self._front.open(launch.socket_path)
+        ours = self._open and not self._drained and launch is self._launch
+        if ours and launch is not None and self.child_lives():
+            self._generation = self._front_open(launch, same_server=True)
+
+    def _front_open(self, launch: Launch, *, same_server: bool = False) -> int:
+        """A cache that the slots share is filled by all requests together: past its end llama-server fails them all."""
+        plan = launch.plan
+        shared = plan.unified_cache and plan.slots > 1 and launch.mode == "completion"
+        written = launch.definition.sampling.max_tokens
+        return self._front.open(
+            launch.socket_path,
+            pool_tokens=plan.context_tokens if shared else None,
+            default_output_tokens=(written or max(1, plan.context_tokens // plan.slots)) if shared else None,
+            same_server=same_server,
+        )
+
+    async def count_tokens(self, socket_path: str, path: str, body: bytes) -> int | None:
+        """As llama-server counts."""
+        try:
+            return await count_tokens(socket_path, path, body)
+        except ApiError:
+            return None
 
     def _describe(self) -> ModelDescription:
         plan = self._launch.plan if self._launch else None
@@ -117,6 +209,11 @@ class RelayFront:
             size_bytes=self._launch.file_bytes if self._launch else None,
             created_s=self._created_s,
         )
+
+
+def _request_log(reporter: DaemonReporter, loaded: Loaded) -> RequestLog:
+    loop = asyncio.get_running_loop()
+    return RequestLog(reporter, loop.time, loop.call_later, loaded.definition.log.requests)
 
 
 def settings_of(loaded: Loaded) -> FrontSettings:
@@ -134,6 +231,14 @@ def settings_of(loaded: Loaded) -> FrontSettings:
         body_bytes=limits.body_bytes,
         replay_bytes=limits.replay_bytes,
         client_idle_s=limits.client_idle_s,
+        default_output_tokens=limits.max_output_tokens,
+        max_output_tokens=limits.max_output_tokens,
+        max_input_tokens=limits.max_input_tokens,
+        max_total_tokens=limits.max_total_tokens,
+        heartbeat_s=limits.heartbeat_s,
+        cache_responses=definition.cache.responses,
+        cache_response_bytes=definition.cache.response_bytes,
+        definition=loaded.digest,
         allowed_hosts=definition.allowed_hosts,
         check_host=listen.kind == "tcp" and listen.is_local,
     )

@@ -9,27 +9,35 @@ from llamad.errors import AccessError, ConfigError
 from llamad.front.keys import KeySet
 
 
-def read_keys(loaded: Loaded, credential: Path | None) -> KeySet:
-    """The API keys of the credential and of `api_keys_file` together. Raises AccessError, ConfigError."""
+def read_keys(loaded: Loaded, credential: Path | None, admin_credential: Path | None = None) -> KeySet:
+    """The API keys of the credential and of `api_keys_file` together, and those of the admin likewise.
+
+    Raises AccessError, ConfigError.
+    """
+    definition = loaded.definition
+    admin = _read(loaded, "admin_keys_file", definition.admin_keys_file, admin_credential)
+    return _read(loaded, "api_keys_file", definition.api_keys_file, credential).with_admin(admin)
+
+
+def _read(loaded: Loaded, key: str, written: str | None, credential: Path | None) -> KeySet:
     texts = []
-    written = loaded.definition.api_keys_file
     for path in (credential, Path(written) if written else None):
         if path is None:
             continue
         try:
             texts.append(path.read_text(encoding="utf-8"))
         except UnicodeDecodeError:
-            where = loaded.origins.get(("api_keys_file",))
+            where = loaded.origins.get((key,))
             raise ConfigError(
-                f"api_keys_file: {path} is no text", where=where, fix="one key a line"
+                f"{key}: {path} is no text", where=where, fix="one key a line"
             ) from None
         except OSError as error:
             fix = f"let _llamad read it: chown _llamad {path}; chmod 0600 {path}"
             raise AccessError(
-                f"cannot read the API keys in {path}", why=error.strerror or "", fix=fix
+                f"cannot read the keys in {path}", why=error.strerror or "", fix=fix
             ) from error
     keys = KeySet.from_text("\n".join(texts), written or str(credential))
     if written and not keys:
-        where = loaded.origins.get(("api_keys_file",))
-        raise ConfigError(f"api_keys_file: {written} has no key in it", where=where, fix="one key a line")
+        where = loaded.origins.get((key,))
+        raise ConfigError(f"{key}: {written} has no key in it", where=where, fix="one key a line")
     return keys

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ from llamad.planning.plan import DevicePlan, Parts, Plan
 from llamad.service.planner import ASK_SOCKET_NAME, PlanMaker
 from llamad.service.reporter import DaemonReporter
 from llamad.supervision.launch import Launch
-from llamad.supervision.learned import Load, digest
+from llamad.supervision.learned import Load, Measured, args_digest
 from llamad.supervision.step_down import (
     MOST_STEPS,
     Failure,
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 TRIES = 8
 CONTEXT_STEP_TOKENS = 256
+LOOKS_IN_USE = 10
+"""After so many minutes in use, pools and libraries have what they ever take."""
 
 
 class Lessons:
@@ -40,6 +43,9 @@ class Lessons:
         self._reporter = reporter
         self._failure: Failure | None = None
         self._steps = 0
+        self._looks_in_use = 0
+        self._lock = threading.Lock()
+        """A look may be late: what others keep meanwhile must not be lost."""
         self._taken: tuple[Step, Launch] | None = None
         """The step that no plan has followed yet, and the launch that failed."""
 
@@ -82,23 +88,24 @@ class Lessons:
                 why=f"after {self._steps} steps {failure.text}",
                 fix="lower `context` in [placement], and see the records before this one",
             )
-        learned = maker.learned(launch.learned_key)
-        taken = step(
-            launch.plan,
-            failure,
-            learned.reserved(
-                (one.name, one.uuid, one.free_bytes - one.held_back_bytes) for one in launch.plan.devices
-            ),
-            self._steps,
-            lambda: self._tried(maker, launch, device),
-        )
-        self._steps += 1
-        if taken is not None:
-            maker.keep(learned.with_step(taken, time.time()))
-            self._taken = taken, launch
+        with self._lock:
+            learned = maker.learned(launch.learned_key)
+            taken = step(
+                launch.plan,
+                failure,
+                learned.reserved(
+                    (one.name, one.uuid, one.free_bytes - one.held_back_bytes) for one in launch.plan.devices
+                ),
+                self._steps,
+                lambda: self._tried(maker, launch, device),
+            )
+            self._steps += 1
+            if taken is not None:
+                maker.keep(learned.with_step(taken, time.time()))
+                self._taken = taken, launch
         return taken
 
-    def tell(self, launch: Launch) -> Launch:
+    def tell(self, maker: PlanMaker, launch: Launch) -> Launch:
         """The launch, with what it was stepped down from. A step has one record, though it may wait for others' memory
         before there is a plan.
         """
@@ -114,24 +121,54 @@ class Lessons:
             CAUSE=taken.cause, CONTEXT=str(after), FORMER=str(before), BYTES=str(taken.correction_bytes),
             DEVICE=taken.device,
         )  # fmt: skip
+        with self._lock:
+            maker.keep(maker.learned(former.learned_key).with_outcome(after))
         return replace(launch, stepped_from=before)
 
     def proved(self, maker: PlanMaker, launch: Launch, observed: Observed) -> None:
         """Remember what a load really took, where that is news."""
         self.settled()
-        learned = maker.learned(launch.learned_key)
         loads = tuple(_load(device, launch.plan, observed) for device in launch.plan.devices)
-        args = digest(launch.argv[1:])
+        args = args_digest(launch.argv[1:])
         plan = launch.plan
         host = Parts(plan.host.weights_bytes, plan.host.context_bytes, plan.host.compute_bytes)
-        renewed = learned._replace(
-            context_tokens=plan.context_tokens, args_digest=args, loads=loads, host=host
-        )
-        if (renewed.args_digest, [one.real for one in renewed.loads]) != (
-            learned.args_digest,
-            [one.real for one in learned.loads],
-        ):
-            maker.keep(renewed)
+        with self._lock:
+            learned = maker.learned(launch.learned_key)
+            renewed = learned._replace(
+                context_tokens=plan.context_tokens, args_digest=args, loads=loads, host=host
+            )
+            if (renewed.args_digest, [one.real for one in renewed.loads]) != (
+                learned.args_digest,
+                [one.real for one in learned.loads],
+            ):
+                maker.keep(renewed)
+
+    def measured(
+        self, maker: PlanMaker, launch: Launch, observed: Observed, held: Mapping[str, int], *, ready: bool, used: bool
+    ) -> None:
+        """Remember what the driver shows beyond the buffers, where that is news. `held`: bytes by device UUID that it
+        says llama-server holds.
+
+        Not with a projector, adapters or a draft: not all that they take is in the log.
+        """
+        devices = [device for device in launch.plan.devices if held.get(device.uuid)]
+        if not devices or any(device.parts.beside_bytes for device in devices):
+            return
+        self._looks_in_use = 0 if ready else self._looks_in_use + used
+        with self._lock:
+            learned = renewed = maker.learned(launch.learned_key)
+            if not learned.loads:  # of another definition by now: what is kept is about that one
+                return
+            names = child_names(launch.plan.devices)
+            for device in devices:
+                buffers = sum(size for (name, _), size in observed.buffers.items() if name == names[device.name])
+                outside = held[device.uuid] - buffers
+                seen = Measured(
+                    device.uuid, outside, outside, launch.plan.ubatch_tokens, used=self._looks_in_use >= LOOKS_IN_USE
+                )  # fmt: skip
+                renewed = renewed.with_measured(seen, ready=ready)
+            if renewed is not learned:
+                maker.keep(renewed)
 
     def _tried(self, maker: PlanMaker, launch: Launch, device: DevicePlan) -> int | None:
         """Bytes of a context that llama-server gets on the device when asked to; None where it cannot be asked."""

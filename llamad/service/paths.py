@@ -12,6 +12,7 @@ from llamad.errors import AccessError, os_error
 from llamad.frozen import dataclass
 
 RUNTIME_ROOT = Path("/run/llamad/model")
+STATE_ROOT = Path("/var/lib/llamad/state")
 
 SYSTEM_RUN = Path("/run/llamad")
 PUBLIC_LEDGER = Path("public", "ledger.json")
@@ -46,7 +47,7 @@ class Paths:
         if not os.access(ledger, os.W_OK):
             ledger = run / "ledger"
         state = _directory(
-            environ, "STATE_DIRECTORY", Path("/var/lib/llamad/state"), home / ".local/state/llamad", name
+            environ, "STATE_DIRECTORY", STATE_ROOT, home / ".local/state/llamad", name
         )
         cache = _directory(
             environ, "CACHE_DIRECTORY", Path("/var/cache/llamad"), home / ".cache/llamad", name
@@ -64,9 +65,9 @@ class Paths:
         """The copy of the ledger that everybody may read."""
         return self.ledger.parent / PUBLIC_LEDGER
 
-    def credential(self, name: str) -> Path | None:
-        """The API keys that systemd imported for this model; None where there are none."""
-        path = self.credentials / f"llamad.api-key.{name}" if self.credentials else None
+    def credential(self, name: str, kind: str = "api-key") -> Path | None:
+        """The keys that systemd imported for this model, `api-key` or `admin-key`; None where there are none."""
+        path = self.credentials / f"llamad.{kind}.{name}" if self.credentials else None
         return path if path is not None and path.exists() else None
 
     def make(self, *, under_systemd: bool) -> None:

@@ -24,7 +24,7 @@ from llamad.engine.names import plan_names, visible_uuids
 from llamad.errors import DeviceError, LlamadError
 from llamad.frozen import dataclass
 from llamad.gguf.facts import ModelFacts
-from llamad.hardware.device import Device, Probe
+from llamad.hardware.device import Device, HostMemory, Probe
 from llamad.hardware.host import host_memory
 from llamad.planning.confirm import Asked
 from llamad.planning.plan import BuildGates, Parts, Plan, Reason
@@ -32,11 +32,13 @@ from llamad.planning.problem import Problem
 from llamad.planning.refusal import NeverFits, NoRoomNow
 from llamad.planning.settle import settled
 from llamad.planning.solve import plan as solve
+from llamad.planning.terms import LARGEST_AUTO_UBATCH_TOKENS
 from llamad.service.facts import FactsReader, extras_of, located_facts
 from llamad.supervision.learned import Learned, LearnedFile, in_words, key_of
 from llamad.units import MIB
 
 if TYPE_CHECKING:
+    from llamad.engine.devices import DeviceFinder
     from llamad.ledger.booking import Booking
     from llamad.planning.extras import Extras
     from llamad.service.onlooker import Onlooker
@@ -112,11 +114,18 @@ class PlanMaker:
         self.env = child_environment(loaded.definition.environment, cache)
 
     def make(
-        self, what_if: Sequence[Device] = (), *, computed: bool = False, returning: Sequence[Device] = ()
+        self,
+        what_if: Sequence[Device] = (),
+        *,
+        computed: bool = False,
+        returning: Sequence[Device] | None = None,
+        host: HostMemory | None = None,
+        most_tokens: int | None = None,
     ) -> Made:
         """The plan for the memory that is free now, or for `what_if`; confirmed by llama-server unless computed.
 
-        `returning`: devices to use as they are here instead of looking (their memory is about to be free).
+        `returning`, `host`: devices and host memory to use as they are here instead of looking (some of it is about
+        to be free). `most_tokens`: what a context of `auto` may be at most.
         Raises LlamadError (with a booking also MustWait); a problem of the model file is located at the
         definition's `model`.
         """
@@ -126,7 +135,9 @@ class PlanMaker:
         caps = self._capabilities(needed=not what_if)
         if self._booking:
             self._booking.look()
-        devices = list(what_if) or list(returning) or (self.devices(caps) if caps else [])
+        devices = list(what_if or returning or ())
+        if caps and not what_if and returning is None:
+            devices = self.devices(caps)
         if self._onlooker:
             counted = self._onlooker.devices(devices)
             # What remote devices said before they were in use is with nothing held.
@@ -137,7 +148,10 @@ class PlanMaker:
         lessons = learned.reserved((one.name, one.uuid, one.free_bytes) for one in devices)
         left_out = in_words(lessons, self._loaded.name)
         try:
-            plan = self._solve(facts, extras, devices, caps, learned, here=not what_if, ask=not (computed or what_if))
+            plan = self._solve(
+                facts, extras, devices, caps, learned, host or host_memory(), most_tokens,
+                here=not what_if, ask=not (computed or what_if),
+            )  # fmt: skip
         except DeviceError as error:
             error.why = "; ".join(filter(None, (error.why, *self._hints)))
             raise
@@ -153,15 +167,26 @@ class PlanMaker:
 
     def devices(self, caps: Capabilities | None = None) -> list[Device]:
         """The devices as they are now, in llama-server's order and by its names."""
-        known = caps or self._capabilities(needed=True)
-        assert known is not None
+        finder = self._finder(caps)
+        found = finder.find(trust_none=self._loaded.definition.placement.allow_cpu)
+        self._hints, self._left_out = finder.hints, finder.left_out
+        return found
+
+    def glance(self) -> list[Device] | None:
+        """The devices as far as the drivers tell them, in milliseconds; None where only llama-server could tell.
+
+        Raises LlamadError.
+        """
+        return self._finder(None).glance()
+
+    def _finder(self, caps: Capabilities | None) -> DeviceFinder:
         from llamad.engine.devices import DeviceFinder  # not for devices that need not be here
         from llamad.hardware.amdgpu import AmdGpus
         from llamad.hardware.nvml import Nvml
 
         self._nvml = self._nvml or Nvml()
-        finder = DeviceFinder(
-            known,
+        return DeviceFinder(
+            caps or self.capabilities(),
             self.env,
             nvml=self._nvml,
             amdgpu=AmdGpus(),
@@ -170,9 +195,6 @@ class PlanMaker:
             rpc=self._loaded.definition.placement.rpc,
             rpc_in_use=self._rpc_in_use,
         )
-        found = finder.find(trust_none=self._loaded.definition.placement.allow_cpu)
-        self._hints, self._left_out = finder.hints, finder.left_out
-        return found
 
     def capabilities(self) -> Capabilities:
         """What this build of llama-server can do."""
@@ -214,15 +236,13 @@ class PlanMaker:
         devices: Sequence[Device],
         caps: Capabilities | None,
         learned: Learned,
+        host: HostMemory,
+        most_tokens: int | None,
         *,
         here: bool,
         ask: bool,
     ) -> Plan:
         definition = self._loaded.definition
-
-        host = host_memory()
-        if self._host_returning_bytes:
-            host = replace(host, available_bytes=host.available_bytes + self._host_returning_bytes)
         gates = caps.gates if caps else BuildGates()
         problem = Problem(
             facts,
@@ -237,7 +257,8 @@ class PlanMaker:
         solver = partial(
             solve, facts, devices, host, definition.placement, self._loaded.written, gates,
             cache_ram=definition.server.cache_ram, lessons=learned.corrections, rooms=learned.rooms, extras=extras,
-            share=room, others=others,
+            share=room, others=others, most_tokens=most_tokens,
+            measured_overhead=_overheads(learned, definition, gates),
         )  # fmt: skip
 
         def known(plan: Plan) -> tuple[Mapping[str, Parts], Parts] | None:
@@ -322,6 +343,15 @@ class PlanMaker:
         )  # fmt: skip
 
 
+def _overheads(learned: Learned, definition: Definition, gates: BuildGates) -> Mapping[str, int]:
+    """What a former llama-server was seen to take beyond its buffers, where that holds for any plan that may come."""
+    if not gates.scratch_in_graph:  # it grows with the context, which may be a larger one now
+        return {}
+    ubatch, batch = definition.placement.ubatch, definition.placement.batch
+    largest = LARGEST_AUTO_UBATCH_TOKENS if ubatch == "auto" else ubatch
+    return learned.overheads(largest if batch == "auto" else min(largest, batch))
+
+
 def stretched(facts: ModelFacts, definition: Definition) -> ModelFacts:
     """The facts with the length that the definition's `[rope]` stretches the model to."""
     rope = definition.rope
@@ -331,9 +361,11 @@ def stretched(facts: ModelFacts, definition: Definition) -> ModelFacts:
     return replace(facts, n_ctx_train=int((rope.yarn_orig_ctx or facts.n_ctx_train) * factor))
 
 
-def make_launch(maker: PlanMaker, loaded: Loaded) -> Launch:
-    """Plan, and put together the command that carries the plan out. Blocking. Raises LlamadError."""
-    return launch_of(maker.make(), maker, loaded)
+def make_launch(maker: PlanMaker, loaded: Loaded, most_tokens: int | None = None) -> Launch:
+    """Plan, with a context of at most `most_tokens`, and put together the command that carries the plan out. Blocking.
+    Raises LlamadError.
+    """
+    return launch_of(maker.make(most_tokens=most_tokens), maker, loaded)
 
 
 def launch_of(made: Made, maker: PlanMaker, loaded: Loaded) -> Launch:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llamad.engine.names import plan_names
@@ -17,7 +16,6 @@ from llamad.ledger.booking import Booking
 from llamad.ledger.ledger import Ledger
 from llamad.planning.plan import Plan
 from llamad.service.desk import place_of
-from llamad.service.neighbours import keep_plan
 from llamad.service.reporter import DaemonReporter
 from llamad.service.threads import in_thread
 from llamad.units import MIB
@@ -35,9 +33,7 @@ _AT_ONCE = ("CUDA", "ROCm")
 class LeaseRecorder:
     """Writes what becomes of the last promise."""
 
-    def __init__(self, booking: Booking, reporter: DaemonReporter, state: Path) -> None:
-        """`state` is the model's state folder, for the plan that has come to serve."""
-        self._state = state
+    def __init__(self, booking: Booking, reporter: DaemonReporter) -> None:
         self._booking = booking
         self._reporter = reporter
         self._task: asyncio.Task[None] | None = None
@@ -54,16 +50,14 @@ class LeaseRecorder:
     def settled(self, pid: int) -> None:
         """It is ready."""
         promise = self._booking.promise_id
-        self._begin(self._write(lambda: self._settle(promise, pid)))
+        self._begin(self._write(lambda: self._booking.settled(promise, pid, process_bytes(pid))))
 
     def absorb(self, second: Ledger, pid: int) -> None:
         """The second child is the only one: its lease is ours now."""
 
         def write() -> None:
-            promised = self._booking.absorb(second, pid, process_bytes(pid))
+            self._booking.absorb(second, pid, process_bytes(pid))
             second.close()
-            if promised:
-                keep_plan(self._state, promised)
 
         self._begin(self._write(write))
 
@@ -71,11 +65,6 @@ class LeaseRecorder:
         """Write no more."""
         if self._task is not None:
             self._task.cancel()
-
-    def _settle(self, promise: str, pid: int) -> None:
-        promised = self._booking.settled(promise, pid, process_bytes(pid))
-        if promised:
-            keep_plan(self._state, promised)
 
     def _begin(self, work: Coroutine[None, None, None]) -> None:
         before, self._task = self._task, None

@@ -125,6 +125,11 @@ class Reloads:
         self._hung_up = True
         self._ask()
 
+    async def rest(self) -> None:
+        """Return when the reloads that were asked for are over."""
+        while self._task is not None and not self._task.done():
+            await asyncio.wait({self._task})
+
     def edited(self, digest: str) -> None:
         """The files have these contents now. Nothing happens if they were judged already."""
         if digest != self._judged:

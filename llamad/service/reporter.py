@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 
 from llamad.planning.plan import Plan
@@ -15,6 +16,25 @@ from llamad.supervision.words import device_names, place_text, ready_text
 _CHILD_PRIORITY = {"error": "err", "warning": "warning", "info": "info", "debug": "debug", "raw": "info"}
 
 
+class EventCounts:
+    """How often what happened, since llamad started."""
+
+    def __init__(self) -> None:
+        self.names: Counter[str] = Counter()
+        self.deaths: Counter[str] = Counter()
+        self.restarts: Counter[str] = Counter()
+        self._last_death = "unknown"
+
+    def told(self, name: str, death: str) -> None:
+        """One event; `death` is the cause in one word, of `child-exited`."""
+        self.names[name] += 1
+        if name == "child-exited":
+            self._last_death = death or "unknown"
+            self.deaths[self._last_death] += 1
+        elif name == "restarting":
+            self.restarts[self._last_death] += 1
+
+
 class DaemonReporter:
     """The one that `llamad serve` uses."""
 
@@ -23,15 +43,21 @@ class DaemonReporter:
         self._journal = journal
         self._notifier = notifier
         self._status = status
+        self.counts = EventCounts()
         self._was_ready = False
         self.on_state: Callable[[str], None] = lambda _state: None
+        self.on_death: Callable[[str, str], None] = lambda _cause, _text: None
+        """Hears of each death of a llama-server: the name of its cause, and the cause in words."""
 
-    def event(self, name: str, message: str, **fields: str) -> None:
+    def event(self, name: str, message: str, priority: str | None = None, **fields: str) -> None:
         kind = EVENTS[name]
+        if name == "child-exited":
+            self.on_death(fields.get("DEATH", ""), fields.get("CAUSE", ""))
+        self.counts.told(name, fields.get("DEATH", ""))
         given = {key: fields.get(key) or "-" for key in {*kind.fields, *fields}}
         self._journal.record(
             message,
-            kind.priority,
+            priority or kind.priority,
             "llamad",
             MESSAGE_ID=CAUSE_IDS.get(fields.get("DEATH", ""), kind.message_id),
             LLAMAD_EVENT=name,

@@ -16,7 +16,6 @@ from llamad.hardware.device import Device
 from llamad.hardware.host import host_memory, process_bytes
 from llamad.ledger.booking import Booking
 from llamad.service.desk import Desk, place_of
-from llamad.service.paths import Paths
 from llamad.service.planner import SECOND_SOCKET_NAME, SOCKET_NAME, Made, PlanMaker, launch_of
 from llamad.service.records import LeaseRecorder
 from llamad.service.reporter import DaemonReporter
@@ -45,10 +44,9 @@ def returning_devices(maker: PlanMaker, booking: Booking, running: Launch) -> li
 class SecondServer:
     """The lease of a second llama-server, while there is one."""
 
-    def __init__(self, booking: Booking, paths: Paths, reporter: DaemonReporter) -> None:
+    def __init__(self, booking: Booking, reporter: DaemonReporter) -> None:
         """`booking` is that of the one that serves."""
         self._main = booking
-        self._paths = paths
         self._reporter = reporter
         self._booking: Booking | None = None
         self._recorder: LeaseRecorder | None = None
@@ -103,7 +101,7 @@ class SecondServer:
     def spawned(self, pid: int, observed: Callable[[], Observed]) -> None:
         """It loads. On the loop."""
         assert self._booking is not None and self._launch is not None
-        self._recorder = LeaseRecorder(self._booking, self._reporter, self._paths.state)
+        self._recorder = LeaseRecorder(self._booking, self._reporter)
         self._recorder.spawned(pid, self._launch.plan, observed)
 
     def adopted(self, pid: int) -> Launch:

@@ -105,8 +105,9 @@ class Start:
 
     @cached_property
     def keys(self) -> KeySet:
-        """Its API keys."""
-        return read_keys(self.loaded, self.paths.credential(self.name))
+        """Its API keys, and those of the admin."""
+        paths, name = self.paths, self.name
+        return read_keys(self.loaded, paths.credential(name), paths.credential(name, "admin-key"))
 
     @cached_property
     def listening(self) -> Listening:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import stat
 import time
 from pathlib import Path
 
 from llamad.service.paths import RUNTIME_ROOT
+from llamad.store import read_regular
 from llamad.supervision.launch import Launch
 from llamad.units import mib
 
@@ -34,10 +34,16 @@ class StatusFile:
 
     def serving(self, launch: Launch) -> None:
         """Put in what is served."""
-        plan = launch.plan
+        plan, following = launch.plan, launch.plan.next_context
         self.update(
             model=plan.model,
             context_tokens=plan.context_tokens,
+            context_trained_tokens=plan.context_train_tokens,
+            next_context=following and {
+                "context_tokens": following.context_tokens,
+                "device": following.device,
+                "missing_mib": mib(following.missing_bytes),
+            },
             slots=plan.slots,
             layers=plan.layers,
             layers_total=plan.layers_total,
@@ -46,6 +52,7 @@ class StatusFile:
             devices=[
                 {
                     "name": device.name,
+                    "uuid": device.uuid,
                     "buffers_mib": mib(device.parts.buffers_bytes),
                     "planned_mib": mib(device.parts.total_bytes),
                     "free_at_start_mib": mib(device.free_bytes),
@@ -77,14 +84,7 @@ class StatusFile:
 def read_status(name: str, root: Path = RUNTIME_ROOT) -> dict[str, object] | None:
     """What the model's daemon wrote last; None where none runs. Garbage, of any kind, reads as None."""
     try:
-        content = json.loads(_read(root / name / STATUS_NAME))
+        content = json.loads(read_regular(root / name / STATUS_NAME, _LIMIT_BYTES))
     except (OSError, ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None
-
-
-def _read(path: Path) -> bytes:
-    """The file's beginning. Root reads what another user wrote: a pipe in its place must not hold root up."""
-    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
-    with open(fd, "rb") as file:
-        return file.read(_LIMIT_BYTES) if stat.S_ISREG(os.fstat(fd).st_mode) else b""

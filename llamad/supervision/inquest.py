@@ -13,8 +13,9 @@ from llamad.supervision.cause import Death, classify
 from llamad.supervision.causes import Cause, Policy
 from llamad.supervision.host import address_space_limited
 from llamad.supervision.intake import Intake
+from llamad.supervision.launch import Seams
 from llamad.supervision.step_down import Failure, failure_of
-from llamad.supervision.words import device_names
+from llamad.supervision.words import device_names, exit_words
 
 
 def inquest(
@@ -50,6 +51,33 @@ def inquest(
         final = Policy.GIVE_UP
         return Cause(cause.name, str(condemned), condemned.fix, final, condemned.exit_code), None
     return cause, None
+
+
+def told_inquest(
+    seams: Seams,
+    returncode: int,
+    intake: Intake,
+    plan: Plan,
+    killed_because: str,
+    condemned: LlamadError | None,
+    *,
+    warming: bool,
+    kills: int,
+) -> Cause:
+    """The cause of a death as of `inquest`, told to the journal, to the streams that it cut, and to the planner where
+    memory was short.
+    """
+    cause, failure = inquest(
+        returncode, intake, plan, killed_because, condemned, warming=warming, kills=kills
+    )
+    seams.reporter.event(
+        "child-exited", f"llama-server ended ({exit_words(returncode)}): {cause.text}",
+        CAUSE=cause.text, FIX=cause.fix or "see its last lines", DEATH=cause.name,
+    )  # fmt: skip
+    seams.front.explain(cause.name, cause.text)
+    if failure:
+        seams.planner.failed(failure)
+    return cause
 
 
 def _failure(cause: Cause, death: Death, plan: Plan, intake: Intake) -> Failure:

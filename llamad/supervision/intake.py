@@ -10,11 +10,11 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from llamad.engine.log import LineSplitter, LoadObserver, LogLine, Sign, parse_line
+from llamad.engine.log import LineSplitter, LoadObserver, LogLine, Sign, parse_line, shortened, telling_lines
 from llamad.errors import BusyError
 from llamad.supervision.launch import Reporter
+from llamad.supervision.ring import Ring
 
-RING_LINES = 200
 TELLING_LINES = 100
 KINDS_OF_LINES = 300
 """A load prints some dozens."""
@@ -42,7 +42,7 @@ class Intake:
         self._reporter = reporter
         self._records_on_stdout = False
         self._kinds: set[str] = set()
-        self._ring: deque[str] = deque(maxlen=RING_LINES)
+        self._ring = Ring()
         self._first_telling: list[str] = []
         self._last_telling: deque[str] = deque(maxlen=TELLING_LINES)
         self._splitters = {1: LineSplitter(), 2: LineSplitter()}
@@ -57,6 +57,8 @@ class Intake:
     def feed(self, stream: int, data: bytes) -> None:
         """Bytes of stdout (1) or stderr (2); b"" ends the stream."""
         splitter = self._splitters[stream]
+        if data and self.quiet and stream == 1 and self._records_on_stdout and self._is_dull(splitter, data):
+            return
         for raw in splitter.feed(data) if data else splitter.flush():
             line = parse_line(raw, may_be_json=stream == 1 or not self._records_on_stdout)
             if stream == 1 and not self._records_on_stdout:
@@ -67,7 +69,31 @@ class Intake:
 
     def recent(self) -> list[str]:
         """The last lines, oldest first."""
-        return list(self._ring)
+        return self._ring.texts()
+
+    def _is_dull(self, splitter: LineSplitter, data: bytes) -> bool:
+        """Take in what a child says that serves, where it is all records: looking only at the lines that tell. The
+        others are remembered as they are."""
+        block = splitter.whole_lines(data)
+        if block is None:
+            return False
+        telling = telling_lines(block) if block else []
+        if telling is None:
+            for raw in block.removesuffix(b"\n").split(b"\n"):
+                self._line(parse_line(shortened(raw)))
+            return True
+        start = 0
+        for place in telling:
+            end = block.find(b"\n", place)
+            self._remember(block[start:place])
+            self._line(parse_line(shortened(block[place:end])))
+            start = end + 1
+        self._remember(block[start:])
+        return True
+
+    def _remember(self, block: bytes) -> None:
+        self.line_count += block.count(b"\n")
+        self._ring.block(block)
 
     def evidence(self) -> list[str]:
         """What may tell why the child ends, oldest first: the first lines above information, and the last."""
@@ -89,7 +115,7 @@ class Intake:
 
     def _line(self, line: LogLine) -> None:
         self.line_count += 1
-        self._ring.append(line.text)
+        self._ring.line(line.text)
         if line.level in _LOUD:
             few = not self.quiet and len(self._first_telling) < TELLING_LINES
             (self._first_telling if few else self._last_telling).append(line.text)
@@ -130,3 +156,4 @@ class Intake:
         if self._suppressed:
             count, self._suppressed = self._suppressed, 0
             self._reporter.event("lines-suppressed", f"{count} lines of llama-server were not passed on")
+

@@ -13,6 +13,8 @@ class Jobs:
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[None]] = set()
+        self._detached: set[asyncio.Task[None]] = set()
+        """The event loop itself keeps no task alive."""
 
     def start(self, work: Coroutine[None, None, None]) -> None:
         """Run this until it ends or the state does."""
@@ -21,6 +23,7 @@ class Jobs:
     def detach(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         """Run this whatever the states do."""
         task = asyncio.create_task(work)
+        self._detached.add(task)
         task.add_done_callback(self._done)
         return task
 
@@ -32,5 +35,6 @@ class Jobs:
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
+        self._detached.discard(task)
         if not task.cancelled() and (error := task.exception()):
             raise error

@@ -13,6 +13,7 @@ from llamad.planning.plan import Plan
 
 if TYPE_CHECKING:
     from llamad.engine.log import Observed  # its patterns are for who reads a log
+    from llamad.supervision.growth import Offer
     from llamad.supervision.step_down import Failure
 
 
@@ -37,6 +38,8 @@ class Launch:
     """What a lesson from it is about: model, engine, drivers and flags."""
     stepped_from: int = 0
     """The context of the plan before, where lack of memory made this one smaller; 0 where it did not."""
+    grown_from: int = 0
+    """The context of the plan before, where this one is larger because memory came back; 0 where it is not."""
     engine_key: str = ""
     """The identity of the engine's files that were there when this was planned."""
     engine_words: str = ""
@@ -58,11 +61,14 @@ class Launch:
 class Planner(Protocol):
     """Makes launches."""
 
-    async def plan(self, loaded: Loaded, previous: Launch | None) -> Launch:
+    async def plan(
+        self, loaded: Loaded, previous: Launch | None, most_tokens: int | None = None
+    ) -> Launch:
         """A launch for this definition, for the memory that is free now (or when `previous`'s is back).
 
-        `previous` is the launch whose child just ended; None where there was none. Raises LlamadError; MustWait
-        where others have the memory or come first.
+        `previous` is the launch whose child just ended; None where there was none. `most_tokens`: the context must
+        not be larger; None: as much as there is now, also where `previous` had less, whose plan comes again if a
+        larger one cannot be had after all. Raises LlamadError; MustWait where others have the memory or come first.
         """
         ...
 
@@ -116,6 +122,13 @@ class Planner(Protocol):
         """What the driver shows free now, by the plan's devices; {} where it does not tell within milliseconds."""
         ...
 
+    async def look(self, launch: Launch, *, used: bool, grows: bool) -> Offer | None:
+        """Look at the devices while this launch serves: note what its child holds now, `used` if it has answered
+        somebody; and, where it `grows`, say what a plan made now would give. None where that cannot be told without
+        taking memory, or others wait for theirs.
+        """
+        ...
+
     async def check(self, loaded: Loaded, running: Launch) -> None:
         """Raise LlamadError if no plan would be possible once `running`'s memory is back."""
         ...
@@ -158,6 +171,10 @@ class Front(Protocol):
 
     def open(self, launch: Launch) -> None:
         """Requests go to this child."""
+        ...
+
+    def quiet_s(self) -> float:
+        """Seconds since the last request was answered; 0 while there is one, with the child or held."""
         ...
 
     def at_work(self) -> int:

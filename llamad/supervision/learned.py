@@ -18,7 +18,9 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llamad.config.definition import Definition
+from llamad.engine.arguments import those_for_devices
 from llamad.planning.plan import Parts, Plan
+from llamad.store import read_regular
 from llamad.units import MIB, format_bytes
 
 if TYPE_CHECKING:
@@ -28,6 +30,9 @@ FILE_NAME = "learned.toml"
 FORMAT = 1
 _LIMIT_BYTES = 1 << 20
 _KEEP_EVENTS = 50
+LEAST_OVERHEAD_BYTES = 64 * MIB
+MOST_OVERHEAD_BYTES = 4 << 30
+"""A driver's context takes 180 to 605 MiB of the cards that figures are known of."""
 _NOTHING: Mapping[str, int] = MappingProxyType({})
 _NOT_IN_THE_KEY = frozenset({"context", "context_min", "memory"})
 
@@ -38,6 +43,26 @@ class Load(NamedTuple):
     device: str
     planned: Parts
     real: Parts
+
+
+class Measured(NamedTuple):
+    """What the driver showed beyond the buffers of the log: its own context, libraries, and what grew with use."""
+
+    device: str
+    """Its UUID."""
+    loaded_bytes: int
+    """When it had become ready: the most of all loads."""
+    peak_bytes: int
+    """The most ever."""
+    ubatch_tokens: int
+    """The micro-batch that it worked with."""
+    used: bool = False
+    """Whether it has served people for long enough that it grows no more."""
+
+    @property
+    def grown_bytes(self) -> int:
+        """What came after the load."""
+        return self.peak_bytes - self.loaded_bytes
 
 
 class Learned(NamedTuple):
@@ -54,6 +79,38 @@ class Learned(NamedTuple):
     loads: tuple[Load, ...] = ()
     host: Parts = Parts()
     events: tuple[Mapping[str, Any], ...] = ()
+    measured: tuple[Measured, ...] = ()
+
+    def with_measured(self, seen: Measured, *, ready: bool = False) -> Learned:
+        """One more look at what a device shows beyond the buffers; the same object where that is no news.
+
+        `ready`: the first look of a load. Peaks only rise; a larger micro-batch is measured anew. What no driver
+        context can be is not believed: some drivers tell half of what a process holds.
+        """
+        if not LEAST_OVERHEAD_BYTES <= seen.peak_bytes <= MOST_OVERHEAD_BYTES:
+            return self
+        others = tuple(one for one in self.measured if one.device != seen.device)
+        before = next((one for one in self.measured if one.device == seen.device), None)
+        if before is None or before.ubatch_tokens < seen.ubatch_tokens:
+            return self._replace(measured=(*others, seen))
+        after = before._replace(
+            loaded_bytes=max(before.loaded_bytes, seen.loaded_bytes) if ready else before.loaded_bytes,
+            peak_bytes=max(before.peak_bytes, seen.peak_bytes),
+            used=before.used or seen.used,
+        )
+        moved = after.peak_bytes - before.peak_bytes + after.loaded_bytes - before.loaded_bytes
+        return self if moved < MIB and after.used == before.used else self._replace(measured=(*others, after))
+
+    def overheads(self, ubatch_tokens: int) -> dict[str, int]:
+        """Bytes by UUID that devices really need beyond the buffers, for a micro-batch of at most so many tokens.
+
+        Only of a llama-server that has been in use: before that the defaults are safer.
+        """
+        return {
+            one.device: one.peak_bytes
+            for one in self.measured
+            if one.used and one.ubatch_tokens >= ubatch_tokens
+        }
 
     def with_step(self, step: Step, at_s: float) -> Learned:
         """One more out-of-memory event and its correction."""
@@ -65,6 +122,11 @@ class Learned(NamedTuple):
         if step.room_bytes is not None:
             return told._replace(rooms={**self.rooms, step.key: step.room_bytes})
         return told._replace(corrections={**self.corrections, step.key: step.correction_bytes})
+
+    def with_outcome(self, context_tokens: int) -> Learned:
+        """What the last out-of-memory event led to."""
+        *before, last = self.events or ({},)
+        return self._replace(events=(*before, {**last, "stepped_to_tokens": context_tokens})) if last else self
 
     def reserved(self, free: Iterable[tuple[str, str, int]]) -> dict[str, int]:
         """Bytes to leave out by device name. `free` has name, UUID and free bytes of each device."""
@@ -78,7 +140,7 @@ class Learned(NamedTuple):
 
     def asked(self, plan: Plan, args: Iterable[str]) -> tuple[dict[str, Parts], Parts] | None:
         """What this very plan really took last time, by device, and on the host; None where it is another plan."""
-        if not self.loads or self.context_tokens != plan.context_tokens or self.args_digest != digest(args):
+        if not self.loads or self.context_tokens != plan.context_tokens or self.args_digest != args_digest(args):
             return None
         real = {load.device: load.real for load in self.loads}
         return (real, self.host) if set(real) == {device.name for device in plan.devices} else None
@@ -97,6 +159,11 @@ def digest(words: Iterable[str]) -> str:
     return hashlib.sha256("\0".join(words).encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
 
+def args_digest(args: Iterable[str]) -> str:
+    """A short hash of the arguments that decide what llama-server allocates."""
+    return digest(those_for_devices(list(args)))
+
+
 def key_of(fingerprint: str, engine: str, drivers: Iterable[str], definition: Definition) -> str:
     """What a lesson is about. Another model, LoRA, engine or backend library, driver or flag is another key.
 
@@ -110,6 +177,10 @@ def key_of(fingerprint: str, engine: str, drivers: Iterable[str], definition: De
     return digest(
         [fingerprint, engine, *sorted(drivers), *flags, *environment, *definition.server.extra_args]
     )
+
+
+class DamagedError(Exception):
+    """What the file holds is nothing that was learned."""
 
 
 class LearnedFile:
@@ -127,19 +198,24 @@ class LearnedFile:
     def load(self, key: str) -> Learned:
         """What is known under this key; nothing where there is no file, no usable one, or one of another key."""
         try:
-            with self._path.open("rb") as file:
-                data = file.read(_LIMIT_BYTES + 1)
+            found = self.read()
         except FileNotFoundError:
             return Learned(key)
         except OSError as error:
             self._tell(f"What was learned cannot be read: {error}")
             return Learned(key)
-        try:
-            found = _from_toml(data)
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        except DamagedError as error:
             self._set_aside(error)
             return Learned(key)
         return found if found.key == key else Learned(key)
+
+    def read(self) -> Learned:
+        """All that the file says, whatever its key is. Raises OSError, DamagedError."""
+        data = read_regular(self._path, _LIMIT_BYTES + 1)
+        try:
+            return _from_toml(data)
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise DamagedError(error) from error
 
     def save(self, learned: Learned) -> bool:
         """Replace the file in one step. False, and a warning, where that was not possible."""
@@ -200,6 +276,11 @@ def _parts(row: Mapping[str, Any]) -> Parts:
     return Parts(*(_count(row[name]) for name in ("weights", "context", "compute")))
 
 
+def _measured(row: Mapping[str, Any]) -> Measured:
+    loaded, peak, ubatch = (_count(row[name]) for name in ("loaded_bytes", "peak_bytes", "ubatch_tokens"))
+    return Measured(str(row["device"]), loaded, peak, ubatch, used=row["used"] is True)
+
+
 def _count(value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 50:
         raise ValueError(f"{value!r} is no number of bytes")
@@ -219,6 +300,7 @@ def _to_toml(learned: Learned) -> dict[str, Any]:
             {"device": one.device, "planned": _parts_row(one.planned), "real": _parts_row(one.real)}
             for one in learned.loads
         ],
+        "measured": [one._asdict() for one in learned.measured],
         "event": [dict(event) for event in learned.events],
     }
 
@@ -242,4 +324,5 @@ def _from_toml(data: bytes) -> Learned:
         ),
         host=_parts(raw["host"]),
         events=tuple(dict(row) for row in raw["event"]),
+        measured=tuple(_measured(row) for row in raw.get("measured", ())),
     )

@@ -10,8 +10,8 @@ from llamad.engine.proof import compare
 from llamad.errors import ChildError, DeviceError, LlamadError
 from llamad.supervision.child import Child
 from llamad.supervision.intake import Intake
-from llamad.supervision.launch import Launch, Seams
-from llamad.supervision.words import device_names
+from llamad.supervision.launch import Launch, Reporter, Seams
+from llamad.supervision.words import device_names, place_text
 
 FIRST_POLL_S = 0.02
 POLL_S = 0.5
@@ -47,6 +47,14 @@ class Growth:
         self._lines = max(lines, self._lines)
         self._figures = figures or self._figures
         return True
+
+
+def tell_loading(launch: Launch, reporter: Reporter) -> None:
+    """The record of a llama-server that was started."""
+    reporter.event(
+        "loading", f"Loading {launch.definition.model} on {place_text(launch.plan)}",
+        DEVICE=device_names(launch.plan),
+    )  # fmt: skip
 
 
 async def watch_load(child: Child, intake: Intake, launch: Launch, seams: Seams, clock: Clock) -> None:

@@ -25,7 +25,7 @@ class State(StrEnum):
     SWAPPING = "swapping"
     """Towards a new definition: requests in flight are finished, new ones held."""
     REPLACING = "replacing"
-    """The old child is being stopped for a new definition."""
+    """The old child is being stopped for a new definition, or for a larger plan."""
     CONDEMNED = "condemned"
     """The child runs but must not be used: wrong placement, stalled, failed warm-up, hung."""
     STOPPING = "stopping"
@@ -91,6 +91,8 @@ class Event(StrEnum):
     STOP = "stop"
     UNKILLABLE = "unkillable"
     STABLE = "stable"
+    GROW = "grow"
+    """A larger plan has been possible for long, and no request is in work."""
 
 
 class Effect(StrEnum):
@@ -162,6 +164,7 @@ TRANSITIONS: dict[tuple[State, Event], Row] = {
     (_S.READY, _E.DOOMED): (_S.FAILED, (_F.GIVE_UP,)),
     (_S.READY, _E.RELOAD): (_S.SWAPPING, (_F.HOLD, _F.DRAIN)),
     (_S.READY, _E.STABLE): (_S.READY, (_F.FORGIVE,)),
+    (_S.READY, _E.GROW): (_S.REPLACING, (_F.HOLD, _F.STOP_CHILD)),
     (_S.READY, _E.STOP): (_S.DRAINING, (_F.DRAIN,)),
     (_S.READY, _E.RELIEVE): (_S.RELIEVING, (_F.BRING_UP, _F.WATCH)),
     (_S.RELIEVING, _E.RELIEVED): (_S.RETIRING, (_F.ADOPT, _F.WATCH)),
@@ -225,7 +228,7 @@ IGNORED: frozenset[tuple[State, Event]] = frozenset(
 _OF_AN_ATTEMPT = frozenset(
     {Event.PLANNED, Event.QUEUED, Event.TURN, Event.REFUSED, Event.LOADED, Event.CONDEMN, Event.WARMED,
      Event.DRAINED, Event.TIMER, Event.STABLE, Event.UNKILLABLE, Event.REVERT, Event.RELIEVE, Event.RELIEVED,
-     Event.UNRELIEVED, Event.RETIRED, Event.PARKED}
+     Event.UNRELIEVED, Event.RETIRED, Event.PARKED, Event.GROW}
 )  # fmt: skip
 
 

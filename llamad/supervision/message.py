@@ -5,6 +5,7 @@ from __future__ import annotations
 from llamad.errors import LlamadError
 from llamad.frozen import dataclass
 from llamad.supervision.causes import Cause
+from llamad.supervision.growth import Offer
 from llamad.supervision.launch import Launch
 from llamad.supervision.machine import Event
 
@@ -19,3 +20,4 @@ class Message:
     launch: Launch | None = None
     error: LlamadError | None = None
     cause: Cause | None = None
+    offer: Offer | None = None

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
+from llamad.config.definition import Limits
 from llamad.config.loaded import Loaded
 from llamad.errors import ChildError, LlamadError
-from llamad.supervision.launch import Reporter
+from llamad.supervision.launch import Reporter, Seams
 
 
 class Reverted(ChildError):
@@ -55,3 +56,14 @@ class Reload:
             self._outcome.exception()  # looked at here: the waiter may be gone
         else:
             self._outcome.set_result(None)
+
+
+async def drain(seams: Seams, limits: Limits, *, farewell: bool) -> None:
+    """Return when no request is in flight, `limits.drain_s` at the latest; what is left is cut. With `farewell`,
+    clients are let go for good.
+    """
+    seams.reporter.extend(limits.drain_s + 2 * limits.stop_s + 30.0)
+    if farewell:
+        await seams.front.farewell(limits.drain_s)
+    elif await seams.front.drain(limits.drain_s):
+        seams.front.cut("reload", f"the request ran longer than drain_s ({limits.drain_s:g} s)")

@@ -25,6 +25,7 @@ from llamad.supervision.hang import stuck_error, tell_stuck
 from llamad.supervision.host import oom_kills
 from llamad.supervision.intake import Intake
 from llamad.supervision.launch import Launch, Seams, tail
+from llamad.supervision.loading import tell_loading
 from llamad.supervision.machine import Effect, Event, State, may, step
 from llamad.supervision.message import Message
 from llamad.supervision.relief import NoRoomAfterAll, Relief, Second
@@ -51,9 +52,8 @@ class Supervisor(Tending):
         parks: bool = False,
         jitter: Callable[[], float] = random.random,
     ) -> None:
-        super().__init__(loaded, seams, clock)
-        self._spawner = spawner
-        self._exit_on_failure, self._jitter = exit_on_failure, jitter
+        super().__init__(loaded, seams, clock, jitter)
+        self._spawner, self._exit_on_failure = spawner, exit_on_failure
         self._parking = Parking(jitter) if parks else None
         self._backoff = Backoff(loaded.definition.limits.restarts, jitter)
         self._reload = Reload()
@@ -63,8 +63,7 @@ class Supervisor(Tending):
         self._last_cause: Cause | None = None
         self._exit: ExitCode | None = None
         self._failure: ExitCode = ExitCode.OK
-        self._failure_text = ""
-        self._queued_text = ""
+        self._failure_text = self._waiting_text = ""
         self._remarks: dict[str, str] = {}
         self.restarts = 0
 
@@ -130,9 +129,8 @@ class Supervisor(Tending):
 
     def status_text(self) -> str:
         """The one line of `systemctl status`."""
-        plan, stepped_from = (self.launch.plan, self.launch.stepped_from) if self.launch else (None, 0)
-        text = self._queued_text if self.state is State.WAITING else self._failure_text
-        return words.status_words(self.state, plan, stepped_from, text, self._last_cause, self._remarks.values())
+        text = self._failure_text if self.state in (State.FAILED, State.STUCK) else self._waiting_text
+        return words.status_words(self.state, self.launch, text, self._last_cause, self._remarks.values())
 
     def remark(self, topic: str, text: str) -> None:
         """Add this to the status of a child that serves, in place of what was said of the topic; "" takes it back."""
@@ -177,9 +175,11 @@ class Supervisor(Tending):
             message = Message(Event.REVERT)
         if self._is_parked(message):
             message = replace(message, event=Event.PARKED)
+        if message.offer and not self._takes(message.offer):
+            return
         before = self.state
         self.state, effects = step(before, message.event)
-        if self.state is not before or set(effects) - {Effect.FORGIVE}:
+        if self.state is not before or set(effects) - {Effect.FORGIVE}:  # what a stable child is watched for goes on
             self._jobs.cancel()
             self._epoch += 1
         self._take_facts(message)
@@ -189,8 +189,10 @@ class Supervisor(Tending):
             self._announce()
 
     def _take_facts(self, message: Message) -> None:
+        self._growth.note(message.event)
         if message.launch:
             self.launch = message.launch
+            self._growth.planned(self.launch.plan.context_tokens)
         if message.cause and message.cause.name != "stopped":
             self._last_cause = message.cause
 
@@ -215,7 +217,7 @@ class Supervisor(Tending):
             case Effect.PLAN:
                 self._jobs.start(self._plan(self._epoch))
             case Effect.AWAIT_TURN:
-                self._queued_text = str(message.error)
+                self._waiting_text = str(message.error)
                 self._announce()
                 self._jobs.start(self._await_turn(self._epoch))
             case Effect.AWAIT_DEVICE:
@@ -259,13 +261,13 @@ class Supervisor(Tending):
     async def _plan(self, epoch: int) -> None:
         await self._second.is_gone()
         try:
-            launch = await self._seams.planner.plan(self.loaded, self.launch)
+            launch = await self._seams.planner.plan(self.loaded, self.launch, self._growth.most_tokens)
         except MustWait as wait:
             self._post(Message(Event.QUEUED, epoch, error=wait))
         except LlamadError as error:
             self._post(Message(Event.REFUSED, epoch, error=error))
         else:
-            self._queued_text = ""
+            self._waiting_text = ""
             self._post(Message(Event.PLANNED, epoch, launch=launch))
 
     async def _await_turn(self, epoch: int) -> None:
@@ -274,7 +276,7 @@ class Supervisor(Tending):
 
     async def _await_device(self, epoch: int, why: LlamadError | Cause | None) -> None:
         assert self._parking is not None and why is not None
-        self._queued_text = self._parking.begin(why, self._seams.reporter)
+        self._waiting_text = self._parking.begin(why, self._seams.reporter)
         self._reload.settle(as_error(why))
         self._announce()
         await self._clock.sleep(self._parking.next_delay_s())
@@ -293,10 +295,7 @@ class Supervisor(Tending):
             return
         intake.pid = child.pid
         self._seams.planner.spawned(child.pid, intake.observer.observed)
-        self._seams.reporter.event(
-            "loading", f"Loading {launch.definition.model} on {words.place_text(launch.plan)}",
-            DEVICE=words.device_names(launch.plan),
-        )  # fmt: skip
+        tell_loading(launch, self._seams.reporter)
         self._jobs.detach(self._watch_exit(child, intake, kills_before))
         self._jobs.start(self._watch_load(self._epoch, child, intake, launch))
 
@@ -312,26 +311,18 @@ class Supervisor(Tending):
             self._post(Message(Event.DIED, cause=CAUSES["stopped"]))
             return
         assert self.launch is not None
-        from llamad.supervision.inquest import inquest
+        from llamad.supervision.inquest import told_inquest
 
-        cause, failure = inquest(
-            returncode, intake, self.launch.plan, self._killed_because, self._condemned,
+        self._died(told_inquest(
+            self._seams, returncode, intake, self.launch.plan, self._killed_because, self._condemned,
             warming=self._warming, kills=oom_kills() - kills_before,
-        )  # fmt: skip
-        self._seams.reporter.event(
-            "child-exited", f"llama-server ended ({words.exit_words(returncode)}): {cause.text}",
-            CAUSE=cause.text, FIX=cause.fix or "see its last lines", DEATH=cause.name,
-        )  # fmt: skip
-        self._seams.front.explain(cause.name, cause.text)
-        if failure:
-            self._seams.planner.failed(failure)
-        self._died(cause)
+        ))  # fmt: skip
 
     def _died(self, cause: Cause) -> None:
-        if cause.policy is Policy.STEP_DOWN:
-            self._shortages += 1
-        stepping = cause.policy is Policy.STEP_DOWN and self._shortages <= MOST_SHORTAGES
-        final = cause.final or not (stepping or self._backoff.may_retry())
+        short = cause.policy is Policy.STEP_DOWN
+        self._shortages += short
+        may_retry = (short and self._shortages <= MOST_SHORTAGES) or self._backoff.may_retry()
+        final = not self._growth.died(short=short) and (cause.final or not may_retry)
         self._post(Message(Event.DOOMED if final else Event.DIED, cause=cause))
 
     def _open(self) -> None:
@@ -345,6 +336,7 @@ class Supervisor(Tending):
         self._seams.planner.proved(launch, intake.observer.observed())
         self._ready_at_s = self._clock.monotonic()
         self._backoff.ready_at(self._ready_at_s)
+        self._growth.serves(launch.plan.context_tokens)
         self._failure = ExitCode.OK
         self._parking = Parking(self._jitter) if self._parking else None
         self._seams.front.open(launch)
@@ -374,6 +366,8 @@ class Supervisor(Tending):
         self._child, self._intake, self._batch_s = relief.child, relief.intake, relief.batch_s
         self._killed_because, self._condemned, self.launch = "", None, relief.launch
         self.adopt(relief.launch.loaded)
+        self._growth.note(Event.RELOAD)  # for another definition another context
+        self._growth.planned(relief.launch.plan.context_tokens)
         self._jobs.detach(self._watch_exit(relief.child, relief.intake, relief.kills_before))
         self._seams.planner.adopted(relief.child.pid)
         self._serve(relief.launch, relief.intake)
@@ -386,6 +380,7 @@ class Supervisor(Tending):
             self._reload.settle(message.error)
         elif message.event is not Event.RELOAD:
             self.loaded = relief.launch.loaded
+            self._growth.note(Event.RELOAD)
 
     # -- the end of a child -------------------------------------------------------------------------------
 

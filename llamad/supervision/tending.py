@@ -6,32 +6,38 @@ What is seen is posted as an event; what follows of it the table says, and `supe
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from llamad.clock import Clock
 from llamad.config.loaded import Loaded
 from llamad.errors import LlamadError
 from llamad.supervision.causes import CAUSES
 from llamad.supervision.child import Child
+from llamad.supervision.growth import Growth, Offer
 from llamad.supervision.hang import Hung, watch_hang
 from llamad.supervision.intake import Intake
 from llamad.supervision.jobs import Jobs
 from llamad.supervision.launch import Launch, Seams
 from llamad.supervision.loading import NotUsable, take_over_prompts, warm_up, watch_load
-from llamad.supervision.machine import Event, State
+from llamad.supervision.lookout import tell_growth, watch_memory
+from llamad.supervision.machine import Event, State, may
 from llamad.supervision.message import Message
 from llamad.supervision.prepared import prepare
 from llamad.supervision.relief import end_child
+from llamad.supervision.reload import drain
 
 
 class Tending:
     """The child, its launch and its log, and the events that it makes. For `Supervisor` alone."""
 
-    def __init__(self, loaded: Loaded, seams: Seams, clock: Clock) -> None:
+    def __init__(self, loaded: Loaded, seams: Seams, clock: Clock, jitter: Callable[[], float]) -> None:
         self.state = State.STOPPED
         self.loaded = loaded
         self.launch: Launch | None = None
         self._seams = seams
         self._clock = clock
+        self._jitter = jitter
+        self._growth = Growth()
         self._queue: asyncio.Queue[Message] = asyncio.Queue()
         self._epoch = 0
         self._jobs = Jobs()
@@ -41,6 +47,7 @@ class Tending:
         self._condemned: LlamadError | None = None
         self._warming = False
         self._batch_s = 0.0
+        self._waiting_text = ""
 
     def _post(self, message: Message) -> None:
         self._queue.put_nowait(message)
@@ -73,7 +80,24 @@ class Tending:
         self._jobs.start(prepare(self._clock))
         if self._child and self._intake and self.launch:
             self._jobs.start(self._watch_hang(self._epoch, self._child, self._intake, self.launch))
+            self._jobs.start(self._watch_memory(self._epoch, self.launch))
         self._jobs.start(self._become_stable(self._epoch))
+
+    async def _watch_memory(self, epoch: int, launch: Launch) -> None:
+        if offer := await watch_memory(launch, self._seams, self._clock, self._growth, self._jitter):
+            self._post(Message(Event.GROW, epoch, offer=offer))
+
+    def _takes(self, offer: Offer) -> bool:
+        """Take a larger plan, unless a request has come since it was offered: then the watch goes on."""
+        if not may(Event.GROW, self.state):
+            return False
+        assert self.launch is not None
+        if self._seams.front.quiet_s() <= 0:
+            self._jobs.start(self._watch_memory(self._epoch, self.launch))
+            return False
+        self._growth.takes(offer)
+        self._waiting_text = tell_growth(self.launch.plan, offer, self._seams.reporter)
+        return True
 
     async def _watch_hang(self, epoch: int, child: Child, intake: Intake, launch: Launch) -> None:
         batch_s = self._batch_s * launch.plan.batch_tokens / launch.warm_up_tokens
@@ -90,12 +114,7 @@ class Tending:
         self._post(Message(Event.STABLE, epoch))
 
     async def _drain(self, epoch: int) -> None:
-        front, limits = self._seams.front, self.loaded.definition.limits
-        self._seams.reporter.extend(limits.drain_s + 2 * limits.stop_s + 30.0)
-        if self.state is State.DRAINING:
-            await front.farewell(limits.drain_s)
-        elif await front.drain(limits.drain_s):
-            front.cut("reload", f"the request ran longer than drain_s ({limits.drain_s:g} s)")
+        await drain(self._seams, self.loaded.definition.limits, farewell=self.state is State.DRAINING)
         self._post(Message(Event.DRAINED, epoch))
 
     def _stop_child(self) -> None:

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 
 from llamad.errors import ExitCode
 from llamad.planning.plan import Plan
-from llamad.units import GIB, listed
+from llamad.units import GIB, format_bytes, listed
 
 if TYPE_CHECKING:
     from llamad.supervision.causes import Cause
+    from llamad.supervision.growth import Offer
+    from llamad.supervision.launch import Launch
     from llamad.supervision.machine import State
 
 
@@ -20,25 +22,20 @@ def device_names(plan: Plan) -> str:
 
 
 def status_words(
-    state: State,
-    plan: Plan | None,
-    stepped_from: int,
-    text: str,
-    cause: Cause | None,
-    remarks: Iterable[str] = (),
+    state: State, launch: Launch | None, text: str, cause: Cause | None, remarks: Iterable[str] = ()
 ) -> str:
-    """The one line of `systemctl status`. `text`: what a waiting model waits for, or why one has failed or is stuck;
-    `remarks`: what an admin should know of one that serves.
+    """The one line of `systemctl status`. `text`: what a waiting model waits for, what one is replaced for, or why one
+    has failed or is stuck; `remarks`: what an admin should know of one that serves.
     """
     from llamad.supervision.machine import State  # a start needs other words than these
 
-    if state.serves and plan:
-        return "; ".join(filter(None, (ready_text(plan), *remarks)))
-    if state in (State.LOADING, State.WARMING) and plan:
-        return loading_text(str(state), plan, stepped_from)
+    if state.serves and launch:
+        return "; ".join(filter(None, (ready_text(launch.plan), *remarks)))
+    if state in (State.LOADING, State.WARMING) and launch:
+        return loading_text(str(state), launch)
     if state is State.FAILED:
         return f"failed: {text}"
-    if state is State.WAITING and text:
+    if state in (State.WAITING, State.REPLACING) and text:
         return text
     if state is State.STUCK:
         return f"stuck: llama-server cannot be killed: {text}"
@@ -47,10 +44,12 @@ def status_words(
     return str(state)
 
 
-def loading_text(state: str, plan: Plan, stepped_from: int) -> str:
-    """`loading: ctx 8192 on CUDA0`, and from which context lack of memory brought it down."""
-    stepped = f", stepped down from {stepped_from}" if stepped_from else ""
-    return f"{state}: ctx {plan.context_tokens} on {place_text(plan)}{stepped}"
+def loading_text(state: str, launch: Launch) -> str:
+    """`loading: ctx 8192 on CUDA0`, and from which context it came down, or grew."""
+    plan = launch.plan
+    stepped = f", stepped down from {launch.stepped_from}" if launch.stepped_from else ""
+    grown = f", grown from {launch.grown_from}" if launch.grown_from else ""
+    return f"{state}: ctx {plan.context_tokens} on {place_text(plan)}{stepped}{grown}"
 
 
 def ready_text(plan: Plan) -> str:
@@ -70,6 +69,17 @@ def ready_text(plan: Plan) -> str:
     taken = [(d.parts.total_bytes - d.parts.margin_bytes, d.free_bytes) for d in used]
     sizes = listed(f"{_gib(mine)} of {_gib(free)} GiB" for mine, free in taken)
     return f"{context}, {layers}, {sizes}, {slots}"
+
+
+def offered_text(plan: Plan, offer: Offer) -> str:
+    """`14.1 GiB of CUDA0 can be had, 9.8 GiB when it was planned, and no request is in work`."""
+    before = {device.name: device.free_bytes - device.held_back_bytes for device in plan.devices}
+    before = before or {"host": plan.host_available_bytes}
+    had = listed(
+        f"{format_bytes(size)} of {name}" + (f" ({format_bytes(before[name])} when it was planned)" * (name in before))
+        for name, size in offer.free_bytes.items()
+    )
+    return f"{had} can be had for ten minutes now, and no request is in work"
 
 
 def restarting_text(delay_s: float, why: str) -> str:

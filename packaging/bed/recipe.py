@@ -24,7 +24,10 @@ _TESTS = (
     "python3-venv python3-pip python3-pytest python3-pytest-asyncio python3-pytest-timeout"
     " python3-hypothesis python3-h11 python3-openai mypy ruff"
 )
-PACKAGES = tuple(" ".join((_SYSTEM, _ENGINE, _LLAMAD_NEEDS, _PACKAGE_BUILD, _TESTS)).split())
+_BESIDE_THE_ADDRESS = "prometheus haproxy nginx"  # who scrapes it, and what it is measured beside
+PACKAGES = tuple(
+    " ".join((_SYSTEM, _ENGINE, _LLAMAD_NEEDS, _PACKAGE_BUILD, _TESTS, _BESIDE_THE_ADDRESS)).split()
+)
 
 # Debian's python3-pynvml needs the non-free driver library, its httptools is of 2020.
 PIP_PACKAGES = ("nvidia-ml-py", "httptools>=0.9")

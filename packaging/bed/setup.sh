@@ -15,6 +15,8 @@ python3 -m venv --system-site-packages /opt/testenv
 systemctl mask --quiet systemd-networkd-wait-online.service apt-daily.timer apt-daily-upgrade.timer \
     dpkg-db-backup.timer man-db.timer e2scrub_all.timer fstrim.timer systemd-timesyncd.service getty.target \
     console-getty.service
+# Tests start these themselves, with a configuration of their own.
+systemctl mask --quiet prometheus.service prometheus-node-exporter.service haproxy.service nginx.service
 systemctl set-default --quiet multi-user.target
 
 echo bed >/etc/hostname

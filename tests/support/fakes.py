@@ -15,6 +15,7 @@ from llamad.config.loaded import Loaded
 from llamad.engine.log import Observed
 from llamad.errors import ChildError, LlamadError
 from llamad.planning.plan import DevicePlan, Parts, Plan
+from llamad.supervision.growth import Offer
 from llamad.supervision.launch import Launch
 from llamad.supervision.step_down import Failure
 from llamad.units import GIB, MIB
@@ -55,8 +56,10 @@ LOAD_LINES = [
 ]
 
 
-def loaded_of(name: str = "tiny", *, digest: str = "1", context: int | str = "auto", **limits: Any) -> Loaded:
-    placement: dict[str, Any] = {"context": context}
+def loaded_of(
+    name: str = "tiny", *, digest: str = "1", context: int | str = "auto", kv_cache: str = "f16", **limits: Any
+) -> Loaded:
+    placement: dict[str, Any] = {"context": context, "kv_cache": kv_cache}
     definition = Definition(model="/m/tiny.gguf", placement=Placement(**placement), limits=Limits(**limits))
     return Loaded(name, Path(f"/etc/llamad/{name}.toml"), definition, Host(), {}, frozenset(), (), digest)
 
@@ -72,6 +75,12 @@ class FakePlanner:
         self.observed: list[Observed] = []
         self.free: dict[str, int] = {}
         self.plan_result = a_plan()
+        self.context_tokens = 0
+        """What a plan gives without a bound; 0: as `plan_result` has it."""
+        self.bounds: list[int | None] = []
+        self.offer: Offer | None = None
+        self.looks = 0
+        self.looked = asyncio.Event()
         self.turns = self.ends = 0
         self.may_go = asyncio.Event()
         self.spawns: list[int] = []
@@ -81,21 +90,28 @@ class FakePlanner:
         self.beside_scenario: dict[str, Any] | LlamadError | None = None
         self.calls: list[str] = []
 
-    async def plan(self, loaded: Loaded, previous: Launch | None) -> Launch:
+    async def plan(self, loaded: Loaded, previous: Launch | None, most_tokens: int | None = None) -> Launch:
         self.plans += 1
         self.planned.append(loaded)
+        self.bounds.append(most_tokens)
         scenario = self._scenarios.pop(0) if len(self._scenarios) > 1 else self._scenarios[0]
         if isinstance(scenario, LlamadError):
             raise scenario
-        return self._launch(loaded, scenario, self._folder / "llama.sock")
+        return self._launch(loaded, scenario, self._folder / "llama.sock", most_tokens)
 
-    def _launch(self, loaded: Loaded, scenario: dict[str, Any], path: Path) -> Launch:
+    def _launch(
+        self, loaded: Loaded, scenario: dict[str, Any], path: Path, most_tokens: int | None = None
+    ) -> Launch:
         import json
 
         path.unlink(missing_ok=True)
         env = {"PATH": "/usr/bin:/bin", "FAKE_LLAMA": json.dumps({"lines": LOAD_LINES, **scenario})}
         argv = (sys.executable, str(FAKE_SERVER), "--host", str(path))
-        return Launch(loaded, self.plan_result, argv, env, str(path), 300, "completion", "fake")
+        plan = self.plan_result
+        context_tokens = min(self.context_tokens, most_tokens or self.context_tokens)
+        if context_tokens:
+            plan = replace(plan, context_tokens=context_tokens)
+        return Launch(loaded, plan, argv, env, str(path), 300, "completion", "fake")
 
     async def turn(self) -> None:
         self.turns += 1
@@ -140,6 +156,17 @@ class FakePlanner:
 
     async def free_bytes(self, launch: Launch) -> dict[str, int]:
         return dict(self.free)
+
+    async def look(self, launch: Launch, *, used: bool, grows: bool) -> Offer | None:
+        self.looks += 1
+        self.looked.set()
+        return self.offer if grows else None
+
+    async def looks_more(self, count: int) -> None:
+        """Return after so many more looks."""
+        for _ in range(count):
+            self.looked.clear()
+            await self.looked.wait()
 
     async def check(self, loaded: Loaded, running: Launch) -> None:
         if self.refuse_check:
@@ -192,6 +219,10 @@ class FakeFront:
         self.progressed = 0
         self.may_drain = asyncio.Event()
         self.may_drain.set()
+        self.idle_s = 3600.0
+
+    def quiet_s(self) -> float:
+        return self.idle_s
 
     def at_work(self) -> int:
         return self.working
@@ -233,6 +264,7 @@ class FakeReporter:
     def __init__(self) -> None:
         self.events: list[tuple[str, str, dict[str, str]]] = []
         self.states: list[str] = []
+        self.texts: list[str] = []
         self.lines: list[tuple[str, str]] = []
         self.extended = 0
         self._changed = asyncio.Event()
@@ -243,6 +275,7 @@ class FakeReporter:
 
     def state(self, state: str, text: str) -> None:
         self.states.append(state)
+        self.texts.append(text)
         self._changed.set()
 
     def serving(self, launch: Launch) -> None:

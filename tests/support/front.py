@@ -42,13 +42,15 @@ class Bench:
         """The latest llama-server."""
         return self.upstreams[-1]
 
-    async def serve(self, handler: Handler = answer_ok, *, open_gate: bool = True) -> FakeUpstream:
+    async def serve(
+        self, handler: Handler = answer_ok, *, open_gate: bool = True, pool_tokens: int | None = None, **opening: Any
+    ) -> FakeUpstream:
         """Start a llama-server and let requests through to it."""
         path = self.folder / f"upstream{len(self.upstreams)}.sock"
         upstream = await FakeUpstream(path, handler).start()
         self.upstreams.append(upstream)
         if open_gate:
-            self.front.open(str(path))
+            self.front.open(str(path), pool_tokens=pool_tokens, **opening)
         return upstream
 
     async def restart(self, handler: Handler = answer_ok) -> FakeUpstream:
@@ -87,9 +89,9 @@ class Bench:
     async def finish(self, work: Coroutine[Any, Any, T]) -> T:
         """Let the fake clock run until `work` is done."""
         task = asyncio.ensure_future(work)
-        while not task.done():
+        while not task.done() and isinstance(self.clock, FakeClock):
             await self.pass_s(0.5)
-        return task.result()
+        return await task
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait for something that the observer is told of."""

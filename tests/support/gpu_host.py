@@ -61,6 +61,8 @@ class GpuHost:
         self.refused: list[str] = []
         self.trouble: list[str] = []
         self._processes: dict[tuple[int, str], int] = {}
+        self._taken: dict[int, list[tuple[str, str, int]]] = {}
+        """What each process has: model, GPU, bytes."""
         self._ends = threading.Event()
         folder.mkdir(exist_ok=True)
         folder.chmod(0o777)
@@ -97,6 +99,13 @@ class GpuHost:
         with self.lock:
             self.gpus[uuid].free -= size
             self._write()
+
+    def grow(self, name: str, uuid: str, size: int) -> None:
+        """A model's llama-server takes more than it did when it loaded."""
+        with self.lock:
+            taken = next(taken for taken in self._taken.values() if any(row[:2] == (name, uuid) for row in taken))
+            pid = next(pid for pid, rows in self._taken.items() if rows is taken)
+            assert self._give(pid, name, uuid, size, taken)
 
     def have(self, *trouble: str) -> None:
         """Lines of the NVML library's state (`nvml_shim.c`) that hold from now on, in place of earlier ones."""
@@ -135,7 +144,7 @@ class GpuHost:
     def _client(self, connection: socket.socket) -> None:
         credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
         pid = int.from_bytes(credentials[:4], "little")
-        taken: list[tuple[str, str, int]] = []
+        taken = self._taken[pid] = []
         gone = (ConnectionResetError, BrokenPipeError)  # a process that is killed says no farewell
         with contextlib.suppress(*gone), connection, connection.makefile("rw") as file:
             for line in file:
@@ -143,6 +152,7 @@ class GpuHost:
                 file.write("ok\n" if self._take(pid, name, uuid, int(size), taken) else "no\n")
                 file.flush()
         with self.lock:
+            self._taken.pop(pid, None)
             for uuid in self.gpus:
                 self._processes.pop((pid, uuid), None)
             for name, uuid, size in taken:
@@ -159,16 +169,19 @@ class GpuHost:
 
     def _take(self, pid: int, name: str, uuid: str, size: int, taken: list[tuple[str, str, int]]) -> bool:
         with self.lock:
-            gpu = self.gpus[uuid]
-            if gpu.free < size:
-                self.refused.append(f"{name}: {size} of {gpu.free} on {uuid}")
-                return False
-            gpu.free -= size
-            gpu.held[name] = gpu.held.get(name, 0) + size
-            taken.append((name, uuid, size))
-            self._processes[pid, uuid] = sum(row[2] for row in taken if row[1] == uuid)
-            self._write()
-            return True
+            return self._give(pid, name, uuid, size, taken)
+
+    def _give(self, pid: int, name: str, uuid: str, size: int, taken: list[tuple[str, str, int]]) -> bool:
+        gpu = self.gpus[uuid]
+        if gpu.free < size:
+            self.refused.append(f"{name}: {size} of {gpu.free} on {uuid}")
+            return False
+        gpu.free -= size
+        gpu.held[name] = gpu.held.get(name, 0) + size
+        taken.append((name, uuid, size))
+        self._processes[pid, uuid] = sum(row[2] for row in taken if row[1] == uuid)
+        self._write()
+        return True
 
     def close(self) -> None:
         """No more clients."""

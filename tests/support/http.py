@@ -86,6 +86,11 @@ class Signal:
             await self._event.wait()
 
 
+async def count_nothing(path: str, body: bytes) -> int | None:
+    """A llama-server that cannot count."""
+    return None
+
+
 class RecordingObserver:
     """Keeps what it is told."""
 
@@ -95,6 +100,8 @@ class RecordingObserver:
         self.waits = 0
         self.lost: list[int] = []
         self.progressed = 0
+        self.counted: list[tuple[str, bytes]] = []
+        self.counter: Callable[[str, bytes], Awaitable[int | None]] = count_nothing
 
     def request_waiting(self) -> None:
         self.waits += 1
@@ -107,6 +114,11 @@ class RecordingObserver:
     def upstream_lost(self, generation: int) -> None:
         self.lost.append(generation)
         self.signal.fire()
+
+    async def count_tokens(self, socket_path: str, path: str, body: bytes) -> int | None:
+        self.counted.append((path, body))
+        self.signal.fire()
+        return await self.counter(path, body)
 
     def progress(self) -> None:
         self.progressed += 1

@@ -52,7 +52,8 @@ class Look:
     """What the kernel says of a process at a moment."""
 
     at_s: float
-    cpu_ticks: int
+    cpu_s: float
+    """Processor time of its threads, by the scheduler's own account: a tick of utime is 10 ms, which is too coarse."""
     wake_ups: int
     """Voluntary context switches of all threads: each ends a sleep."""
     pss_kib: int
@@ -91,12 +92,11 @@ class Daemon:
 
     def look(self) -> Look:
         proc = Path(f"/proc/{self.process.pid}")
-        fields = (proc / "stat").read_text().rpartition(")")[2].split()
+        cpu_ns = sum(int((task / "schedstat").read_text().split()[0]) for task in (proc / "task").iterdir())
         tasks = [(task / "status").read_text() for task in (proc / "task").iterdir()]
         wake_ups = sum(int(text.partition("\nvoluntary_ctxt_switches:")[2].split()[0]) for text in tasks)
         pss = (proc / "smaps_rollup").read_text().partition("\nPss:")[2].split()[0]
-        ticks = int(fields[11]) + int(fields[12])
-        return Look(time.monotonic(), ticks, wake_ups, int(pss), len(tasks), len(list((proc / "fd").iterdir())))
+        return Look(time.monotonic(), cpu_ns / 1e9, wake_ups, int(pss), len(tasks), len(list((proc / "fd").iterdir())))
 
     def next_exec_s(self) -> float:
         """Kill its llama-server; seconds until the next one is a process."""

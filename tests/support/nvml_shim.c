@@ -34,12 +34,15 @@ struct process { int gpu; unsigned pid; long long bytes; int draws; };
 struct failure { char function[64]; int code, unit; };
 struct xid { int serial, gpu; u64 code; };
 
-static struct unit units[MAX];
-static struct process processes[MAX];
-static struct failure failures[MAX];
-static struct xid xids[MAX];
-static int n_units, n_processes, n_failures, n_xids, is_open, garbled, told, registered[MAX];
-static char driver[80], hanging[64];
+/* What the file said, for each thread by itself: the real library may be called by several at once. */
+static __thread struct unit units[MAX];
+static __thread struct process processes[MAX];
+static __thread struct failure failures[MAX];
+static __thread struct xid xids[MAX];
+static __thread int n_units, n_processes, n_failures, n_xids, garbled;
+static __thread char driver[80], hanging[64];
+static int is_open; /* how often; as the real one, it is closed when as many have closed it as opened it */
+static int told, registered[MAX];
 
 static void take(char *line) {
     char rest[96] = "";
@@ -115,13 +118,13 @@ static int gpu_index(const struct unit *unit) {
 int nvmlInitWithFlags(unsigned flags) {
     (void)flags;
     BEGIN(NULL);
-    is_open = 1;
+    __atomic_add_fetch(&is_open, 1, __ATOMIC_SEQ_CST);
     return OK;
 }
 
 int nvmlShutdown(void) {
     BEGIN(NULL);
-    is_open = 0;
+    __atomic_sub_fetch(&is_open, 1, __ATOMIC_SEQ_CST);
     return OK;
 }
 

@@ -35,7 +35,7 @@ from llamad.supervision.child import ProcessSpawner
 from llamad.supervision.ground import GroundWatch
 from llamad.supervision.launch import Launch, Seams
 from llamad.supervision.supervisor import Supervisor
-from tests.support.fakes import FakeEngine, FakeFront, FakeReporter
+from tests.support.fakes import FakeEngine, FakeFront, FakeReporter, ScaledClock
 
 
 def say(*words: str) -> None:
@@ -66,11 +66,13 @@ class ToldPlanner(BackgroundPlanner):
     """Writes the plan where the fake llama-server finds it."""
 
     folder: Path
-    pause_s: float
+    words: dict[str, Any]
 
-    async def plan(self, loaded: Loaded, previous: Launch | None) -> Launch:
-        launch = await super().plan(loaded, previous)
-        write_plan(self.folder, launch.plan, self.pause_s)
+    async def plan(self, loaded: Loaded, previous: Launch | None, most_tokens: int | None = None) -> Launch:
+        launch = await super().plan(loaded, previous, most_tokens)
+        write_plan(self.folder, launch.plan, self.words)
+        say("event", "context", str(launch.plan.context_tokens))
+        say("event", "overhead", str([device.parts.overhead_bytes for device in launch.plan.devices]))
         return launch
 
     async def beside(self, loaded: Loaded, running: Launch) -> Launch | None:
@@ -81,13 +83,22 @@ class ToldPlanner(BackgroundPlanner):
         return launch
 
 
-def write_plan(folder: Path, plan: Plan, pause_s: float) -> None:
+def write_plan(folder: Path, plan: Plan, words: dict[str, Any]) -> None:
+    """`overhead_bytes` is what the driver takes for itself; else as much as was planned."""
     devices = [
-        {"overhead": parts.overhead_bytes, "model": parts.weights_bytes, "KV": parts.context_bytes,
+        {"overhead": words.get("overhead_bytes", parts.overhead_bytes), "model": parts.weights_bytes, "KV": parts.context_bytes,
          "compute": parts.compute_bytes}
         for parts in (device.parts for device in plan.devices)
     ]  # fmt: skip
-    (folder / "plan.json").write_text(json.dumps({"devices": devices, "pause_s": pause_s}))
+    (folder / "plan.json").write_text(json.dumps({"devices": devices, "pause_s": words.get("pause_s", 0.005)}))
+
+
+class UsedFront(FakeFront):
+    """Somebody has an answer whenever one looks."""
+
+    def progress_count(self) -> int:
+        self.progressed += 1
+        return self.progressed
 
 
 class ToldStart(Start):
@@ -100,7 +111,7 @@ class ToldStart(Start):
     def load(self) -> Loaded:
         words = self.words
         placement = Placement(context=words.get("context", 8192), split_mode=words.get("split_mode", "layer"))
-        limits = Limits(start_wait_s=words.get("start_wait_s", 60.0), stop_s=1.0, restarts=3)
+        limits = Limits(start_wait_s=words.get("start_wait_s", 60.0), stop_s=1.0, restarts=3, start_stall_s=36_000.0)
         definition = Definition(model=words["model"], placement=placement, limits=limits, server=Server(cache_ram="0"))
         host = Host(server=words["server"], parallel_loads=words.get("parallel_loads", 100), query_s=30.0)
         return Loaded(words["name"], Path("/x.toml"), definition, host, {}, frozenset({"placement.context"}), (), "1")
@@ -126,11 +137,13 @@ async def serve(start: ToldStart) -> int:
     planner = ToldPlanner(
         start.paths, start.reporter, start.read, start.nvml, start.first, start.booking, upgrade
     )
-    planner.folder, planner.pause_s = start.paths.engine, words.get("pause_s", 0.005)
-    seams = Seams(planner, FakeEngine(), FakeFront(), start.reporter)
+    planner.folder, planner.words = start.paths.engine, words
+    front = UsedFront() if words.get("used") else FakeFront()
+    seams = Seams(planner, FakeEngine(), front, start.reporter)
     spawner = ProcessSpawner(start.process, lambda: (*start.ledger.lease_fds, *planner.second.lease_fds))
     parks = bool(words.get("parks"))
-    supervisor = Supervisor(start.loaded, seams, spawner, SystemClock(), parks=parks)
+    clock = ScaledClock(words["faster"]) if "faster" in words else SystemClock()
+    supervisor = Supervisor(start.loaded, seams, spawner, clock, parks=parks)
     watch = GroundWatch(supervisor, seams, MachineGround(start.paths.cache, start.nvml, upgrade), SystemClock())
     start.reporter.on_state = watch.state_changed
     loop = asyncio.get_running_loop()
@@ -157,7 +170,7 @@ def main() -> int:
     try:
         start.take_name()
         if start.first is not None:
-            write_plan(start.paths.engine, start.first.plan, start.words.get("pause_s", 0.005))
+            write_plan(start.paths.engine, start.first.plan, start.words)
         _ = start.process
         return asyncio.run(serve(start))
     except LlamadError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import tomllib
 from collections.abc import Iterator, Sequence
@@ -28,7 +29,8 @@ def big() -> Path:
     if not path.exists():
         build_tiny(path, layers=4, embd=1024, heads=16, kv_heads=16, ff=1024, ctx_train_tokens=TRAINED_TOKENS)
         path.chmod(0o644)
-    LEARNED.unlink(missing_ok=True)
+    for file in (LEARNED, LEARNED.with_name("deaths.json")):
+        file.unlink(missing_ok=True)
     return path
 
 
@@ -67,6 +69,16 @@ def test_one_start_ends_ready_the_next_is_right_at_once_and_forgetting_tries_ane
     assert "llamad forget big" in explained
     learned = tomllib.loads(LEARNED.read_text())
     assert len(learned["event"]) == starts - 1 and learned["context_tokens"] == served
+
+    explained = run("llamad", "explain", "big").stdout
+    assert f"the context went from {TRAINED_TOKENS} to" in explained, explained
+    assert f"to {served} tokens" in explained and f"has a context of {served} tokens of the {TRAINED_TOKENS}" in explained, explained
+    assert explained.count("  gpu-out-of-memory-context: ") == starts - 1 and "journalctl -u llamad@big -x" in explained, explained
+    assert "(as predicted)" in explained and "llamad forget big" in explained, explained
+    everybody = run("runuser", "-u", "nobody", "--", "llamad", "explain", "big").stdout
+    assert "can be read by root only" in everybody and f"a context of {served} tokens" in everybody, everybody
+    told = json.loads(run("llamad", "explain", "--json", "big").stdout)
+    assert [lesson["stepped_to_tokens"] for lesson in told["lessons"]][-1] == served
 
     bed.ctl("restart", "llamad@big", timeout=600)
     assert len(bed.events("big", "loading")) == starts + 1

@@ -376,6 +376,22 @@ def test_a_device_whose_memory_only_the_engine_knows_is_asked_for_each_time(tmp_
     assert [d.free_bytes for d in bench.finder().find()] == [9000 * MIB]
 
 
+def test_a_glance_asks_drivers_alone(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, CUDA_LIST)
+    bench.nvml.now = [NV4080, NV3090]
+    assert bench.finder().glance() is None, "nobody has listed the devices yet"
+    bench.finder().find()
+    bench.nvml.now = [replace(NV4080, free_bytes=5 * GIB), NV3090]
+    glanced = bench.finder().glance()
+    assert glanced and glanced[0].free_bytes == 5 * GIB
+    assert bench.asked == 1
+    bench.prints("Available devices:\n  Vulkan0: Intel(R) Arc (16000 MiB, 15000 MiB free)\n")
+    bench.nvml.now = []
+    bench.finder().find()
+    assert bench.finder().glance() is None, "it takes memory of that device to ask"
+    assert bench.asked == 2
+
+
 def test_no_device_is_only_remembered_for_those_who_need_none(tmp_path: Path) -> None:
     bench = Bench(tmp_path, NO_DEVICES)
     assert bench.finder().find() == []

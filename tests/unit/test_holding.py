@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass, field
 
 from llamad.front.holding import Gate, GateLimits, Refusal, Target
@@ -24,6 +25,7 @@ class StillClock:
 class Request:
     after: int = 0
     ticket: int = 0
+    tokens: int = 0
     held_s: float = -1.0
     targets: list[Target] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
@@ -63,7 +65,7 @@ def test_open_gate_admits_at_once_and_counts() -> None:
     [request] = enter(it)
     assert request.targets == [Target(1, "/run/a.sock")]
     assert (it.in_flight, it.waiting, told) == (1, 0, [])
-    it.leave()
+    it.leave(request)
     assert it.in_flight == 0
 
 
@@ -73,9 +75,9 @@ def test_requests_wait_until_it_opens_and_go_in_order() -> None:
     assert (it.waiting, told, it.is_open) == (3, ["waiting"] * 3, False)
     it.open("/a")
     assert admitted(requests) == [0]
-    it.leave()
+    it.leave(requests[0])
     assert admitted(requests) == [0, 1]
-    it.leave()
+    it.leave(requests[1])
     assert admitted(requests) == [0, 1, 2]
     assert it.waiting == 0
 
@@ -135,12 +137,12 @@ def test_a_request_whose_generation_died_waits_for_a_later_one_and_keeps_its_ran
     first, second = enter(it, 2)
     first.after = 1
     it.hold("restart")
-    it.leave()
+    it.leave(first)
     it.enter(first)
     it.open("/b")
     assert [target.generation for target in first.targets] == [1, 2]
     assert second.targets == []
-    it.leave()
+    it.leave(first)
     assert second.targets == [Target(2, "/b")]
 
 
@@ -149,7 +151,7 @@ def test_one_that_waits_for_a_later_generation_does_not_block_the_others() -> No
     it.open("/a")
     [dead] = enter(it)
     dead.after = 1
-    it.leave()
+    it.leave(dead)
     it.enter(dead)
     assert it.waiting == 1
     assert enter(it)[0].targets
@@ -160,7 +162,7 @@ def test_one_whose_connection_alone_died_is_admitted_again_after_settling() -> N
     it.open("/a")
     [request] = enter(it)
     request.after = 1
-    it.leave()
+    it.leave(request)
     it.enter(request)
     clock.now_s += 1.9
     it.expire()
@@ -176,7 +178,7 @@ def test_a_returning_request_is_not_refused_for_a_full_queue() -> None:
     [returning] = enter(it)
     it.hold("restart")
     enter(it)
-    it.leave()
+    it.leave(returning)
     returning.after = 1
     it.enter(returning)
     assert returning.refusals == [] and it.waiting == 2
@@ -217,7 +219,7 @@ def test_admission_that_ends_at_once_inside_the_callback_admits_each_once() -> N
     class Instant(Request):
         def admitted(self, target: Target, held_s: float) -> None:
             super().admitted(target, held_s)
-            it.leave()
+            it.leave(self)
 
     requests = [Instant() for _ in range(50)]
     for request in requests:
@@ -225,3 +227,111 @@ def test_admission_that_ends_at_once_inside_the_callback_admits_each_once() -> N
     it.open("/a")
     assert all(len(request.targets) == 1 for request in requests)
     assert (it.in_flight, it.waiting) == (0, 0)
+
+
+def of_tokens(it: Gate, *tokens: int) -> list[Request]:
+    requests = [Request(tokens=count) for count in tokens]
+    for request in requests:
+        it.enter(request)
+    return requests
+
+
+def test_the_tokens_of_the_admitted_never_exceed_the_pool_and_nobody_is_passed() -> None:
+    it, _, _ = gate(queue=10)
+    it.open("/a", 100)
+    requests = of_tokens(it, 60, 50, 30, 40)
+    assert (admitted(requests), it.used_tokens, it.waiting) == ([0], 60, 3)  # 30 would fit, but 50 came before
+    it.leave(requests[0])
+    assert (admitted(requests), it.used_tokens) == ([0, 1, 2], 80)
+    it.leave(requests[2])
+    assert (admitted(requests), it.used_tokens) == ([0, 1, 2, 3], 90)
+
+
+def test_one_that_takes_no_tokens_passes_those_that_wait_for_some() -> None:
+    it, _, _ = gate()
+    it.open("/a", 100)
+    requests = of_tokens(it, 100, 1, 0)
+    assert admitted(requests) == [0, 2]
+
+
+def test_one_that_is_longer_than_the_pool_is_served_alone() -> None:
+    it, _, _ = gate()
+    it.open("/a", 100)
+    requests = of_tokens(it, 500, 1)
+    assert admitted(requests) == [0]
+    it.leave(requests[0])
+    assert admitted(requests) == [0, 1]
+    [alone] = of_tokens(it, 101)
+    assert not alone.targets
+    it.leave(requests[1])
+    assert alone.targets and it.used_tokens == 101
+
+
+def test_a_count_makes_room_for_those_that_wait() -> None:
+    told: list[int] = []
+    limits = GateLimits(None, 9, 60.0, 5.0, 2.0)
+    it = Gate(limits, StillClock(), lambda: None, lambda waiter: told.append(waiter.ticket))
+    it.open("/a", 100)
+    requests = of_tokens(it, 80, 30)
+    assert told == [2]
+    requests[1].tokens = 25
+    it.recount(requests[1])
+    assert not requests[1].targets and told == [2, 2]
+    requests[0].tokens = 70
+    it.recount(requests[0])
+    assert requests[1].targets and it.used_tokens == 95
+    for request in requests:
+        it.leave(request)
+    assert (it.used_tokens, it.in_flight) == (0, 0)
+
+
+def test_tokens_of_a_former_llama_server_do_not_count() -> None:
+    it, _, _ = gate()
+    it.open("/a", 100)
+    [old] = of_tokens(it, 90)
+    it.open("/b", 100)
+    [new] = of_tokens(it, 90)
+    assert new.targets == [Target(2, "/b")]
+    old.tokens = 10
+    it.recount(old)
+    it.leave(old)
+    assert it.used_tokens == 90
+
+
+def test_where_only_a_connection_was_lost_tokens_stay_taken() -> None:
+    it, _, _ = gate()
+    it.open("/a", 100)
+    [old] = of_tokens(it, 90)
+    it.open("/a", 100, same_server=True)
+    [new] = of_tokens(it, 20)
+    assert not new.targets and it.used_tokens == 90
+    it.leave(old)
+    assert new.targets == [Target(2, "/a")] and it.used_tokens == 20
+
+
+def test_a_full_queue_before_a_model_that_answers_is_too_many_requests() -> None:
+    it, _, _ = gate(at_once=1, queue=1)
+    it.open("/a")
+    assert enter(it, 3)[2].refusals[0].status == 429
+
+
+def test_random_requests_never_overfill_the_pool_and_all_are_served() -> None:
+    draw = random.Random(7)
+    it, _, _ = gate(at_once=6, queue=1000)
+    it.open("/a", 1000)
+    waiting = of_tokens(it, *(draw.choice((0, 1, 40, 300, 990, 1000, 2500)) for _ in range(500)))
+    served: list[Request] = []
+    inside: list[Request] = []
+    while waiting:
+        come = [request for request in waiting if request.targets]
+        waiting = [request for request in waiting if not request.targets]
+        inside += come
+        used = sum(request.tokens for request in inside)
+        assert used <= 1000 or sum(bool(request.tokens) for request in inside) == 1
+        assert used == it.used_tokens
+        gone = inside.pop(draw.randrange(len(inside)))
+        served.append(gone)
+        it.leave(gone)
+    assert len(served) + len(inside) == 500
+    ranks = [request.ticket for request in served + inside if request.tokens]
+    assert len(set(ranks)) == len(ranks)

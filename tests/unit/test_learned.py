@@ -11,11 +11,28 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llamad.config.definition import Definition, Placement, Server
-from llamad.planning.plan import Parts
-from llamad.supervision.learned import FILE_NAME, Learned, LearnedFile, Load, digest, key_of
+from llamad.engine.arguments import those_for_devices
+from llamad.engine.flags import server_args
+from llamad.hardware.device import HostMemory
+from llamad.planning.plan import BuildGates, Parts, Plan
+from llamad.planning.solve import plan as solve
+from llamad.supervision.learned import (
+    FILE_NAME,
+    LEAST_OVERHEAD_BYTES,
+    MOST_OVERHEAD_BYTES,
+    Learned,
+    LearnedFile,
+    Load,
+    Measured,
+    args_digest,
+    key_of,
+)
 from llamad.supervision.step_down import Step
-from llamad.units import MIB
+from llamad.units import GIB, MIB
 from tests.support.fakes import a_plan
+from tests.support.planning import card, facts_of
+from tests.support.shapes import LLAMA31_8B
+from tests.unit.test_engine_flags import NEW
 
 STEP = Step("CUDA0", "GPU-1", 500 * MIB, "measured", "gpu-out-of-memory-context", 8192, 300 * MIB)
 ARGS = ("-m", "x", "-c", "4096")
@@ -23,7 +40,8 @@ ARGS = ("-m", "x", "-c", "4096")
 
 def full(key: str = "k") -> Learned:
     load = Load("CUDA0", Parts(1, 2, 3), Parts(100 * MIB, 20 * MIB, 6 * MIB))
-    base = Learned(key, context_tokens=4096, args_digest=digest(ARGS), loads=(load,), host=Parts(7, 8, 9))
+    measured = (Measured("GPU-1", 300 * MIB, 348 * MIB, 512, used=True),)
+    base = Learned(key, measured=measured, context_tokens=4096, args_digest=args_digest(ARGS), loads=(load,), host=Parts(7, 8, 9))
     return base.with_step(STEP, 1e9)._replace(context_tokens=4096)
 
 
@@ -126,3 +144,62 @@ def test_a_room_is_the_same_whatever_the_driver_claims() -> None:
     assert learned.reserved([("Vulkan0", "GPU-1", 20_000 * MIB)]) == {"Vulkan0": 19_300 * MIB}
     assert learned.reserved([("Vulkan0", "GPU-1", 10_000 * MIB)]) == {"Vulkan0": 9_300 * MIB}
     assert learned.reserved([("Vulkan0", "GPU-1", 600 * MIB)]) == {}
+
+
+def args_with(host_gib: int, name: str = "phi4", socket: str = "/run/a.sock") -> tuple[list[str], Plan]:
+    """What llama-server is started with on a host that has so much memory free."""
+    host = HostMemory(64 * GIB, host_gib * GIB)
+    placement = Placement()
+    facts = facts_of(LLAMA31_8B)
+    plan = solve(facts, [card(free_gib=12.0)], host, placement, frozenset(), BuildGates())
+    definition = Definition(model=facts.path, placement=placement)
+    return server_args(plan, definition, NEW, socket_path=socket, alias_names=(name,)), plan
+
+
+def test_two_starts_with_other_free_memory_of_the_host_are_one_plan() -> None:
+    (first, plan), (second, _) = args_with(14), args_with(21)
+    assert first != second, "the prompt cache follows what is free"
+    load = Load("CUDA0", Parts(1, 2, 3), Parts(100 * MIB, 20 * MIB, 6 * MIB))
+    learned = Learned("k", context_tokens=plan.context_tokens, args_digest=args_digest(first), loads=(load,))
+    assert learned.asked(plan, second) is not None
+    assert learned.asked(plan, args_with(21, "another", "/run/b.sock")[0]) is not None
+    assert learned.asked(plan, [*second, "--no-kv-offload"]) is None
+
+
+def test_only_what_changes_no_buffer_is_left_out_of_the_arguments() -> None:
+    kept = ["-m", "x", "-c", "1", "--device", "CUDA0", "--no-mmap", "-ub", "64"]
+    assert those_for_devices(kept) == kept
+    assert those_for_devices(["--cache-ram", "64", *kept, "--host", "/s", "-cram", "9", "--ctx-checkpoints"]) == kept
+
+
+def test_peaks_beyond_the_buffers_only_rise_and_count_once_in_use() -> None:
+    learned = Learned("k").with_measured(Measured("GPU-1", 300 * MIB, 300 * MIB, 512), ready=True)
+    assert learned.overheads(512) == {}, "the first minutes say nothing of what use takes"
+    assert learned.with_measured(Measured("GPU-1", 250 * MIB, 250 * MIB, 512), ready=True) is learned
+    assert learned.with_measured(Measured("GPU-1", 301 * MIB - 1, 301 * MIB - 1, 512)) is learned, "noise is no news"
+    grown = learned.with_measured(Measured("GPU-1", 340 * MIB, 340 * MIB, 512, used=True))
+    (row,) = grown.measured
+    assert (row.loaded_bytes, row.peak_bytes, row.grown_bytes) == (300 * MIB, 340 * MIB, 40 * MIB)
+    assert grown.overheads(512) == grown.overheads(256) == {"GPU-1": 340 * MIB}
+    assert grown.overheads(1024) == {}, "a larger micro-batch takes more"
+    assert grown.with_measured(Measured("GPU-1", 300 * MIB, 300 * MIB, 256)) is grown
+    larger = grown.with_measured(Measured("GPU-1", 310 * MIB, 310 * MIB, 1024), ready=True)
+    assert larger.measured == (Measured("GPU-1", 310 * MIB, 310 * MIB, 1024),)
+    two = grown.with_measured(Measured("GPU-2", 500 * MIB, 500 * MIB, 512, used=True))
+    assert two.overheads(512) == {"GPU-1": 340 * MIB, "GPU-2": 500 * MIB}
+
+
+@pytest.mark.parametrize("size", [-1, 0, LEAST_OVERHEAD_BYTES - 1, MOST_OVERHEAD_BYTES + 1])
+def test_what_no_driver_takes_is_not_believed(size: int) -> None:
+    learned = Learned("k")
+    assert learned.with_measured(Measured("GPU-1", size, size, 512, used=True)) is learned
+    assert full().with_measured(Measured("GPU-1", size, size, 512)).measured == full().measured
+
+
+def test_a_file_of_an_older_llamad_has_no_measures(tmp_path: Path) -> None:
+    file = LearnedFile(tmp_path)
+    file.save(full())
+    text = (tmp_path / FILE_NAME).read_text()
+    head, _, tail = text.partition("[[measured]]")
+    (tmp_path / FILE_NAME).write_text(head + tail[tail.index("[[event]]") :])
+    assert file.load("k") == full()._replace(measured=())

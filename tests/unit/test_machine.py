@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from llamad.errors import InternalError
+from llamad.supervision.growth import Growth, Offer
 from llamad.supervision.machine import IGNORED, TRANSITIONS, Effect, Event, State, may, step
 from tests.support.states_dot import states_dot
 
@@ -91,6 +92,10 @@ def test_the_diagram_is_the_table() -> None:
     assert written == states_dot(), "python3 -m tests.support.states_dot > docs/states.dot"
 
 
+CAUSES = {Event.RELOAD, Event.REVERT, Event.GROW, Event.QUEUED, Event.PARKED}
+"""Without one of these between two plans the second has no larger context."""
+
+
 def test_a_second_child_is_left_only_by_taking_over_or_being_dismissed() -> None:
     for (state, event), (after, effects) in TRANSITIONS.items():
         if Effect.BRING_UP in effects:
@@ -110,15 +115,26 @@ def test_who_serves_is_watched_and_nobody_is_held() -> None:
             assert (Effect.WATCH in effects) == (state is not after), "watched from each such state's beginning"
 
 
+
+
 class Life:
     """A life by the table alone. A child is started only by SPAWN and BRING_UP, and gone only by a death or a revert;
-    one that was replaced or dismissed is `leaving` until it is gone, and nothing is planned before.
+    one that was replaced or dismissed is `leaving` until it is gone, and nothing is planned before. And no context
+    rises without cause, though each plan takes all that it may and memory comes and goes as it likes.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, memory: random.Random) -> None:
         self.state, _ = step(State.STOPPED, Event.START)
         self.child = self.second = self.leaving = self.replaced = False
         self.ended = False
+        self.growth = Growth()
+        self.growth.note(Event.START)
+        self.memory = memory
+        self.context, self.served = 0, 0
+        self.unproved = 0
+        """What served before a growth that has not lasted yet."""
+        self.may_rise = True
+        self.rises = 0
 
     def may_take(self, event: Event) -> bool:
         if event is Event.RETIRED:
@@ -130,10 +146,25 @@ class Life:
             self.leaving = False
             if not self.replaced:
                 return  # a dismissed one goes without a word
+        if event is Event.GROW and self.state is State.READY:
+            self.growth.takes(Offer(self.context * 2, {"CUDA0": 1}))
+            self.unproved = self.context
+        if event in GONE and self.state not in (State.DRAINING, State.STOPPING, State.REPLACING, State.SWAPPING):
+            self.growth.died(short=self.memory.random() < 0.5)
+            self.context = min(self.context, self.unproved or self.context)
+            self.unproved = 0
         before = self.state
         if event in GONE or event in (Event.REVERT, Event.PARKED):
             self.child = False
+        self.may_rise |= event in CAUSES
+        if event in (Event.RELOAD, Event.REVERT, Event.STABLE):
+            self.unproved = 0
         self.state, effects = step(before, event)
+        self.growth.note(event)
+        if Effect.SPAWN in effects:
+            self.plan()
+        if Effect.OPEN in effects:
+            self.growth.serves(self.context)
         for effect in effects:
             self._carry_out(effect, event)
         assert self.child == (self.state in WITH_CHILD), f"{event} leads from {before} to {self.state}"
@@ -152,10 +183,29 @@ class Life:
         elif effect is Effect.ADOPT:
             assert self.child and self.second
             self.second, self.leaving, self.replaced = False, True, True
+            self._another_definition()
+            self.plan()
+            self.growth.serves(self.context)
         elif effect is Effect.DISMISS:
             self.second, self.leaving, self.replaced = False, True, False
+            if event not in (Event.UNRELIEVED, Event.RELOAD):
+                self._another_definition()
         elif effect is Effect.OPEN:
             assert event is Event.WARMED, "only a warmed child is opened"
+
+    def _another_definition(self) -> None:
+        self.growth.note(Event.RELOAD)
+        self.may_rise, self.unproved = True, 0
+
+    def plan(self) -> None:
+        """As much as fits in the memory that is there now, and no more than is allowed."""
+        most = self.growth.most_tokens
+        room = self.memory.randrange(1, 100)
+        context = room if most is None else min(room, most)
+        assert context <= self.context or self.may_rise, "the context rose without a cause"
+        self.rises += context > self.context > 0
+        self.growth.planned(context)
+        self.context, self.may_rise = context, False
 
     def _hold_rules(self, before: State, event: Event, effects: tuple[Effect, ...]) -> None:
         if Effect.EXIT in effects:
@@ -187,11 +237,11 @@ def choices() -> dict[tuple[State, bool], list[Event]]:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_random_lives_have_one_child_or_two_for_a_reload_and_always_end(seed: int) -> None:
+def test_random_lives_have_one_child_or_two_for_a_reload_no_context_without_cause_and_always_end(seed: int) -> None:
     """100,000 of 4 to 200 events: whatever has come before, a stop and the end of the child end them."""
-    choose, following, longest, pairs = random.Random(20261 + seed), choices(), 0, 0
+    choose, following, longest, rises, pairs = random.Random(20261 + seed), choices(), 0, 0, 0
     for _ in range(25_000):
-        life = Life()
+        life = Life(choose)
         events = choose.randrange(4, 24) if choose.random() < 0.98 else 200
         for count in range(events):
             event = choose.choice(following[life.state, life.child])
@@ -203,8 +253,10 @@ def test_random_lives_have_one_child_or_two_for_a_reload_and_always_end(seed: in
                 break
         else:
             end(life)
+        rises += life.rises
     assert longest > 50
     assert pairs > 1_000, "two children were there often enough to tell"
+    assert rises > 250, "contexts that never rise would show nothing"
 
 
 def end(life: Life) -> None:

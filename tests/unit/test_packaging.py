@@ -79,11 +79,11 @@ def test_the_model_unit_keeps_what_the_daemon_relies_on() -> None:
         "RuntimeDirectoryPreserve": "restart",
         "StateDirectory": "llamad/state/%i",
         "CacheDirectory": "llamad/%i",
-        "ImportCredential": "llamad.api-key.%i",
         "LogExtraFields": "LLAMAD_MODEL=%i",
         "LimitCORE": "0",
     }
     assert {key: service[key] for key in expected} == {key: [value] for key, value in expected.items()}
+    assert service["ImportCredential"] == ["llamad.api-key.%i", "llamad.admin-key.%i"]
 
 
 def test_stopping_takes_longer_than_the_default_drain() -> None:
@@ -168,7 +168,7 @@ def catalog() -> dict[str, str]:
 
 def documented_events() -> dict[str, tuple[str, str, tuple[str, ...]]]:
     rows = re.findall(
-        r"^\| `([a-z-]+)` \| `([0-9a-f]{32})` \| (\w+) \| ([A-Z ]*)\|", (ROOT / "docs/events.md").read_text(), re.M
+        r"^\| `([a-z-]+)` \| `([0-9a-f]{32})` \| (\w+) \| ([A-Z_ ]*)\|", (ROOT / "docs/events.md").read_text(), re.M
     )
     return {name: (message_id, priority, tuple(fields.split())) for name, message_id, priority, fields in rows}
 
@@ -184,7 +184,7 @@ def test_every_event_is_explained_with_the_fields_it_has() -> None:
     assert set(explained) == {kind.message_id for kind in EVENTS.values()} | set(CAUSE_IDS.values())
     for kind in EVENTS.values():
         text = explained[kind.message_id]
-        used = set(re.findall(r"@LLAMAD_([A-Z]+)@", text))
+        used = set(re.findall(r"@LLAMAD_([A-Z_]+)@", text))
         assert used - {"MODEL"} <= set(kind.fields), kind.name
         assert re.search(r"^Subject: .*\nDefined-By: llamad\nDocumentation: man:llamad", text, re.M), kind.name
         assert max(map(len, text.splitlines())) <= 80, kind.name
@@ -201,7 +201,7 @@ def test_every_cause_of_death_has_an_id_an_explanation_that_says_what_to_do_and_
         status = str(int(cause.exit_code)) if cause.final or cause.policy is Policy.RETRY else "-"
         assert documented[name] == [CAUSE_IDS[name], str(cause.policy), status], name
         text = explained[CAUSE_IDS[name]]
-        used = set(re.findall(r"@LLAMAD_([A-Z]+)@", text))
+        used = set(re.findall(r"@LLAMAD_([A-Z_]+)@", text))
         assert used <= {"MODEL", *EVENTS["child-exited"].fields}, name
         assert "FIX" in used or not cause.fix, name
         assert max(map(len, text.splitlines())) <= 80, name

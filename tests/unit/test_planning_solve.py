@@ -43,6 +43,7 @@ def planned(
     corrections: dict[str, int] | None = None,
     lessons: dict[str, int] | None = None,
     rooms: dict[str, int] | None = None,
+    most_tokens: int | None = None,
     **placement: Any,
 ) -> Plan:
     listed = [devices] if isinstance(devices, Device) else devices
@@ -50,7 +51,7 @@ def planned(
     return plan(
         facts, listed, host, Placement(**placement), written, gates,
         cache_ram=cache_ram, reserved=reserved or {}, corrections=corrections or {}, lessons=lessons or {},
-        rooms=rooms or {},
+        rooms=rooms or {}, most_tokens=most_tokens,
     )  # fmt: skip
 
 
@@ -60,6 +61,17 @@ def reason(found: Plan, topic: str) -> str:
 
 
 class TestContext:
+    def test_no_more_than_before_where_that_is_the_bound(self) -> None:
+        found = planned(PHI4, card("CUDA0", 15.6), most_tokens=8192)
+        assert found.context_tokens == 8192 and found.context_train_tokens == 16384
+        assert reason(found, "context") == "8192 of 16384 trained: no more than before"
+        assert planned(PHI4, card("CUDA0", 15.6), most_tokens=1 << 20).context_tokens == 16384
+        small = planned(PHI4, card("CUDA0", 11.0))
+        assert planned(PHI4, card("CUDA0", 11.0), most_tokens=16000).context_tokens == small.context_tokens
+
+    def test_a_promised_context_knows_no_bound(self) -> None:
+        assert planned(PHI4, card("CUDA0", 15.6), most_tokens=8192, context=16384).context_tokens == 16384
+
     def test_all_of_the_trained_length_where_it_fits(self) -> None:
         found = planned(PHI4, card("CUDA0", 15.6))
         assert (found.context_tokens, found.layers, found.layers_total) == (16384, 41, 41)

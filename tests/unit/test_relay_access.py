@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from llamad.errors import ConfigError
-from llamad.front.access import HostCheck, is_admin_only
+from llamad.front.access import HostCheck, is_for_admin
 from llamad.front.head import Field, RequestHead, parse_request
 from llamad.front.keys import KeySet
 
@@ -136,4 +136,4 @@ def test_http_1_0_without_a_host_passes() -> None:
     ],
 )
 def test_admin_only(line: bytes, admin: bool) -> None:
-    assert is_admin_only(head(line)) is admin
+    assert is_for_admin(head(line)) is admin

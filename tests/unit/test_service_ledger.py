@@ -20,7 +20,7 @@ from llamad.ledger.lease import HOST, Lease, Phase
 from llamad.ledger.ledger import Ledger
 from llamad.ledger.public import read_public, write_public
 from llamad.planning.plan import DevicePlan, Parts
-from llamad.service.neighbours import Other, enabled_names, keep_plan, last_plan, others
+from llamad.service.neighbours import enabled_names
 from llamad.service.overview import leases, memory_table
 from llamad.service.records import LeaseRecorder, taken_of
 from llamad.service.turn import POLL_S, RETRY_S, wait_for_change
@@ -111,18 +111,18 @@ def phase_of(folder: Path, name: str) -> Phase:
     return Phase(json.loads((folder / f"{name}.json").read_text())["phase"])
 
 
-def test_the_lease_follows_the_load_and_the_good_plan_is_kept(tmp_path: Path) -> None:
-    folder, state = tmp_path / "ledger", tmp_path / "state"
+def test_the_lease_follows_the_load(tmp_path: Path) -> None:
+    folder = tmp_path / "ledger"
     folder.mkdir()
     booking = booking_of(folder, "tiny", 50)
     reporter: Any = Events()
 
     async def go() -> None:
-        recorder = LeaseRecorder(booking, reporter, state)
+        recorder = LeaseRecorder(booking, reporter)
         recorder.spawned(os.getpid(), a_plan(), Observed)
         await until(lambda: phase_of(folder, "tiny") is Phase.LOADING)
         recorder.settled(os.getpid())
-        await until(lambda: phase_of(folder, "tiny") is Phase.SETTLED and bool(last_plan(state)))
+        await until(lambda: phase_of(folder, "tiny") is Phase.SETTLED)
         recorder.ended()
         await until(lambda: phase_of(folder, "tiny") is Phase.RETURNING)
         recorder.settled(os.getpid())  # a late word about the one that has ended
@@ -131,7 +131,6 @@ def test_the_lease_follows_the_load_and_the_good_plan_is_kept(tmp_path: Path) ->
         assert phase_of(folder, "tiny") is Phase.RETURNING
 
     asyncio.run(go())
-    assert last_plan(state) == {"GPU-1": 50}
     booking.ledger.release()
 
 
@@ -156,25 +155,11 @@ def test_what_a_process_has_for_itself_is_known() -> None:
     assert process_bytes(1 << 30) == 0
 
 
-def test_neighbours_are_those_that_run_and_those_that_are_enabled(tmp_path: Path) -> None:
-    folder, state, units = tmp_path / "ledger", tmp_path / "state", tmp_path / "units"
-    for made in (folder, state, units):
-        made.mkdir()
-    for name in ("llamad@runs.service", "llamad@own.service", "llamad@stopped.service", "llamad@new.service",
-                 "llamad@Bad Name.service", "other.service"):  # fmt: skip
-        (units / name).touch()
-    keep_plan(state / "stopped", {"GPU-1": 30})
-    keep_plan(state / "disabled", {"GPU-1": 10})
-    (state / "new").mkdir()
-    (state / "new" / "last-plan.json").write_text('{"promised": {"GPU-1": "much"}}')
-    runs, own = booking_of(folder, "runs", 40), booking_of(folder, "own")
-    assert others(own, state, units) == [
-        Other("runs", running=True, promised={"GPU-1": 40}),
-        Other("stopped", running=False, promised={"GPU-1": 30}),
-    ]
+def test_enabled_models_are_those_that_systemd_wants(tmp_path: Path) -> None:
+    for name in ("llamad@runs.service", "llamad@own.service", "llamad@Bad Name.service", "other.service"):
+        (tmp_path / name).touch()
+    assert enabled_names(tmp_path) == ["own", "runs"]
     assert enabled_names(tmp_path / "missing") == []
-    for booking in (runs, own):
-        booking.ledger.close()
 
 
 def test_who_holds_what_is_a_line_a_device(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

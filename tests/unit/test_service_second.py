@@ -180,9 +180,8 @@ class Rig:
         self.folder = folder
         self.main = booking_of(folder, takes=3 * GIB)
         reporter: Any = FakeReporter()
-        paths: Any = SimpleNamespace(state=tmp_path / "state")
-        self.recorder = LeaseRecorder(self.main, reporter, paths.state)
-        self.second = SecondServer(self.main, paths, reporter)
+        self.recorder = LeaseRecorder(self.main, reporter)
+        self.second = SecondServer(self.main, reporter)
         self.host_bytes = -1
 
     def plan(self, *plans: Plan, free: int = 5 * GIB) -> Launch | None:
@@ -251,7 +250,7 @@ def test_the_turn_to_load_is_waited_for_by_nobody_who_serves(rig: Rig, tmp_path:
         step.promise({"GPU-1": GIB}, source="disk")
     with rig.main.ledger.transaction() as transaction:
         assert transaction.others
-    rig.second = SecondServer(rig.main, SimpleNamespace(state=tmp_path), FakeReporter())  # type: ignore[arg-type]
+    rig.second = SecondServer(rig.main, FakeReporter())  # type: ignore[arg-type]
     model = tmp_path / "m.gguf"
     model.touch()
     with other.step(CARD) as step:

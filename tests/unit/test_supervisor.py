@@ -15,6 +15,7 @@ import pytest
 from llamad.errors import BadModelError, ChildError, DeviceError, ExitCode, LlamadError
 from llamad.ledger.booking import GaveUpWaiting, MustWait
 from llamad.supervision.child import ProcessSpawner
+from llamad.supervision.growth import Offer
 from llamad.supervision.launch import Seams
 from llamad.supervision.machine import State
 from llamad.supervision.reload import Reverted
@@ -440,3 +441,132 @@ def test_limits_that_change_in_place_are_in_force_at_once(tmp_path: Path) -> Non
 
     assert play(rig, scene) is ExitCode.OK
     assert rig.planner.plans == 1
+
+
+LARGER = Offer(4096, {"CUDA0": 8 << 30})
+
+
+def growing_rig(folder: Path, *scenarios: dict[str, Any]) -> Rig:
+    """One that serves 2048 of 4096 tokens, and could have them all. A minute takes 3 ms."""
+    rig = Rig(folder, *scenarios, factor=20_000.0, start_stall_s=1e9)
+    rig.planner.context_tokens = 2048
+    rig.planner.offer = LARGER
+    return rig
+
+
+async def can_have(rig: Rig, tokens: int) -> None:
+    """From now on a plan gives so much."""
+    await rig.until_ready()
+    rig.planner.context_tokens = tokens
+
+
+def test_a_context_grows_in_a_pause_and_requests_are_held_meanwhile(tmp_path: Path) -> None:
+    rig = growing_rig(tmp_path)
+
+    async def scene(rig: Rig) -> None:
+        await can_have(rig, 4096)
+        await rig.until_ready(2)
+        assert rig.supervisor.launch and rig.supervisor.launch.plan.context_tokens == 4096
+        await asyncio.sleep(0.3)  # an hour and a half: what cannot grow is left alone
+        rig.supervisor.stop()
+
+    assert play(rig, scene) is ExitCode.OK
+    assert rig.front.calls[:5] == ["hold", "open", "hold", "close_upstreams", "open"]
+    ((_, message, fields),) = [event for event in rig.reporter.events if event[0] == "context-grows"]
+    assert (fields["FORMER"], fields["CONTEXT"]) == ("2048", "4096")
+    assert "from 2048 to 4096 tokens" in message
+    assert rig.planner.bounds == [None, None]
+    assert "child-exited" not in rig.reporter.names(), "it was told to go"
+    assert any("growing the context from 2048" in text for text in rig.reporter.texts)
+
+
+def test_nothing_grows_while_somebody_waits_for_an_answer(tmp_path: Path) -> None:
+    rig = growing_rig(tmp_path)
+    rig.front.idle_s = 0.0
+
+    async def scene(rig: Rig) -> None:
+        await can_have(rig, 4096)
+        await rig.planner.looks_more(30)
+        assert rig.planner.plans == 1
+        rig.supervisor.stop()
+
+    assert play(rig, scene) is ExitCode.OK
+    assert "context-grows" not in rig.reporter.names()
+
+
+def test_a_request_that_comes_at_the_last_moment_puts_the_growth_off(tmp_path: Path) -> None:
+    rig = growing_rig(tmp_path)
+    asked: list[float] = []
+
+    def quiet_s() -> float:
+        """Quiet when the watch looks for a pause, and then not any more, twice."""
+        asked.append(0.0)
+        return 0.0 if len(asked) in (2, 4) else 3600.0
+
+    rig.front.quiet_s = quiet_s  # type: ignore[method-assign]
+
+    async def scene(rig: Rig) -> None:
+        await can_have(rig, 4096)
+        await rig.until_ready(2)
+        rig.supervisor.stop()
+
+    assert play(rig, scene) is ExitCode.OK
+    assert len(asked) == 6
+    assert rig.reporter.names().count("context-grows") == 1
+
+
+OUT_OF_GROWN_MEMORY = {"lines": OUT_OF_MEMORY, "exit": 1}
+
+
+@pytest.mark.parametrize(
+    "failure", [OUT_OF_GROWN_MEMORY, {"exit": 1}, {"exit_after": "SIGSEGV", "exit": 1},
+                {"lines": ["error: invalid argument: -c"], "exit": 1}],
+)  # fmt: skip
+def test_a_growth_that_cannot_be_loaded_gives_the_former_context_back_and_is_not_repeated(tmp_path: Path, failure: Any) -> None:
+    rig = growing_rig(tmp_path, {}, failure, {})
+
+    async def scene(rig: Rig) -> None:
+        await can_have(rig, 4096)
+        await rig.until_ready(2)
+        assert rig.supervisor.launch and rig.supervisor.launch.plan.context_tokens == 2048
+        await rig.planner.looks_more(40)
+        assert rig.reporter.names().count("context-grows") == 1
+        rig.planner.offer = Offer(4096, {"CUDA0": 10 << 30})
+        await rig.until_ready(3)
+        rig.supervisor.stop()
+
+    assert play(rig, scene) is ExitCode.OK
+    assert rig.planner.bounds == [None, None, 2048, None]
+
+
+def test_a_restart_gives_no_more_than_before(tmp_path: Path) -> None:
+    rig = growing_rig(tmp_path)
+    rig.planner.offer = None
+
+    async def scene(rig: Rig) -> None:
+        await can_have(rig, 4096)
+        os.kill(rig.supervisor.child_pid, signal.SIGKILL)
+        await rig.until_ready(2)
+        assert rig.supervisor.launch and rig.supervisor.launch.plan.context_tokens == 2048
+        await rig.supervisor.reload(loaded_of(digest="2", kv_cache="q8_0", **rig.limits))
+        assert rig.supervisor.launch.plan.context_tokens == 4096
+        rig.supervisor.stop()
+
+    assert play(rig, scene) is ExitCode.OK
+    assert rig.planner.bounds == [None, 2048, None]
+
+
+def test_a_stable_child_is_watched_on(tmp_path: Path) -> None:
+    """After `stable_s` earlier failures are forgotten, and nothing else."""
+    rig = Rig(tmp_path, factor=2000.0, stable_s=5.0, hang_s=60.0, start_stall_s=1e9)
+
+    async def scene(rig: Rig) -> None:
+        await rig.until_ready()
+        await rig.reporter.until(lambda: "stable" in rig.reporter.names())
+        rig.front.working = 1
+        await rig.reporter.until(lambda: "no-progress" in rig.reporter.names())
+        rig.front.working = 0
+        await rig.until_ready(2)
+        rig.supervisor.stop()
+
+    assert play(rig, scene) is ExitCode.OK

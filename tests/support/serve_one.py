@@ -79,7 +79,7 @@ class ToldPlanner(BackgroundPlanner):
         launch = await super().beside(loaded, running)
         say("event", "beside", "room" if launch else "no room")
         if launch is not None:
-            write_plan(self.folder, launch.plan, self.pause_s)
+            write_plan(self.folder, launch.plan, self.words)
         return launch
 
 

@@ -82,6 +82,29 @@ class Ledger:
         """What llama-server must inherit, so that the lease lives as long as it."""
         return (self._lease_fd,) if self._lease_fd >= 0 else ()
 
+    def second(self) -> Ledger:
+        """For the lease of a second llama-server of this model: under a name that no former one still has.
+
+        Its process is ours, so it has no owner. Raises BusyError.
+        """
+        for suffix in files.SECONDS:
+            ledger = Ledger(self.folder, f"{self.name}{suffix}", self._public, self.now)
+            with ledger.transaction() as transaction:
+                if transaction.begin():
+                    return ledger
+            ledger.close()
+        raise BusyError(f"two llama-servers of {self.name} that were replaced have not ended yet")
+
+    def leave(self) -> None:
+        """Let go of a lease without a name: what its llama-server still holds stays promised until it is gone."""
+        try:
+            with self.transaction() as transaction:
+                transaction.end()
+        except BusyError:
+            pass  # the next one who has the lock cleans up
+        finally:
+            self.close()
+
     def release(self) -> None:
         """Let go of lease and name. What llama-server still holds stays promised until it is gone."""
         if not self.held:
@@ -331,6 +354,23 @@ class Transaction:
             files.remove(self._ledger.folder / f"{self._ledger.name}.json")
             self.own = None
             self._changed = True
+
+    def absorb(self, name: str, lease_id: str, visible: Callable[[Lease], Mapping[str, int]]) -> Lease | None:
+        """Have what another lease of ours has in place of what we had, and none there: its llama-server, which has
+        our lock as well, is our only one now. None where there is no such lease.
+        """
+        other = next((lease for lease in self.others if lease.name == name), None)
+        if other is None:
+            return None
+        if self.own is not None:
+            self._depart(self.own)
+        taken = other._replace(
+            name=self._ledger.name, id=lease_id, phase=Phase.SETTLED, visible=visible(other)
+        )
+        self.put(taken)
+        files.remove(self._ledger.folder / f"{name}.json")
+        self.others = [lease for lease in self.others if lease.name != name]
+        return taken
 
     def end(self) -> None:
         """Give the lease and the name back. A llama-server that still lives keeps the lease."""

@@ -159,6 +159,16 @@ class Front(Address):
         super().__init__(Shared(settings, keys, observer, clock, describe, local), clock)
         self._lane = self._shared.lane
 
+    async def move(self, sockets: Sequence[socket.socket]) -> None:
+        """Accept on these sockets and no longer on those before, which are closed. Who waits in their queues is
+        served, and no connection is touched."""
+        former = [one for one in self._listeners if one.sock not in sockets]
+        self._listeners = [one for one in self._listeners if one.sock in sockets]
+        kept = {one.sock for one in self._listeners}
+        await self.start([sock for sock in sockets if sock not in kept])
+        for listener in former:
+            await listener.retire()
+
     # --- the gate --------------------------------------------------------------------------------------------
 
     def open(
@@ -202,10 +212,9 @@ class Front(Address):
         """Requests that are with llama-server."""
         return self._lane.gate.in_flight
 
-    @property
-    def at_work(self) -> int:
-        """Requests that llama-server has whole, and whose clients take what it answers."""
-        return self._lane.at_work
+    def at_work(self, since: int = 0) -> int:
+        """Requests that llama-server, from generation `since` on, has whole, and whose clients take what it answers."""
+        return self._lane.at_work(since)
 
     @property
     def waiting(self) -> int:
@@ -233,21 +242,21 @@ class Front(Address):
 
     # --- the end of a llama-server ---------------------------------------------------------------------------
 
-    async def drain(self, deadline_s: float, generation: int | None = None) -> int:
-        """Wait until no request is with llama-server (or with this generation of it), at most `deadline_s`;
-        how many still are. `hold` before, or new ones keep coming."""
-        return await self._lane.drain(deadline_s, generation)
+    async def drain(self, deadline_s: float, generation: int | None = None, before: int | None = None) -> int:
+        """Wait until no request is with llama-server (or with this generation of it, or with those `before` one), at
+        most `deadline_s`; how many still are. `hold` before, or new ones keep coming."""
+        return await self._lane.drain(deadline_s, generation, before)
 
-    def cut(self, cause: str, message: str, generation: int | None = None) -> int:
+    def cut(self, cause: str, message: str, generation: int | None = None, before: int | None = None) -> int:
         """End every request that is with llama-server; how many. A stream that has begun gets an error event
         with `cause` and its request id; one of which nothing has gone out waits at the gate for the next
         llama-server; other answers end with 503 or, where part of the body is out, a broken connection."""
-        return self._lane.cut(cause, message, generation)
+        return self._lane.cut(cause, message, generation, before)
 
-    async def close_upstreams(self, generation: int | None = None) -> None:
+    async def close_upstreams(self, generation: int | None = None, before: int | None = None) -> None:
         """Close every connection to llama-server, which does not stop while a request is on one. Requests
         still there are cut with cause `stopped`: `cut` before to name a better one."""
-        await self._lane.close_upstreams(generation)
+        await self._lane.close_upstreams(generation, before)
 
     # --- settings --------------------------------------------------------------------------------------------
 

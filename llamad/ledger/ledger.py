@@ -51,6 +51,7 @@ class Ledger:
         self._kept: dict[str, tuple[bytes, Lease | None]] = {}
         """What each file said and what that meant: most are read many times before they change."""
         self._lock_fd = self._owner_fd = self._lease_fd = -1
+        self._closed = False
 
     # -- the name -----------------------------------------------------------------------------------------
 
@@ -59,6 +60,7 @@ class Ledger:
 
         `note` is told to who finds the name taken, behind our process id.
         """
+        self._closed = False
         with self.transaction() as transaction:
             fd = files.open_lock(self.folder / f"{self.name}.owner")
             if not files.try_lock(fd):
@@ -80,6 +82,29 @@ class Ledger:
         """What llama-server must inherit, so that the lease lives as long as it."""
         return (self._lease_fd,) if self._lease_fd >= 0 else ()
 
+    def second(self) -> Ledger:
+        """For the lease of a second llama-server of this model: under a name that no former one still has.
+
+        Its process is ours, so it has no owner. Raises BusyError.
+        """
+        for suffix in files.SECONDS:
+            ledger = Ledger(self.folder, f"{self.name}{suffix}", self._public, self.now)
+            with ledger.transaction() as transaction:
+                if transaction.begin():
+                    return ledger
+            ledger.close()
+        raise BusyError(f"two llama-servers of {self.name} that were replaced have not ended yet")
+
+    def leave(self) -> None:
+        """Let go of a lease without a name: what its llama-server still holds stays promised until it is gone."""
+        try:
+            with self.transaction() as transaction:
+                transaction.end()
+        except BusyError:
+            pass  # the next one who has the lock cleans up
+        finally:
+            self.close()
+
     def release(self) -> None:
         """Let go of lease and name. What llama-server still holds stays promised until it is gone."""
         if not self.held:
@@ -93,11 +118,15 @@ class Ledger:
             self.close()
 
     def close(self) -> None:
-        """Let go of everything at once, as the kernel does for a process that ends."""
-        for fd in (self._lease_fd, self._owner_fd, self._lock_fd):
-            if fd >= 0:
-                os.close(fd)
-        self._lease_fd = self._owner_fd = self._lock_fd = -1
+        """Let go of everything at once, as the kernel does for a process that ends. Until the name is taken again
+        there are no transactions: what another thread still wanted to write comes too late.
+        """
+        with self._threads:  # a descriptor must not be closed, and then be another file's, while it is used
+            for fd in (self._lease_fd, self._owner_fd, self._lock_fd):
+                if fd >= 0:
+                    os.close(fd)
+            self._lease_fd = self._owner_fd = self._lock_fd = -1
+            self._closed = True
 
     # -- looking and promising ----------------------------------------------------------------------------
 
@@ -130,6 +159,8 @@ class Ledger:
         if not self._threads.acquire(timeout=deadline_s):
             raise BusyError("the ledger is held by another thread of this process for too long")
         try:
+            if self._closed:
+                raise BusyError(f"{self.name} was given back to the ledger")
             fd = self._locked(end_s)
             try:
                 transaction = Transaction(self)
@@ -323,6 +354,23 @@ class Transaction:
             files.remove(self._ledger.folder / f"{self._ledger.name}.json")
             self.own = None
             self._changed = True
+
+    def absorb(self, name: str, lease_id: str, visible: Callable[[Lease], Mapping[str, int]]) -> Lease | None:
+        """Have what another lease of ours has in place of what we had, and none there: its llama-server, which has
+        our lock as well, is our only one now. None where there is no such lease.
+        """
+        other = next((lease for lease in self.others if lease.name == name), None)
+        if other is None:
+            return None
+        if self.own is not None:
+            self._depart(self.own)
+        taken = other._replace(
+            name=self._ledger.name, id=lease_id, phase=Phase.SETTLED, visible=visible(other)
+        )
+        self.put(taken)
+        files.remove(self._ledger.folder / f"{name}.json")
+        self.others = [lease for lease in self.others if lease.name != name]
+        return taken
 
     def end(self) -> None:
         """Give the lease and the name back. A llama-server that still lives keeps the lease."""

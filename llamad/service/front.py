@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from llamad.clock import SystemClock
-from llamad.config.listen import parse_listen
+from llamad.config.listen import DEFAULT_LISTEN, parse_listen
 from llamad.config.loaded import Loaded
 from llamad.front.answers import Answer, error
 from llamad.front.errand import LocalService
@@ -35,6 +35,8 @@ class RelayFront:
         self._launch: Launch | None = None
         self._open = False
         self._generation = 0
+        self._since = 0
+        """The first generation of the child that requests go to."""
         self._progress = 0
         self._created_s = int(time.time())
         self.state: Callable[[], str] = lambda: "stopped"
@@ -44,6 +46,10 @@ class RelayFront:
     async def start(self, sockets: Sequence[socket.socket]) -> None:
         """Accept on these sockets; requests are held until the model is ready."""
         await self._front.start(sockets)
+
+    async def move(self, listening: list[socket.socket]) -> None:
+        """Accept on these sockets; those before are closed when their queues are empty."""
+        await self._front.move(listening)
 
     def apply(self, loaded: Loaded, keys: KeySet) -> None:
         """Use other settings and keys from now on."""
@@ -66,13 +72,13 @@ class RelayFront:
     def open(self, launch: Launch) -> None:
         self._launch, self._open = launch, True
         if not self._drained:
-            self._generation = self._front_open(launch)
+            self._generation = self._since = self._front_open(launch)
 
     def quiet_s(self) -> float:
         return self._front.idle_s()
 
     def at_work(self) -> int:
-        return self._front.at_work
+        return self._front.at_work(self._since)
 
     def progress_count(self) -> int:
         return self._progress
@@ -87,14 +93,17 @@ class RelayFront:
     async def farewell(self, deadline_s: float) -> None:
         await self._front.close(deadline_s)
 
-    async def drain(self, deadline_s: float) -> int:
-        return await self._front.drain(deadline_s)
+    async def drain(self, deadline_s: float, *, former: bool = False) -> int:
+        return await self._front.drain(deadline_s, before=self._before(former))
 
-    def cut(self, cause: str, message: str) -> None:
-        self._front.cut(cause, message)
+    def cut(self, cause: str, message: str, *, former: bool = False) -> None:
+        self._front.cut(cause, message, before=self._before(former))
 
-    async def close_upstreams(self) -> None:
-        await self._front.close_upstreams()
+    async def close_upstreams(self, *, former: bool = False) -> None:
+        await self._front.close_upstreams(before=self._before(former))
+
+    def _before(self, former: bool) -> int | None:
+        return self._since if former else None
 
     # -- the admin's side -------------------------------------------------------------------------------
 
@@ -162,9 +171,10 @@ class RelayFront:
         """Counted for the watch over hangs."""
         self._progress += 1
 
-    def upstream_lost(self, generation: int) -> None:  # noqa: ARG002
+    def upstream_lost(self, generation: int) -> None:
         """The supervisor hears of a dead child by itself; a live one that dropped a connection is used again."""
-        asyncio.get_running_loop().call_later(REOPEN_S, self._reopen, self._launch)
+        if generation >= self._since:
+            asyncio.get_running_loop().call_later(REOPEN_S, self._reopen, self._launch)
 
     def _reopen(self, launch: Launch | None) -> None:
         ours = self._open and not self._drained and launch is self._launch
@@ -199,7 +209,7 @@ def settings_of(loaded: Loaded) -> FrontSettings:
     """The relay's part of a definition."""
     definition = loaded.definition
     limits = definition.limits
-    listen = parse_listen(definition.listen or "127.0.0.1:8080")
+    listen = parse_listen(definition.listen or DEFAULT_LISTEN)
     return FrontSettings(
         name=loaded.name,
         aliases=definition.aliases,

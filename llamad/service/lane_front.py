@@ -42,7 +42,7 @@ class LaneFront:
         self.launch: Launch | None = None
         """What serves; None where nothing of this process does."""
         self._open = False
-        self._generation = 0
+        self._generation = self._since = 0
         self._progress = 0
         self.lane: Lane = front.add(settings, keys, self, describe)
 
@@ -56,13 +56,13 @@ class LaneFront:
         self.launch, self._open = launch, True
         self.has_answered = False
         self.lane.passes_keys = False
-        self._generation = self.lane.open(launch.socket_path, **opening_of(launch))
+        self._generation = self._since = self.lane.open(launch.socket_path, **opening_of(launch))
 
     def quiet_s(self) -> float:
         return self.lane.idle_s()
 
     def at_work(self) -> int:
-        return self.lane.at_work
+        return self.lane.at_work(self._since)
 
     def progress_count(self) -> int:
         return self._progress
@@ -79,14 +79,17 @@ class LaneFront:
         if await self.lane.drain(deadline_s):
             self.lane.cut("unloaded", f"the request ran longer than drain_s ({deadline_s:g} s)")
 
-    async def drain(self, deadline_s: float) -> int:
-        return await self.lane.drain(deadline_s)
+    async def drain(self, deadline_s: float, *, former: bool = False) -> int:
+        return await self.lane.drain(deadline_s, before=self._before(former))
 
-    def cut(self, cause: str, message: str) -> None:
-        self.lane.cut(cause, message)
+    def cut(self, cause: str, message: str, *, former: bool = False) -> None:
+        self.lane.cut(cause, message, before=self._before(former))
 
-    async def close_upstreams(self) -> None:
-        await self.lane.close_upstreams()
+    async def close_upstreams(self, *, former: bool = False) -> None:
+        await self.lane.close_upstreams(before=self._before(former))
+
+    def _before(self, former: bool) -> int | None:
+        return self._since if former else None
 
     # -- the resident's side ----------------------------------------------------------------------------
 

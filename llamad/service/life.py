@@ -23,6 +23,7 @@ from llamad.service.facts import CACHE_NAME, FactsReader
 from llamad.service.ground import MachineGround
 from llamad.service.lane_front import LaneFront
 from llamad.service.paths import Paths
+from llamad.service.planner import SLOTS
 from llamad.service.reporter import DaemonReporter
 from llamad.supervision.child import ProcessSpawner
 from llamad.supervision.ground import GroundWatch
@@ -130,7 +131,7 @@ class Life:
         planner = BackgroundPlanner(
             seams.paths, seams.reporter, read, seams.nvml, None, booking, expected=seams.always
         )
-        acts = Seams(planner, ServerEngine(), seams.front, seams.reporter)
+        acts = Seams(planner, ServerEngine(seams.paths.cache / SLOTS), seams.front, seams.reporter)
         spawner = ProcessSpawner(None, lambda: self._ledger.lease_fds)
         self._supervisor = supervisor = Supervisor(self._loaded, acts, spawner, self._clock, parks=True)
         self._ground = GroundWatch(supervisor, acts, MachineGround(seams.paths.cache, seams.nvml), self._clock)
@@ -139,6 +140,7 @@ class Life:
             code = await supervisor.run()
         finally:
             watching.cancel()
+            planner.close()
             for task in self._reloads:
                 task.cancel()
         if code is not ExitCode.OK:

@@ -28,13 +28,14 @@ from llamad.hardware.nvml import Nvml
 from llamad.ledger.handover import Served, forget_requests, look
 from llamad.ledger.ledger import Ledger
 from llamad.ledger.wake import Watch
-from llamad.service.daemon import BUG_EXIT, CONFIG_READ_S, on_signal
+from llamad.service.daemon import BUG_EXIT, on_signal
 from llamad.service.definitions import Read, changed, read_all, read_host
 from llamad.service.house import House, Outside
 from llamad.service.journal import Journal, make_journal
 from llamad.service.life import Life, LifeSeams, Living
 from llamad.service.neighbours import ENABLED_UNITS, enabled_names
 from llamad.service.notify import Notifier, make_notifier, watchdog_interval_s
+from llamad.service.reloads import CONFIG_READ_S
 from llamad.service.resident import Resident
 from llamad.service.router_answers import RouterAnswers
 from llamad.service.router_notify import NoRecords, ResidentNotifier, RouterReporter, summary

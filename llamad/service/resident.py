@@ -26,6 +26,7 @@ from llamad.service.reporter import DaemonReporter
 from llamad.service.router_answers import lane_figures
 from llamad.service.sockets import ROUTER_SOCKET
 from llamad.service.status import StatusFile, read_status
+from llamad.service.threads import in_thread
 from llamad.supervision import residency
 from llamad.units import parse_duration
 
@@ -328,19 +329,21 @@ class Resident:
         code, text = ExitCode.OK, ""
         try:
             self._paths.make(under_systemd=False)
-            await asyncio.to_thread(ledger.take, ROUTER_NOTE)
+            await in_thread(ledger.take, ROUTER_NOTE)
             self.way = Way.LOADED
             seams = LifeSeams(
                 house.config_root, self._paths, self._reporter, house.nvml, self.front,
                 house.paths.unit_state(self.name), house.always,
             )  # fmt: skip
             self._life = house.live(loaded, ledger, seams, house.clock, house.sandboxed)
+            if self._closing:  # told while the name was being taken
+                self._life.stop()
             code = await self._life.run()
             text = self._life.last_words
         except LlamadError as error:
             failure, code, text = error, error.exit_code, str(error)
         finally:
-            await asyncio.to_thread(ledger.release)
+            await _release(ledger)
             self._life, self._task, self.ready_at_s = None, None, None
             self.front.launch = None
         self._has_ended(code, text, failure)
@@ -395,6 +398,13 @@ class Resident:
 
 def _settings(read: Read) -> FrontSettings:
     return settings_of(read.loaded) if read.loaded is not None else FrontSettings(read.name)
+
+
+async def _release(ledger: Ledger) -> None:
+    try:
+        await in_thread(ledger.release)
+    except BusyError:  # no thread can be had: the locks go all the same, and others clear away what they guarded
+        ledger.close()
 
 
 async def _listens(path: str) -> bool:

@@ -18,7 +18,7 @@ from llamad.ledger.handover import ROUTER_NOTE
 from llamad.ledger.ledger import Ledger
 from llamad.service.definitions import Read
 from llamad.service.front import request_log, settings_of
-from llamad.service.house import House, Outside, Timers, Way
+from llamad.service.house import House, Outside, Timers, Way, listens
 from llamad.service.lane_front import LaneFront
 from llamad.service.life import LifeSeams, Living
 from llamad.service.overview import is_number
@@ -222,7 +222,7 @@ class Resident:
         path = str(self._house.paths.unit_runtime(self.name) / ROUTER_SOCKET)
         pause_s = PROBE_S
         while self.way is Way.FORWARDED:
-            if await _listens(path):
+            if await listens(path):
                 self.front.forward(path)
                 return
             await self._house.clock.sleep(pause_s)
@@ -405,16 +405,6 @@ async def _release(ledger: Ledger) -> None:
         await in_thread(ledger.release)
     except BusyError:  # no thread can be had: the locks go all the same, and others clear away what they guarded
         ledger.close()
-
-
-async def _listens(path: str) -> bool:
-    """Whether anybody listens on a unix socket."""
-    try:
-        _, writer = await asyncio.open_unix_connection(path)
-    except OSError:
-        return False
-    writer.transport.abort()
-    return True
 
 
 def _raise_bug(task: asyncio.Task[None]) -> None:

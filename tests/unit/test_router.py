@@ -290,6 +290,7 @@ async def test_a_stop_answers_what_was_accepted() -> None:
 async def test_a_stop_while_a_model_is_just_being_taken_ends() -> None:
     """`routing` itself fails if the router does not end, or leaves a name in the ledger."""
     async with routing(two) as bench:
+        bench.world.gates["one"] = asyncio.Event()  # it never becomes ready
         asking = asyncio.ensure_future(bench.chat("one"))
         await bench.until(lambda: bench.router.residents["one"]._task is not None)
         bench.router.residents["one"].leave()

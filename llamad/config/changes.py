@@ -100,7 +100,14 @@ TAKES: Mapping[str, Takes] = {
     **_each(Takes.NOTHING, "log", "requests"),
     **_each(Takes.NOTHING, "idle", "keep_alive"),
     **_each(Takes.RESTART, "host", "server"),
-    **_each(Takes.NOTHING, "host", "models parallel_loads query_s watch"),
+    **_each(
+        Takes.NOTHING,
+        "host",
+        """
+        models parallel_loads query_s watch
+        listen listen_mode insecure api_keys_file allowed_hosts resident_s unit_grace_s
+        """,  # the second line is the router's own
+    ),
 }
 """By the dotted key, `host.` for the host's own settings."""
 

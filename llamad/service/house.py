@@ -96,3 +96,13 @@ class Timers:
     def _ring(self, name: str, call: Callable[[], None]) -> None:
         del self._running[name]
         call()
+
+
+async def listens(path: str) -> bool:
+    """Whether anybody listens on a unix socket."""
+    try:
+        _, writer = await asyncio.open_unix_connection(path)
+    except OSError:
+        return False
+    writer.transport.abort()
+    return True

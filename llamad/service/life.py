@@ -25,6 +25,7 @@ from llamad.service.lane_front import LaneFront
 from llamad.service.paths import Paths
 from llamad.service.planner import SLOTS
 from llamad.service.reporter import DaemonReporter
+from llamad.service.threads import in_thread
 from llamad.supervision.child import ProcessSpawner
 from llamad.supervision.ground import GroundWatch
 from llamad.supervision.launch import Seams
@@ -124,7 +125,7 @@ class Life:
     async def run(self) -> ExitCode:
         seams = self._seams
         read = FactsReader(seams.paths.cache / CACHE_NAME)
-        await asyncio.to_thread(self._prepare, read)
+        await in_thread(self._prepare, read)
         if self.is_leaving:
             return ExitCode.OK
         booking = Booking(self._ledger, seams.nvml.held)

@@ -18,7 +18,7 @@ from llamad.ledger.handover import ROUTER_NOTE
 from llamad.ledger.ledger import Ledger
 from llamad.service.definitions import Read
 from llamad.service.front import request_log, settings_of
-from llamad.service.house import House, Outside, Timers, Way
+from llamad.service.house import House, Outside, Timers, Way, listens
 from llamad.service.lane_front import LaneFront
 from llamad.service.life import LifeSeams, Living
 from llamad.service.overview import is_number
@@ -26,6 +26,7 @@ from llamad.service.reporter import DaemonReporter
 from llamad.service.router_answers import lane_figures
 from llamad.service.sockets import ROUTER_SOCKET
 from llamad.service.status import StatusFile, read_status
+from llamad.service.threads import in_thread
 from llamad.supervision import residency
 from llamad.units import parse_duration
 
@@ -221,7 +222,7 @@ class Resident:
         path = str(self._house.paths.unit_runtime(self.name) / ROUTER_SOCKET)
         pause_s = PROBE_S
         while self.way is Way.FORWARDED:
-            if await _listens(path):
+            if await listens(path):
                 self.front.forward(path)
                 return
             await self._house.clock.sleep(pause_s)
@@ -328,19 +329,21 @@ class Resident:
         code, text = ExitCode.OK, ""
         try:
             self._paths.make(under_systemd=False)
-            await asyncio.to_thread(ledger.take, ROUTER_NOTE)
+            await in_thread(ledger.take, ROUTER_NOTE)
             self.way = Way.LOADED
             seams = LifeSeams(
                 house.config_root, self._paths, self._reporter, house.nvml, self.front,
                 house.paths.unit_state(self.name), house.always,
             )  # fmt: skip
             self._life = house.live(loaded, ledger, seams, house.clock, house.sandboxed)
+            if self._closing:  # told while the name was being taken
+                self._life.stop()
             code = await self._life.run()
             text = self._life.last_words
         except LlamadError as error:
             failure, code, text = error, error.exit_code, str(error)
         finally:
-            await asyncio.to_thread(ledger.release)
+            await _release(ledger)
             self._life, self._task, self.ready_at_s = None, None, None
             self.front.launch = None
         self._has_ended(code, text, failure)
@@ -397,14 +400,11 @@ def _settings(read: Read) -> FrontSettings:
     return settings_of(read.loaded) if read.loaded is not None else FrontSettings(read.name)
 
 
-async def _listens(path: str) -> bool:
-    """Whether anybody listens on a unix socket."""
+async def _release(ledger: Ledger) -> None:
     try:
-        _, writer = await asyncio.open_unix_connection(path)
-    except OSError:
-        return False
-    writer.transport.abort()
-    return True
+        await in_thread(ledger.release)
+    except BusyError:  # no thread can be had: the locks go all the same, and others clear away what they guarded
+        ledger.close()
 
 
 def _raise_bug(task: asyncio.Task[None]) -> None:

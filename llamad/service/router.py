@@ -42,6 +42,7 @@ from llamad.service.router_notify import NoRecords, ResidentNotifier, RouterRepo
 from llamad.service.router_paths import RouterPaths
 from llamad.service.sockets import Listening, listen_on, stored_sockets
 from llamad.service.start import UNDER_SYSTEMD, report_refusal
+from llamad.service.threads import in_thread
 from llamad.supervision.residency import choose
 
 LOOK_S = 5.0
@@ -153,7 +154,7 @@ class Router:
 
     async def _look(self) -> None:
         try:
-            self._served, enabled = await asyncio.to_thread(self._read_world)
+            self._served, enabled = await in_thread(self._read_world)
         except LlamadError as error:
             self._reporter.ledger_problem(str(error))
             return
@@ -221,10 +222,10 @@ class Router:
     async def _reload_once(self) -> None:
         """Take in what has changed. Raises LlamadError where the host's settings cannot be used: nothing is changed."""
         host, keys = await asyncio.wait_for(
-            asyncio.to_thread(read_host, self._config_root, self._paths), CONFIG_READ_S
+            in_thread(read_host, self._config_root, self._paths), CONFIG_READ_S
         )
         before = self._reads
-        self._reads = await asyncio.to_thread(read_all, self._config_root, self._paths)
+        self._reads = await in_thread(read_all, self._config_root, self._paths)
         self.front.apply(_settings(host), keys)
         self._resident_s, self._house.unit_grace_s = host.host.resident_s, host.host.unit_grace_s
         if str(host.host.listen) != self._listen:

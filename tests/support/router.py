@@ -110,6 +110,8 @@ class PlayedLife:
         failures = self._world.failures.get(name, [])
         if failures:
             raise failures.pop(0)
+        if self.is_leaving:
+            return ExitCode.OK
         if not await self._either(self._take_memory()):
             return ExitCode.OK
         self._become("loading")

@@ -31,7 +31,7 @@ class SwitchBench:
         self.lanes: dict[str, Lane] = {}
         self.observers: dict[str, RecordingObserver] = {}
         self.upstreams: dict[str, FakeUpstream] = {}
-        self.address = str(folder / "front.sock")
+        self.address: tuple[str, int] = ("127.0.0.1", 0)
 
     def add(self, name: str, *aliases: str, keys: str = "", **changes: Any) -> Lane:
         """One more model, which is not loaded."""
@@ -65,12 +65,11 @@ class SwitchBench:
 
 @contextlib.asynccontextmanager
 async def switching(*names: str, keys: str = "", **changes: Any) -> AsyncIterator[SwitchBench]:
-    """A front over a unix socket, with these models loaded."""
+    """A front over TCP (through a unix socket its own user is the admin), with these models loaded."""
     with tempfile.TemporaryDirectory(prefix="switch") as folder:
         bench = SwitchBench(Path(folder), replace(FrontSettings("llamad"), **changes), keys)
-        sock = socket.socket(socket.AF_UNIX)
-        sock.bind(bench.address)
-        sock.listen(64)
+        sock = socket.create_server(bench.address, backlog=64)
+        bench.address = sock.getsockname()
         for name in names:
             bench.add(name)
             await bench.load(name)

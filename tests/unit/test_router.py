@@ -286,6 +286,17 @@ async def test_a_stop_answers_what_was_accepted() -> None:
     assert any("STOPPING" in fields for fields in bench.notifier.sent)
 
 
+@scene
+async def test_a_stop_while_a_model_is_just_being_taken_ends() -> None:
+    """`routing` itself fails if the router does not end, or leaves a name in the ledger."""
+    async with routing(two) as bench:
+        bench.world.gates["one"] = asyncio.Event()  # it never becomes ready
+        asking = asyncio.ensure_future(bench.chat("one"))
+        await bench.until(lambda: bench.router.residents["one"]._task is not None)
+        bench.router.residents["one"].leave()
+        assert (await asking).status == 503
+
+
 @pytest.mark.parametrize("held", [True, False])
 def test_a_request_for_a_handover_ends_with_who_made_it(tmp_path: Any, held: bool) -> None:
     from llamad.ledger.handover import ROUTER_NOTE, forget_requests, look

@@ -29,8 +29,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", metavar="DIR", type=Path, default=config_root(), help=folder_help)
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=_Parser)
 
-    serve = verbs.add_parser("serve", help="serve a model in the foreground (what the unit runs)")
-    serve.add_argument("name", metavar="NAME")
+    serve = verbs.add_parser("serve", help="serve a model, or all of them behind one address (what the units run)")
+    serve.add_argument("name", metavar="NAME", nargs="?", help="default: all, chosen by the request's model")
 
     plan = verbs.add_parser("plan", help="show every byte and every flag, and why; nothing is started")
     plan.add_argument("model", metavar="NAME|FILE.toml|FILE.gguf")

@@ -50,6 +50,10 @@ def _run(argv: list[str]) -> int:
             from llamad.cli.serve import serve_model
 
             return serve_model(name, config_root())
+        case ["serve"]:
+            from llamad.cli.serve import serve_all
+
+            return serve_all(config_root())
     from llamad.cli.grammar import make_parser
 
     args = make_parser().parse_args(argv)

@@ -1,4 +1,4 @@
-"""`llamad serve NAME`."""
+"""`llamad serve [NAME]`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def run(args: argparse.Namespace) -> int:
     """Serve until told to stop; returns the service's exit code."""
-    return serve_model(args.name, args.config)
+    return serve_model(args.name, args.config) if args.name else serve_all(args.config)
 
 
 def serve_model(name: str, config_root: Path) -> int:
@@ -28,3 +28,11 @@ def serve_model(name: str, config_root: Path) -> int:
         load_definition(name, config_root)  # no folders are made for a name that is only misspelt
     drop_root(name)
     return serve(name, config_root, dict(os.environ))
+
+
+def serve_all(config_root: Path) -> int:
+    """Serve every definition behind one address until told to stop; returns the service's exit code."""
+    from llamad.service.router import serve as serve_router
+
+    drop_root(router=True)
+    return serve_router(config_root, dict(os.environ))

@@ -22,13 +22,16 @@ _SANDBOX_PREFIXES = (
 
 
 # What systemd makes for the unit, with the modes of the unit's *Directory= settings.
+_ROUTER_FOLDERS = (
+    ("/run/llamad/router", 0o711), ("/var/lib/llamad/router", 0o700), ("/var/cache/llamad/.router", 0o700)
+)  # fmt: skip
 _FOLDERS = (("/run/llamad/model", 0o711), ("/var/lib/llamad/state", 0o700), ("/var/cache/llamad", 0o700))
 
 
-def drop_root(name: str = "") -> None:
+def drop_root(name: str = "", *, router: bool = False) -> None:
     """As root, become the service's user for good. Raises AccessError without that user.
 
-    With a model's name its folders are made first, as systemd makes them for the unit.
+    With a model's name, or for the router, the folders are made first, as systemd makes them for the unit.
     """
     if os.geteuid() != 0:
         return
@@ -42,6 +45,8 @@ def drop_root(name: str = "") -> None:
         ) from None
     for parent, mode in _FOLDERS if name else ():
         _make_folder(os.path.join(parent, name), mode, user)
+    for folder, mode in _ROUTER_FOLDERS if router else ():
+        _make_folder(folder, mode, user)
     os.setgroups(os.getgrouplist(USER, user.pw_gid))
     os.setgid(user.pw_gid)
     os.setuid(user.pw_uid)

@@ -352,6 +352,13 @@ class Host(Table):
     parallel_loads: Annotated[int, Field(ge=1, le=1024)] = 1
     query_s: SomeSeconds = 5.0
     watch: bool = True
+    listen: ListenText = "127.0.0.1:8080"
+    listen_mode: Literal["0600", "0660", "0666"] = "0600"
+    insecure: bool = False
+    api_keys_file: FilePath | None = None
+    allowed_hosts: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    resident_s: Seconds = 30.0
+    unit_grace_s: Seconds = 10.0
 
 
 class HostSettings(Table):

@@ -186,7 +186,7 @@ _OURS: Mapping[str, str] = {
     "--video-ffmpeg-dir": "it lets llama-server run other programs",
     "--ui-mcp-proxy --webui-mcp-proxy": "it lets clients reach the network through this host",
     "--media-path": "it lets clients read files of this host",
-    "--slot-save-path": "it lets clients write and read files of this host",
+    "--slot-save-path": "llamad sets it, to hand prompt caches over when llama-server is replaced",
     "--log-prompts-dir": "it writes what clients ask into files",
     "-lcd --lookup-cache-dynamic": "llama-server may write no files here",
     "-mmu --mmproj-url -hfd -hfrd --hf-repo-draft --spec-draft-hf -hfv -hfrv --hf-repo-v -hffv --hf-file-v": (

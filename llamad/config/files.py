@@ -47,7 +47,11 @@ def dropin_files(file: Path) -> list[Path]:
         raise _cannot_read(folder, error) from error
     files = [path for path in found if is_definition_file(path.name)]
     for path in files:
-        if path.is_symlink() and not path.exists():
+        try:
+            leads_nowhere = path.is_symlink() and not path.exists()
+        except OSError as error:  # a loop, or a folder that may be listed and not entered
+            raise _cannot_read(path, error) from error
+        if leads_nowhere:
             fix = "restore what it leads to, or remove the link"
             raise ConfigError("it is a link that leads nowhere", where=Where(str(path), 1, 1), fix=fix)
     return files

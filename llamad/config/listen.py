@@ -15,6 +15,8 @@ from llamad.frozen import dataclass
 
 _SOCKET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,59}\.sock")
 _HOST_PORT = re.compile(r"(?:\[(?P<v6>[^\[\]]*)\]|(?P<v4>[^:\[\]]*)):(?P<port>[^:]*)")
+DEFAULT_LISTEN = "127.0.0.1:8080"
+"""Where a model is served whose definition does not say."""
 _EXAMPLE = 'for example "127.0.0.1:8081", "[::1]:8081" or "unix:NAME.sock"'
 
 

@@ -90,7 +90,7 @@ async def health(socket_path: str, deadline_s: float = 2.0) -> Health:
 
 async def props(socket_path: str, deadline_s: float = 2.0) -> Props:
     """Context and slots as the server has them. Raises ApiError."""
-    answer = await _json(socket_path, "GET", "/props", None, deadline_s)
+    answer = await ask_json(socket_path, "GET", "/props", None, deadline_s)
     try:
         return Props(
             int(answer["default_generation_settings"]["n_ctx"]),
@@ -106,7 +106,7 @@ async def props(socket_path: str, deadline_s: float = 2.0) -> Props:
 
 async def count_tokens(socket_path: str, path: str, body: bytes, deadline_s: float = 2.0) -> int:
     """The tokens of the prompt in `body`, as the endpoint at `path` counts them. Raises ApiError."""
-    answer = await _json(socket_path, "POST", path, body, deadline_s)
+    answer = await ask_json(socket_path, "POST", path, body, deadline_s)
     try:
         tokens = answer["tokens"] if path == "/tokenize" else answer["input_tokens"]
         return len(tokens) if isinstance(tokens, list) else int(tokens)
@@ -124,7 +124,7 @@ async def metrics(socket_path: str, deadline_s: float = 2.0) -> str:
 
 async def busy_slots(socket_path: str, deadline_s: float = 2.0) -> int:
     """How many slots work on a request. Raises ApiError."""
-    answer = await _json(socket_path, "GET", "/slots", None, deadline_s)
+    answer = await ask_json(socket_path, "GET", "/slots", None, deadline_s)
     try:
         return sum(bool(slot["is_processing"]) for slot in answer)
     except (LookupError, TypeError) as error:
@@ -135,7 +135,7 @@ async def busy_slots(socket_path: str, deadline_s: float = 2.0) -> int:
 
 async def slot_figures(socket_path: str, deadline_s: float = 2.0) -> str:
     """The numbers of all slots as one text: tasks, tokens read, tokens written. Raises ApiError."""
-    answer = await _json(socket_path, "GET", "/slots", None, deadline_s)
+    answer = await ask_json(socket_path, "GET", "/slots", None, deadline_s)
     return " ".join(_numbers(answer))
 
 
@@ -164,7 +164,7 @@ async def warm_up(
     """
     started_s = asyncio.get_running_loop().time()
     path, body = _question(mode, tokens, vocab_tokens, top)
-    answer = await _json(socket_path, "POST", path, body, deadline_s)
+    answer = await ask_json(socket_path, "POST", path, body, deadline_s)
     try:
         counted, values = _answer(mode, answer)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
@@ -234,9 +234,10 @@ def _sample(values: Sequence[tuple[int, float]]) -> str:
     return ", ".join(f"{value:g}" for _, value in values[:3]) or "nothing"
 
 
-async def _json(
+async def ask_json(
     socket_path: str, method: str, path: str, body: dict[str, object] | bytes | None, deadline_s: float
 ) -> Any:
+    """What llama-server answers, decoded. Raises ApiError; Refused for any status but 200."""
     status, raw = await _ask(socket_path, method, path, body, deadline_s)
     try:
         answer = json.loads(raw)

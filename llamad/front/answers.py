@@ -21,9 +21,9 @@ _TYPES = {
     503: "unavailable_error",
 }
 _VISIBLE = re.compile(rb"[\x21-\x7e]{1,512}")
-_HEALTH_PATHS = frozenset((b"/health", b"/v1/health", b"/ready"))
-_MODELS_PATHS = frozenset((b"/v1/models", b"/models"))
-_LOCAL_PATHS = _HEALTH_PATHS | _MODELS_PATHS
+HEALTH_PATHS = frozenset((b"/health", b"/v1/health", b"/ready"))
+MODELS_PATHS = frozenset((b"/v1/models", b"/models"))
+_LOCAL_PATHS = HEALTH_PATHS | MODELS_PATHS
 _MODEL_PREFIX = b"/v1/models/"
 
 
@@ -103,7 +103,7 @@ def local_path(head: RequestHead) -> bytes | None:
 
 def is_public(path: bytes | None, head: RequestHead) -> bool:
     """Whether no key is asked: health, and what a browser asks before it may send a key."""
-    return path in _HEALTH_PATHS or head.method == b"OPTIONS"
+    return path in HEALTH_PATHS or head.method == b"OPTIONS"
 
 
 def answer_locally(
@@ -117,15 +117,14 @@ def answer_locally(
 ) -> Answer:
     """The answer for a `local_path`."""
     if head.method == b"OPTIONS":
-        return Answer(204, None, _OPTIONS_LINES)
+        return Answer(204, None, OPTIONS_LINES)
     if head.method not in (b"GET", b"HEAD"):
-        wrong = error(405, "method_not_allowed", f"{path.decode()} is for GET and HEAD", request_id)
-        return Answer(wrong.status, wrong.body, (b"Allow: GET, HEAD, OPTIONS\r\n",))
-    if path in _HEALTH_PATHS:
-        return _OK if is_open else _LOADING
+        return not_allowed(path, request_id)
+    if path in HEALTH_PATHS:
+        return OK if is_open else _LOADING
     model = describe()
     entries = [model_entry(name, settings, model) for name in (settings.name, *settings.aliases)]
-    if path in _MODELS_PATHS:
+    if path in MODELS_PATHS:
         return Answer(200, json.dumps({"object": "list", "data": entries}).encode())
     wanted = path[len(_MODEL_PREFIX) :].decode("utf-8", "replace")
     for entry in entries:
@@ -133,6 +132,13 @@ def answer_locally(
             return Answer(200, json.dumps(entry).encode())
     message = f'no model "{wanted}" here; there is: {", ".join(entry["id"] for entry in entries)}'
     return error(404, "model_not_found", message, request_id)
+
+
+def not_allowed(path: bytes, request_id: bytes) -> Answer:
+    """The answer to another method than a `local_path` has."""
+    message = f"{path.decode('utf-8', 'replace')} is for GET and HEAD"
+    wrong = error(405, "method_not_allowed", message, request_id)
+    return Answer(wrong.status, wrong.body, (b"Allow: GET, HEAD, OPTIONS\r\n",))
 
 
 def model_entry(name: str, settings: FrontSettings, model: ModelDescription) -> dict[str, Any]:
@@ -152,9 +158,9 @@ def model_entry(name: str, settings: FrontSettings, model: ModelDescription) -> 
     }
 
 
-_OK = Answer(200, b'{"status":"ok"}')
+OK = Answer(200, b'{"status":"ok"}')
 _LOADING = Answer(503, b'{"error":{"message":"Loading model","type":"unavailable_error","code":503}}')
-_OPTIONS_LINES = (
+OPTIONS_LINES = (
     b"Allow: GET, HEAD, POST, OPTIONS\r\n",
     b"Access-Control-Allow-Methods: GET, HEAD, POST, OPTIONS\r\n",
     b"Access-Control-Allow-Headers: *, Authorization, X-Api-Key, Content-Type\r\n",

@@ -5,19 +5,22 @@ from __future__ import annotations
 import asyncio
 import socket
 from enum import Enum, auto
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from llamad.front.access import is_for_admin
-from llamad.front.answers import Answer, answer_locally, error, local_path
+from llamad.front.answers import Answer, error, local_path
 from llamad.front.body import BodyReader, LengthBody, reader
 from llamad.front.errand import Errand, is_errand
 from llamad.front.exchange import Exchange
 from llamad.front.head import CONTINUE, HeadError, RequestHead, find_end
 from llamad.front.memo import read_request
 from llamad.front.peer import has_unread, is_owner, reset_when_closed
-from llamad.front.refuse import record_local, refusal
+from llamad.front.refuse import answered_here, record_local
 from llamad.front.settings import Outcome
 from llamad.front.shared import Shared
+
+if TYPE_CHECKING:
+    from llamad.front.choice import Choice
 
 _PIPELINE_BYTES = 64 * 1024
 _DISCARD_BYTES = 256 * 1024
@@ -51,7 +54,7 @@ class ClientConnection(asyncio.Protocol):
         self._scanned = 0
         self._body: BodyReader | None = None
         self._body_bytes = 0
-        self._exchange: Exchange | Errand | None = None
+        self._exchange: Exchange | Errand | Choice | None = None
         self._eof = False
         self._pauses = 0
         self._deadline_s = _NEVER
@@ -84,10 +87,7 @@ class ClientConnection(asyncio.Protocol):
         self._eof = True
         if self._state is _State.HEAD and self._buffer:
             self._next()
-        if self._state is _State.BODY and self._exchange is not None:
-            self._state = _State.LINGER
-            exchange, self._exchange = self._exchange, None
-            exchange.client_gone()
+        self._give_up_body()
         if self._exchange is None:
             return self._state is _State.HEAD and bool(self._buffer)
         self._shared.hangups.watch(self._socket().fileno(), self.break_off)
@@ -100,10 +100,18 @@ class ClientConnection(asyncio.Protocol):
             self._shared.hangups.unwatch(self._socket().fileno())
         self._shared.clients.discard(self)
         self._deadline_s = _NEVER
+        self._state, self._buffer = _State.LINGER, bytearray()  # what waits in it is nobody's now
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
             exchange.client_gone()
         self._shared.pulse.fire()
+
+    def _give_up_body(self) -> None:
+        """The client sends no more: a request whose body is not complete never will be."""
+        if self._state is _State.BODY and self._exchange is not None:
+            self._state = _State.LINGER
+            exchange, self._exchange = self._exchange, None
+            exchange.client_gone()
 
     def pause_writing(self) -> None:
         self.writing_paused = True
@@ -212,29 +220,24 @@ class ClientConnection(asyncio.Protocol):
         self.served += 1
         self._body = body = reader(head.framing, head.length)
         self._body_bytes = 0
-        path = local_path(head)
+        routed = shared.switch.route(head) if shared.switch is not None else None
+        path = local_path(head) if routed is None else routed.path
+        head = head if routed is None else routed.head
         at_home = not self._from_network and is_for_admin(head)
         by_owner = at_home and is_owner(self._socket())
-        problem = refusal(shared, head, path, request_id, from_network=self._from_network, by_owner=by_owner)
-        if problem is not None:
-            self._answer_here(head, problem, request_id, Outcome.REFUSED, rest)
+        answered = answered_here(
+            shared, head, path, request_id, from_network=self._from_network, by_owner=by_owner
+        )
+        if answered is not None:
+            self._answer_here(head, answered[0], request_id, answered[1], rest)
             return
-        if path is not None:
-            answer = answer_locally(
-                path,
-                head,
-                request_id,
-                is_open=shared.lane.gate.is_open,
-                settings=shared.settings,
-                describe=shared.describe,
-            )
-            self._answer_here(head, answer, request_id, Outcome.LOCAL, rest)
-            return
-        exchange: Exchange | Errand
+        exchange: Exchange | Errand | Choice
         if shared.local is not None and is_errand(head):
             exchange = Errand(shared, shared.local, self, head, request_id)
-        else:
+        elif shared.switch is None or routed is None:
             exchange = Exchange(shared, shared.lane, self, head, request_id, now_s)
+        else:
+            exchange = shared.switch.choice(routed, self, request_id, now_s)
         self._exchange = exchange
         if body is None:
             self._state = _State.ANSWER
@@ -299,8 +302,6 @@ class ClientConnection(asyncio.Protocol):
             self._buffer += self._body.rest
             self._ready_for_next()
 
-    # --- bodies and what follows them ------------------------------------------------------------------------
-
     def _read_body(self, data: bytes) -> None:
         body, exchange = self._body, self._exchange
         assert body is not None and exchange is not None
@@ -354,8 +355,10 @@ class ClientConnection(asyncio.Protocol):
         self._buffer = bytearray()
         self._pause(_FOR_PIPELINE, False)
         self._read_head(data)
-        if self._eof and self._state is _State.HEAD and self._scanned:
-            self._close_gently()  # the rest of this head will never come
+        if self._eof:
+            self._give_up_body()
+            if self._exchange is None and (self._scanned or self._body is not None):
+                self._close_gently()  # the rest of this request will never come
 
     # --- the end ---------------------------------------------------------------------------------------------
 

@@ -180,7 +180,10 @@ class Exchange:
         elif self._request.framing is Framing.CHUNKED:
             self._sent_chunked = not self._request_complete
             length = None if self._sent_chunked else self._body.size_bytes
-        parts = [build_request(self._request, self._request_id, length, chunked=self._sent_chunked)]
+        head = build_request(
+            self._request, self._request_id, length, chunked=self._sent_chunked, with_keys=self._lane.passes_keys
+        )
+        parts = [head]
         parts += map(chunk, self._body.pieces) if self._sent_chunked else self._body.pieces
         self.request_sent = self._request_complete
         if self._body.pieces and self._shared.memory.is_full:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from functools import lru_cache
 from typing import NamedTuple
@@ -200,17 +200,29 @@ def parse_response(head: bytes, method: bytes, max_fields: int = 256) -> Respons
 
 
 def build_request(
-    head: RequestHead, request_id: bytes, length: int | None, *, chunked: bool = False
+    head: RequestHead, request_id: bytes, length: int | None, *, chunked: bool = False, with_keys: bool = False
 ) -> bytes:
-    """The head that goes upstream for `head`: no hop-by-hop field, no key, one length.
+    """The head that goes upstream for `head`: no hop-by-hop field, no key (unless `with_keys`), one length.
 
     `length` None and `chunked` false means a request without a body.
     """
+    if with_keys and head.credentials:
+        keys = b"".join(b"%b: %b\r\n" % (one.name, one.value) for one in head.credentials)
+        return build_request(
+            replace(head, forwarded=head.forwarded + keys), request_id, length, chunked=chunked
+        )
     if chunked:
         return b"%bTransfer-Encoding: chunked\r\nX-Request-Id: %b\r\n\r\n" % (head.forwarded, request_id)
     if length is None:
         return b"%bX-Request-Id: %b\r\n\r\n" % (head.forwarded, request_id)
     return b"%bContent-Length: %d\r\nX-Request-Id: %b\r\n\r\n" % (head.forwarded, length, request_id)
+
+
+def with_target(head: RequestHead, target: bytes) -> RequestHead:
+    """The same request for another target, in origin form."""
+    rest = head.forwarded.partition(b"\r\n")[2]
+    forwarded = b"%b %b HTTP/1.1\r\n%b" % (head.method, target, rest)
+    return replace(head, target=target, path=_path(target), forwarded=forwarded)
 
 
 def is_token(text: bytes) -> bool:

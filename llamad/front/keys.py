@@ -51,6 +51,14 @@ class KeySet:
     def __len__(self) -> int:
         return len(self._keys)
 
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, KeySet):
+            return NotImplemented
+        return self._keys == other._keys and self.admin == other.admin
+
+    def __hash__(self) -> int:
+        return hash(self._keys)
+
     def __repr__(self) -> str:
         return f"KeySet({len(self._keys)} keys)"
 

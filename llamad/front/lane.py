@@ -16,6 +16,8 @@ from llamad.front.upstream import Pool
 if TYPE_CHECKING:
     from llamad.front.exchange import Exchange
 
+_FAREWELL_S = 1.0
+
 
 class Lane:
     """See the module. An address has one lane for each model behind it; `Front` has one."""
@@ -31,6 +33,8 @@ class Lane:
         self._clock = clock
         self._pulse = pulse
         self._last_finished_s = clock.monotonic()
+        self.passes_keys = False
+        """Whether what it leads to asks for keys itself: another llamad."""
         self._told_lost = 0
         self._cause: tuple[int, str, str] | None = None
 
@@ -77,9 +81,9 @@ class Lane:
         """Seconds since the last request ended; 0 while there is one."""
         return 0.0 if self.exchanges else self._clock.monotonic() - self._last_finished_s
 
-    def upstream(self, generation: int | None) -> list[Exchange]:
-        """The requests that are with llama-server, or with this generation of it."""
-        return [one for one in self.exchanges if one.generation and generation in (None, one.generation)]
+    def upstream(self, generation: int | None, before: int | None = None) -> list[Exchange]:
+        """The requests that are with llama-server, or with this generation of it, or with one before another."""
+        return [one for one in self.exchanges if one.generation and is_of(one.generation, generation, before)]
 
     def sweep(self) -> None:
         """About once a second: time-outs of the gate and of idle connections."""
@@ -110,6 +114,32 @@ class Lane:
             return self._cause[1], self._cause[2]
         return None
 
+    # --- the end of a llama-server ---------------------------------------------------------------------------
+
+    def at_work(self, since: int = 0) -> int:
+        """See `Front.at_work`."""
+        return sum(one.is_at_work and one.generation >= since for one in self.exchanges)
+
+    async def drain(self, deadline_s: float, generation: int | None = None, before: int | None = None) -> int:
+        """See `Front.drain`."""
+        await self._pulse.until(lambda: not self.upstream(generation, before), deadline_s)
+        return len(self.upstream(generation, before))
+
+    def cut(self, cause: str, message: str, generation: int | None = None, before: int | None = None) -> int:
+        """See `Front.cut`."""
+        cut = self.upstream(generation, before)
+        for exchange in cut:
+            exchange.cut(cause, message)
+        return len(cut)
+
+    async def close_upstreams(self, generation: int | None = None, before: int | None = None) -> None:
+        """See `Front.close_upstreams`."""
+        self.cut("stopped", "llama-server is being stopped", generation, before)
+        pools = [pool for pool in self.pools if is_of(pool.generation, generation, before)]
+        for pool in pools:
+            pool.drop_all()
+        await self._pulse.until(lambda: all(pool.is_empty for pool in pools), _FAREWELL_S)
+
     def finished(self, exchange: Exchange, now_s: float) -> None:
         """An exchange is over."""
         self.exchanges.discard(exchange)
@@ -130,6 +160,11 @@ def _token_rules(settings: FrontSettings) -> TokenRules:
         max_total_tokens=settings.max_total_tokens,
         note_streams=settings.heartbeat_s > 0,
     )
+
+
+def is_of(generation: int, only: int | None, before: int | None) -> bool:
+    """Whether a generation is the only one meant, where one is, and before another, where one is given."""
+    return only in (None, generation) and (before is None or generation < before)
 
 
 def _gate_limits(settings: FrontSettings) -> GateLimits:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 import socket
@@ -22,7 +23,7 @@ class Listener:
     whoever reads the socket next."""
 
     def __init__(self, sock: socket.socket, make: Callable[[bool], asyncio.Protocol], clock: Clock) -> None:
-        self._sock = sock
+        self.sock = sock
         self._is_unix = sock.family == socket.AF_UNIX
         self._make = make
         self._clock = clock
@@ -31,31 +32,47 @@ class Listener:
 
     def start(self) -> None:
         """Begin to accept."""
-        self._sock.setblocking(False)
+        self.sock.setblocking(False)
         self._listening = True
-        asyncio.get_running_loop().add_reader(self._sock.fileno(), self._accept)
+        asyncio.get_running_loop().add_reader(self.sock.fileno(), self._accept)
 
     async def stop(self) -> None:
         """Accept no more; returns when every accepted connection has its protocol."""
         self._listening = False
-        asyncio.get_running_loop().remove_reader(self._sock.fileno())
+        asyncio.get_running_loop().remove_reader(self.sock.fileno())
         if self._starting:
             await asyncio.wait(self._starting)
 
-    def _accept(self) -> None:
+    async def retire(self) -> None:
+        """End the address for good: whoever is in the kernel's queue is served, who comes later is refused."""
+        self._listening = False
+        asyncio.get_running_loop().remove_reader(self.sock.fileno())
+        while self._accept():
+            pass
+        with contextlib.suppress(OSError):
+            self.sock.shutdown(socket.SHUT_RDWR)  # also for others that have this socket
+        self.sock.close()
+        if self._starting:
+            await asyncio.wait(self._starting)
+
+    def _accept(self) -> bool:
+        """Accept some of those that wait; whether there may be more."""
         for _ in range(_AT_ONCE):
             try:
-                connection, _ = self._sock.accept()
+                connection, _ = self.sock.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-                return
+                return False
             except OSError as error:
                 self._failed(error)
-                return
+                return False
             self._spawn(self._adopt(connection))
+        return True
 
     def _failed(self, error: OSError) -> None:
         """No room for another connection passes; any other error of accept is for an admin to see."""
-        asyncio.get_running_loop().remove_reader(self._sock.fileno())
+        if not self._listening:
+            return
+        asyncio.get_running_loop().remove_reader(self.sock.fileno())
         if error.errno in _NO_ROOM:
             _log.warning("cannot accept: %s; trying again in %s s", error.strerror, _RETRY_S)
         else:
@@ -65,7 +82,7 @@ class Listener:
     async def _retry(self) -> None:
         await self._clock.sleep(_RETRY_S)
         if self._listening:
-            asyncio.get_running_loop().add_reader(self._sock.fileno(), self._accept)
+            asyncio.get_running_loop().add_reader(self.sock.fileno(), self._accept)
 
     async def _adopt(self, connection: socket.socket) -> None:
         connection.setblocking(False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from llamad.front.access import is_for_admin
-from llamad.front.answers import Answer, error, is_public
+from llamad.front.answers import Answer, answer_locally, error, is_public
 from llamad.front.head import RequestHead
 from llamad.front.settings import FrontObserver, Outcome, RequestRecord
 from llamad.front.shared import Shared
@@ -28,7 +28,7 @@ def refusal(
         return error(status, "admin_only", message, request_id)
     if is_admin and is_for_admin(head):
         return None
-    if shared.keys and not is_public(path, head) and not (is_admin or shared.keys.allows(head.credentials)):
+    if not is_public(path, head) and not is_admin and not shared.lets_in(head, path):
         return error(401, "invalid_api_key", "a valid API key is needed", request_id)
     if head.length > settings.body_bytes:
         message = f"the body is longer than {settings.body_bytes} bytes ([limits] body_bytes)"
@@ -38,6 +38,25 @@ def refusal(
 
 _HOW = "a key of admin_keys_file is needed"
 _NO_ADMIN = "write admin_keys_file, or ask through a unix socket as root"
+
+
+def answered_here(
+    shared: Shared, head: RequestHead, path: bytes | None, request_id: bytes, *, from_network: bool, by_owner: bool
+) -> tuple[Answer, Outcome] | None:
+    """The answer to a request that must not be relayed, or need not be; None for one that must. `path`: its local path.
+    """
+    problem = refusal(shared, head, path, request_id, from_network=from_network, by_owner=by_owner)
+    if problem is not None:
+        return problem, Outcome.REFUSED
+    if path is None:
+        return None
+    if shared.switch is not None:
+        return shared.switch.answer(path, head, request_id), Outcome.LOCAL
+    is_open, settings = shared.lane.gate.is_open, shared.settings
+    answer = answer_locally(
+        path, head, request_id, is_open=is_open, settings=settings, describe=shared.describe
+    )
+    return answer, Outcome.LOCAL
 
 
 def record_local(

@@ -1,7 +1,8 @@
 """The front of one model: its addresses, its gate, and the relay between clients and llama-server.
 
-This is the room's public face; all the rest of `llamad.front` works for it. It never speaks of why a model is
-held or has failed: the owner says so, with `open`, `hold`, `refuse` and `explain_loss`.
+This is the room's public face, with `switch` for several models; all the rest of `llamad.front` works for the two.
+It never speaks of why a model is held or has failed: the owner says so, with `open`, `hold`, `refuse` and
+`explain_loss`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,119 @@ _EXPECTED_S = 0.5
 _FAREWELL_S = 1.0
 
 
-class Front:
+class Address:
+    """Listening sockets and their clients' connections. Every method is for the loop that `start` ran on."""
+
+    def __init__(self, shared: Shared, clock: Clock) -> None:
+        self._shared = shared
+        self._clock = clock
+        self._listeners: list[Listener] = []
+        self._sweeper: asyncio.Task[None] | None = None
+
+    async def start(self, sockets: Sequence[socket.socket]) -> None:
+        """Accept on these bound and listening sockets (TCP or unix). They stay the caller's."""
+        for sock in sockets:
+            listener = Listener(sock, self._make_client, self._clock)
+            listener.start()
+            self._listeners.append(listener)
+        if self._sweeper is None:
+            self._sweeper = asyncio.get_running_loop().create_task(self._sweep_for_ever())
+
+    @property
+    def connections(self) -> int:
+        """Clients' connections."""
+        return len(self._shared.clients)
+
+    async def stop_accepting(self) -> None:
+        """Take no new connection: they stay in the sockets' queues for whoever serves them next. Answers carry
+        `Connection: close` from now on."""
+        self._shared.closing = True
+        listeners, self._listeners = self._listeners, []
+        for listener in listeners:
+            await listener.stop()
+
+    async def close(self, linger_s: float) -> None:
+        """Answer what has been accepted, at most for `linger_s`, then close every connection, idle ones last.
+        The listening sockets are neither shut down nor closed."""
+        await self.stop_accepting()
+        shared = self._shared
+        for client in list(shared.clients):
+            client.hurry()
+        until_s = self._clock.monotonic() + linger_s
+        await self._await_expected(min(_EXPECTED_S, linger_s))
+        await shared.pulse.until(self._nothing_in_work, until_s - self._clock.monotonic())
+        self._close_idle()
+        await shared.pulse.until(self._nothing_in_work, until_s - self._clock.monotonic())
+        self._end_the_rest()
+        self._close_idle()
+        await shared.pulse.until(lambda: not shared.clients, _FAREWELL_S)
+        for client in list(shared.clients):
+            client.break_off()
+        for lane in shared.lanes:
+            await lane.close_upstreams()
+            lane.admission.close()
+        for errand in list(shared.errands):
+            errand.cancel()
+        await shared.pulse.until(lambda: not shared.clients, _FAREWELL_S)
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            self._sweeper = None
+        shared.hangups.close()
+
+    async def _await_expected(self, patience_s: float) -> None:
+        """A client that has just come, or just got an answer, is likely to send a request now: let it have the
+        answer, which tells it to go, rather than a connection that closes under its request."""
+        now_s = self._clock.monotonic()
+        clients = self._shared.clients
+        expected = {one: one.served for one in clients if now_s - one.quiet_since_s < _EXPECTED_S}
+
+        def have_come() -> bool:
+            return all(one.served > served or one not in clients for one, served in expected.items())
+
+        await self._shared.pulse.until(have_come, patience_s)
+
+    def _close_idle(self) -> None:
+        for client in list(self._shared.clients):
+            client.close_idle()
+
+    def _end_the_rest(self) -> None:
+        """Whoever is not served by now gets an error, not a closed connection."""
+        stopping = Refusal(503, "stopping", "llamad is stopping", self._shared.settings.retry_after_s)
+        for lane in self._shared.lanes:
+            lane.gate.refuse(stopping)
+            lane.cut(stopping.code, stopping.message)
+
+    def _nothing_in_work(self) -> bool:
+        return not any(client.is_busy for client in self._shared.clients)
+
+    def _make_client(self, from_network: bool) -> ClientConnection:
+        return ClientConnection(self._shared, from_network=from_network)
+
+    async def _sweep_for_ever(self) -> None:
+        """Time-outs, once a second while there is a connection; no wake-up while there is none."""
+        shared = self._shared
+        while True:
+            await shared.work.wait()
+            await self._clock.sleep(_SWEEP_S)
+            now_s = self._clock.monotonic()
+            for lane in shared.lanes:
+                lane.sweep()
+            for client in list(shared.clients):
+                self._tick(client, now_s)
+            if not shared.clients and all(lane.is_quiet for lane in shared.lanes):
+                shared.work.clear()
+
+    def _tick(self, client: ClientConnection, now_s: float) -> None:
+        """A bug met by one connection ends that connection, not the time-outs of all the others."""
+        try:
+            client.tick(now_s)
+        except Exception as error:
+            context = {"message": "a time-out failed; its connection is broken off", "exception": error}
+            asyncio.get_running_loop().call_exception_handler(context)
+            client.break_off()
+
+
+class Front(Address):
     """One model behind one set of listening sockets. Every method is for the loop that `start` ran on.
 
     A reload: `hold`, `drain`, `cut` for what is left, `close_upstreams`, and `open` for the new llama-server.
@@ -43,20 +156,18 @@ class Front:
     ) -> None:
         """`describe` tells of the model for `/v1/models`, `local` answers `/metrics` and `/admin/`: without one
         they do not exist."""
-        self._shared = Shared(settings, keys, observer, clock, describe, local)
+        super().__init__(Shared(settings, keys, observer, clock, describe, local), clock)
         self._lane = self._shared.lane
-        self._clock = clock
-        self._listeners: list[Listener] = []
-        self._sweeper: asyncio.Task[None] | None = None
 
-    async def start(self, sockets: Sequence[socket.socket]) -> None:
-        """Accept on these bound and listening sockets (TCP or unix). They stay the caller's."""
-        for sock in sockets:
-            listener = Listener(sock, self._make_client, self._clock)
-            listener.start()
-            self._listeners.append(listener)
-        if self._sweeper is None:
-            self._sweeper = asyncio.get_running_loop().create_task(self._sweep_for_ever())
+    async def move(self, sockets: Sequence[socket.socket]) -> None:
+        """Accept on these sockets and no longer on those before, which are closed. Who waits in their queues is
+        served, and no connection is touched."""
+        former = [one for one in self._listeners if one.sock not in sockets]
+        self._listeners = [one for one in self._listeners if one.sock in sockets]
+        kept = {one.sock for one in self._listeners}
+        await self.start([sock for sock in sockets if sock not in kept])
+        for listener in former:
+            await listener.retire()
 
     # --- the gate --------------------------------------------------------------------------------------------
 
@@ -101,20 +212,14 @@ class Front:
         """Requests that are with llama-server."""
         return self._lane.gate.in_flight
 
-    @property
-    def at_work(self) -> int:
-        """Requests that llama-server has whole, and whose clients take what it answers."""
-        return sum(one.is_at_work for one in self._lane.exchanges)
+    def at_work(self, since: int = 0) -> int:
+        """Requests that llama-server, from generation `since` on, has whole, and whose clients take what it answers."""
+        return self._lane.at_work(since)
 
     @property
     def waiting(self) -> int:
         """Requests that wait at the gate."""
         return self._lane.gate.waiting
-
-    @property
-    def connections(self) -> int:
-        """Clients' connections."""
-        return len(self._shared.clients)
 
     def forget_responses(self) -> int:
         """Empty the cache of answers; how many they were."""
@@ -137,117 +242,24 @@ class Front:
 
     # --- the end of a llama-server ---------------------------------------------------------------------------
 
-    async def drain(self, deadline_s: float, generation: int | None = None) -> int:
-        """Wait until no request is with llama-server (or with this generation of it), at most `deadline_s`;
-        how many still are. `hold` before, or new ones keep coming."""
-        await self._shared.pulse.until(lambda: not self._lane.upstream(generation), deadline_s)
-        return len(self._lane.upstream(generation))
+    async def drain(self, deadline_s: float, generation: int | None = None, before: int | None = None) -> int:
+        """Wait until no request is with llama-server (or with this generation of it, or with those `before` one), at
+        most `deadline_s`; how many still are. `hold` before, or new ones keep coming."""
+        return await self._lane.drain(deadline_s, generation, before)
 
-    def cut(self, cause: str, message: str, generation: int | None = None) -> int:
+    def cut(self, cause: str, message: str, generation: int | None = None, before: int | None = None) -> int:
         """End every request that is with llama-server; how many. A stream that has begun gets an error event
         with `cause` and its request id; one of which nothing has gone out waits at the gate for the next
         llama-server; other answers end with 503 or, where part of the body is out, a broken connection."""
-        cut = self._lane.upstream(generation)
-        for exchange in cut:
-            exchange.cut(cause, message)
-        return len(cut)
+        return self._lane.cut(cause, message, generation, before)
 
-    async def close_upstreams(self, generation: int | None = None) -> None:
+    async def close_upstreams(self, generation: int | None = None, before: int | None = None) -> None:
         """Close every connection to llama-server, which does not stop while a request is on one. Requests
         still there are cut with cause `stopped`: `cut` before to name a better one."""
-        self.cut("stopped", "llama-server is being stopped", generation)
-        pools = [pool for pool in self._lane.pools if generation in (None, pool.generation)]
-        for pool in pools:
-            pool.drop_all()
-        await self._shared.pulse.until(lambda: all(pool.is_empty for pool in pools), _FAREWELL_S)
+        await self._lane.close_upstreams(generation, before)
 
-    # --- settings, and the end of the front ------------------------------------------------------------------
+    # --- settings --------------------------------------------------------------------------------------------
 
     def apply(self, settings: FrontSettings, keys: KeySet) -> None:
         """Use these from the next request on. Nothing in flight is touched; kept answers are forgotten."""
         self._shared.apply(settings, keys)
-
-    async def stop_accepting(self) -> None:
-        """Take no new connection: they stay in the sockets' queues for whoever serves them next. Answers carry
-        `Connection: close` from now on."""
-        self._shared.closing = True
-        listeners, self._listeners = self._listeners, []
-        for listener in listeners:
-            await listener.stop()
-
-    async def close(self, linger_s: float) -> None:
-        """Answer what has been accepted, at most for `linger_s`, then close every connection, idle ones last.
-        The listening sockets are neither shut down nor closed."""
-        await self.stop_accepting()
-        shared = self._shared
-        for client in list(shared.clients):
-            client.hurry()
-        until_s = self._clock.monotonic() + linger_s
-        await self._await_expected(min(_EXPECTED_S, linger_s))
-        await shared.pulse.until(self._nothing_in_work, until_s - self._clock.monotonic())
-        self._close_idle()
-        await shared.pulse.until(self._nothing_in_work, until_s - self._clock.monotonic())
-        self._end_the_rest()
-        self._close_idle()
-        await shared.pulse.until(lambda: not shared.clients, _FAREWELL_S)
-        for client in list(shared.clients):
-            client.break_off()
-        await self.close_upstreams()
-        self._lane.admission.close()
-        for errand in list(shared.errands):
-            errand.cancel()
-        await shared.pulse.until(lambda: not shared.clients, _FAREWELL_S)
-        if self._sweeper is not None:
-            self._sweeper.cancel()
-            self._sweeper = None
-        shared.hangups.close()
-
-    async def _await_expected(self, patience_s: float) -> None:
-        """A client that has just come, or just got an answer, is likely to send a request now: let it have the
-        answer, which tells it to go, rather than a connection that closes under its request."""
-        now_s = self._clock.monotonic()
-        clients = self._shared.clients
-        expected = {one: one.served for one in clients if now_s - one.quiet_since_s < _EXPECTED_S}
-
-        def have_come() -> bool:
-            return all(one.served > served or one not in clients for one, served in expected.items())
-
-        await self._shared.pulse.until(have_come, patience_s)
-
-    def _close_idle(self) -> None:
-        for client in list(self._shared.clients):
-            client.close_idle()
-
-    def _end_the_rest(self) -> None:
-        """Whoever is not served by now gets an error, not a closed connection."""
-        stopping = Refusal(503, "stopping", "llamad is stopping", self._shared.settings.retry_after_s)
-        self._lane.gate.refuse(stopping)
-        self.cut(stopping.code, stopping.message)
-
-    def _nothing_in_work(self) -> bool:
-        return not any(client.is_busy for client in self._shared.clients)
-
-    def _make_client(self, from_network: bool) -> ClientConnection:
-        return ClientConnection(self._shared, from_network=from_network)
-
-    async def _sweep_for_ever(self) -> None:
-        """Time-outs, once a second while there is a connection; no wake-up while there is none."""
-        shared = self._shared
-        while True:
-            await shared.work.wait()
-            await self._clock.sleep(_SWEEP_S)
-            now_s = self._clock.monotonic()
-            shared.lane.sweep()
-            for client in list(shared.clients):
-                self._tick(client, now_s)
-            if not shared.clients and shared.lane.is_quiet:
-                shared.work.clear()
-
-    def _tick(self, client: ClientConnection, now_s: float) -> None:
-        """A bug met by one connection ends that connection, not the time-outs of all the others."""
-        try:
-            client.tick(now_s)
-        except Exception as error:
-            context = {"message": "a time-out failed; its connection is broken off", "exception": error}
-            asyncio.get_running_loop().call_exception_handler(context)
-            client.break_off()

@@ -19,8 +19,11 @@ from llamad.front.pulse import Pulse
 from llamad.front.settings import FrontObserver, FrontSettings, ModelDescription
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from llamad.front.client import ClientConnection
     from llamad.front.errand import LocalService
+    from llamad.front.switch import Switch
 
 _SANE_ID = re.compile(rb"[0-9A-Za-z._-]{1,128}")
 _CLOSING_IDLE_S = 5.0
@@ -49,12 +52,25 @@ class Shared:
         self.memory = ReplayMemory(settings.replay_bytes)
         self.pulse = Pulse(clock)
         self.lane = Lane(settings, observer, clock, self.pulse)
+        self.switch: Switch | None = None
+        """Where there are several models: chooses the lane of each request, instead of `lane`."""
         self.hangups = HangupWatch()
         self.clients: set[ClientConnection] = set()
         self.work = asyncio.Event()  # set while there is anything to sweep
         self.closing = False
         self._id_prefix = secrets.token_hex(4).encode()
         self._last_id = 0
+
+    @property
+    def lanes(self) -> Sequence[Lane]:
+        """The ways to all models behind this address."""
+        return self.switch.lanes if self.switch is not None else (self.lane,)
+
+    def lets_in(self, head: RequestHead, path: bytes | None) -> bool:
+        """Whether a request has a key, as far as one is asked for; `path` is its local path."""
+        if self.switch is not None and path is None:
+            return self.switch.may_let_in(head)
+        return not self.keys or self.keys.allows(head.credentials)
 
     def apply(self, settings: FrontSettings, keys: KeySet) -> None:
         """Use other settings from the next request on."""

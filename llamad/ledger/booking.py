@@ -42,7 +42,7 @@ class Booking:
     def __init__(self, ledger: Ledger, held: Held = nobody_says) -> None:
         self.ledger = ledger
         self.start_wait_s = 0.0
-        self._held = held
+        self.held = held
         self._seen: Seen = {}
         self.looked_s = 0.0
         """When the drivers were asked, or a little before."""
@@ -61,16 +61,16 @@ class Booking:
 
     def onlooker(self) -> Booking:
         """Another one for the same ledger, to look with while this one plans."""
-        return Booking(self.ledger, self._held)
+        return Booking(self.ledger, self.held)
 
     def held_by(self, pid: int) -> dict[str, int]:
         """Bytes by device that the driver says a process holds; {} where it does not tell."""
-        return {place: by_pid[pid] for place, by_pid in self._held().items() if by_pid.get(pid)}
+        return {place: by_pid[pid] for place, by_pid in self.held().items() if by_pid.get(pid)}
 
     def look(self) -> None:
         """Note what is visible of the others' leases. Call it before the drivers are asked what is free."""
         self.looked_s = self.ledger.now()
-        self._seen = self.ledger.seen(self._held)
+        self._seen = self.ledger.seen(self.held)
 
     @contextmanager
     def step(self, free: Mapping[str, int], names: Mapping[str, str] | None = None) -> Iterator[Step]:
@@ -119,6 +119,25 @@ class Booking:
                 pids = (os.getpid(),)
                 back = own._replace(phase=Phase.RETURNING, id=transaction.new_id(), visible={}, pids=pids)
                 transaction.put(back)
+
+    def absorb(self, second: Ledger, child_pid: int, host_bytes: int) -> Mapping[str, int]:
+        """A second llama-server is the only one now: have its lease as ours. What it was promised.
+
+        `host_bytes` as for `settled`.
+        """
+        with self.ledger.transaction() as transaction:
+            promise_id = transaction.new_id()
+            pids = (os.getpid(), child_pid)
+
+            def visible(lease: Lease) -> Mapping[str, int]:
+                return {**lease.promised, HOST: min(lease.promised.get(HOST, 0), host_bytes)}
+
+            taken = transaction.absorb(second.name, promise_id, visible)
+            if taken is None:
+                return {}
+            transaction.put(taken._replace(pids=pids))
+            self.promise_id = promise_id
+            return taken.promised
 
     def outstanding(self) -> dict[str, int]:
         """What is promised to others and was not yet taken at the last `look`, by place."""
@@ -258,7 +277,8 @@ class Step:
         more = f" and {len(by) - _MOST_NAMES} more" if len(by) > _MOST_NAMES else ""
         held = f", held by {', '.join(by[:_MOST_NAMES])}{more}" if by else ", which others have just given back"
         text = f"{format_bytes(need)} on {self._names.get(place, place)}{held}"
-        self._wait(tuple(holders), text, places, need, source)
+        lacks = {one: max(0, need - self.available.get(one, 0)) for one in places}
+        self._wait(tuple(holders), text, places, need, source, lacks=lacks)
 
     def _largest(self, lease: Lease, places: Sequence[str]) -> int:
         return max((lease.promised.get(place, 0) for place in places), default=0)
@@ -282,6 +302,7 @@ class Step:
         source: str = "",
         *,
         for_turn: bool = False,
+        lacks: Mapping[str, int] | None = None,
     ) -> None:
         """Stand in the queue, and say so by MustWait or, if it was long enough, by GaveUpWaiting."""
         transaction, booking = self._transaction, self._booking
@@ -299,6 +320,7 @@ class Step:
                 booking.ledger.name, Phase.WAITING, waiting.id if waiting else transaction.new_id(),
                 wants=dict.fromkeys(places, need_bytes), why=text, ticket=ticket,
                 passed=waiting.passed if waiting else 0, until_s=int(until_s), source=source, pids=(os.getpid(),),
+                lacks=lacks or {},
             )  # fmt: skip
             if lease != waiting:
                 transaction.put(lease)

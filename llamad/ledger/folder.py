@@ -20,7 +20,9 @@ LEDGER_LOCK = ".ledger"
 DEPARTED = ".departed"
 _BLOCK_BYTES = 4096
 _LIMIT_BYTES = 64 << 10
-_NAME = re.compile(NAME_PATTERN)
+SECONDS = ("+1", "+2")
+"""What follows a model's name in that of the lease for a second llama-server, beside the one that serves."""
+_NAME = re.compile(NAME_PATTERN + r"(?:\+[12])?")
 _SUFFIXES = (".lock", ".json", ".owner")
 _FIX = "check /run/llamad/ledger (`systemd-tmpfiles --create`)"
 

@@ -60,6 +60,8 @@ class Lease(NamedTuple):
     """llama-server's names of the places, for people."""
     pids: tuple[int, ...] = ()
     """llamad and llama-server, for people and for the driver's list of processes. Never a sign of life."""
+    lacks: Mapping[str, int] = _NOTHING
+    """While waiting for memory: what is missing by place, of which any one will do. The router makes room by it."""
 
 
 def to_json(lease: Lease) -> str:
@@ -90,6 +92,7 @@ def from_json(text: str | bytes, name: str) -> Lease:
         source=_text(content, "source"),
         names=_names(content),
         pids=tuple(map(_count, _pids(content))),
+        lacks=_sizes(content, "lacks"),
     )
 
 

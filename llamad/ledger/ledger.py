@@ -51,11 +51,16 @@ class Ledger:
         self._kept: dict[str, tuple[bytes, Lease | None]] = {}
         """What each file said and what that meant: most are read many times before they change."""
         self._lock_fd = self._owner_fd = self._lease_fd = -1
+        self._closed = False
 
     # -- the name -----------------------------------------------------------------------------------------
 
-    def take(self) -> None:
-        """Become the one process that serves the model. Raises BusyError where another does, AccessError."""
+    def take(self, note: str = "") -> None:
+        """Become the one process that serves the model. Raises BusyError where another does, AccessError.
+
+        `note` is told to who finds the name taken, behind our process id.
+        """
+        self._closed = False
         with self.transaction() as transaction:
             fd = files.open_lock(self.folder / f"{self.name}.owner")
             if not files.try_lock(fd):
@@ -63,7 +68,7 @@ class Ledger:
                 os.close(fd)
                 what, why = f"{self.name} is served already", f"by process {holder}"
                 raise BusyError(what, why=why, fix="stop that one first")
-            files.sign(fd, f"{os.getpid()}\n")
+            files.sign(fd, f"{os.getpid()}{note}\n")
             self._owner_fd = fd
             transaction.begin()
 
@@ -76,6 +81,29 @@ class Ledger:
     def lease_fds(self) -> tuple[int, ...]:
         """What llama-server must inherit, so that the lease lives as long as it."""
         return (self._lease_fd,) if self._lease_fd >= 0 else ()
+
+    def second(self) -> Ledger:
+        """For the lease of a second llama-server of this model: under a name that no former one still has.
+
+        Its process is ours, so it has no owner. Raises BusyError.
+        """
+        for suffix in files.SECONDS:
+            ledger = Ledger(self.folder, f"{self.name}{suffix}", self._public, self.now)
+            with ledger.transaction() as transaction:
+                if transaction.begin():
+                    return ledger
+            ledger.close()
+        raise BusyError(f"two llama-servers of {self.name} that were replaced have not ended yet")
+
+    def leave(self) -> None:
+        """Let go of a lease without a name: what its llama-server still holds stays promised until it is gone."""
+        try:
+            with self.transaction() as transaction:
+                transaction.end()
+        except BusyError:
+            pass  # the next one who has the lock cleans up
+        finally:
+            self.close()
 
     def release(self) -> None:
         """Let go of lease and name. What llama-server still holds stays promised until it is gone."""
@@ -90,11 +118,15 @@ class Ledger:
             self.close()
 
     def close(self) -> None:
-        """Let go of everything at once, as the kernel does for a process that ends."""
-        for fd in (self._lease_fd, self._owner_fd, self._lock_fd):
-            if fd >= 0:
-                os.close(fd)
-        self._lease_fd = self._owner_fd = self._lock_fd = -1
+        """Let go of everything at once, as the kernel does for a process that ends. Until the name is taken again
+        there are no transactions: what another thread still wanted to write comes too late.
+        """
+        with self._threads:  # a descriptor must not be closed, and then be another file's, while it is used
+            for fd in (self._lease_fd, self._owner_fd, self._lock_fd):
+                if fd >= 0:
+                    os.close(fd)
+            self._lease_fd = self._owner_fd = self._lock_fd = -1
+            self._closed = True
 
     # -- looking and promising ----------------------------------------------------------------------------
 
@@ -103,7 +135,7 @@ class Ledger:
 
         It needs no lock: whatever is read here can only have grown when the drivers are asked.
         """
-        names = [name for name, suffix in map(files.name_of, self._file_names()) if suffix == ".json"]
+        names = [name for name, suffix in map(files.name_of, self.file_names()) if suffix == ".json"]
         leases = [lease for name in names if (lease := self._lease(name)) is not None]
         loading = any(lease.phase is Phase.LOADING for lease in leases)
         processes = held() if loading else {}
@@ -117,7 +149,7 @@ class Ledger:
 
     def pids(self) -> set[int]:
         """The processes that have leases, for figures that are about all others. No lock, no sign of life."""
-        names = [name for name, suffix in map(files.name_of, self._file_names()) if suffix == ".json"]
+        names = [name for name, suffix in map(files.name_of, self.file_names()) if suffix == ".json"]
         return {pid for name in names if (lease := self._lease(name)) is not None for pid in lease.pids}
 
     @contextmanager
@@ -127,6 +159,8 @@ class Ledger:
         if not self._threads.acquire(timeout=deadline_s):
             raise BusyError("the ledger is held by another thread of this process for too long")
         try:
+            if self._closed:
+                raise BusyError(f"{self.name} was given back to the ledger")
             fd = self._locked(end_s)
             try:
                 transaction = Transaction(self)
@@ -162,7 +196,8 @@ class Ledger:
             time.sleep(wait_s)  # flock has no deadline, and no event for who waits
             wait_s = min(_WAIT_S, wait_s * 2)
 
-    def _file_names(self) -> list[str]:
+    def file_names(self) -> list[str]:
+        """What is in the folder; nothing where there is none."""
         try:
             return os.listdir(self.folder)
         except OSError:
@@ -206,7 +241,7 @@ class Transaction:
     def _look(self) -> None:
         ledger = self._ledger
         names: dict[str, set[str]] = {}
-        for file_name in ledger._file_names():
+        for file_name in ledger.file_names():
             name, suffix = files.name_of(file_name)
             if name:
                 names.setdefault(name, set()).add(suffix)
@@ -319,6 +354,23 @@ class Transaction:
             files.remove(self._ledger.folder / f"{self._ledger.name}.json")
             self.own = None
             self._changed = True
+
+    def absorb(self, name: str, lease_id: str, visible: Callable[[Lease], Mapping[str, int]]) -> Lease | None:
+        """Have what another lease of ours has in place of what we had, and none there: its llama-server, which has
+        our lock as well, is our only one now. None where there is no such lease.
+        """
+        other = next((lease for lease in self.others if lease.name == name), None)
+        if other is None:
+            return None
+        if self.own is not None:
+            self._depart(self.own)
+        taken = other._replace(
+            name=self._ledger.name, id=lease_id, phase=Phase.SETTLED, visible=visible(other)
+        )
+        self.put(taken)
+        files.remove(self._ledger.folder / f"{name}.json")
+        self.others = [lease for lease in self.others if lease.name != name]
+        return taken
 
     def end(self) -> None:
         """Give the lease and the name back. A llama-server that still lives keeps the lease."""

@@ -6,29 +6,31 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
+from llamad.config.changes import needs_no_new_child
 from llamad.config.loaded import Loaded
 from llamad.errors import BusyError, LlamadError
-from llamad.hardware.device import Device, Probe
+from llamad.hardware.device import Probe
 from llamad.hardware.host import host_memory
 from llamad.ledger.booking import Booking, MustWait
 from llamad.ledger.lease import Phase
-from llamad.service.desk import Desk, place_of
+from llamad.service.desk import Desk
 from llamad.service.facts import FactsReader
 from llamad.service.lessons import Lessons
 from llamad.service.lookout import Lookout
 from llamad.service.paths import Paths
-from llamad.service.planner import PlanMaker, make_launch, remove_stale
+from llamad.service.planner import SOCKET_NAME, PlanMaker, make_launch, remove_stale
 from llamad.service.records import LeaseRecorder
 from llamad.service.reporter import DaemonReporter
+from llamad.service.second import SecondServer, returning_devices
 from llamad.service.sharing import Sharing
 from llamad.service.threads import in_thread
 from llamad.service.turn import wait_for_change
 from llamad.supervision.growth import Offer
-from llamad.supervision.launch import Launch, needs_no_new_child
+from llamad.supervision.launch import Launch
 from llamad.supervision.learned import LearnedFile
 from llamad.supervision.step_down import ENVIRONMENT_BYTES, Failure
 
@@ -58,11 +60,14 @@ class BackgroundPlanner:
         first: Launch | None,
         booking: Booking,
         upgrade: Upgrade | None = None,
+        expected: Callable[[], Collection[str]] = tuple,
     ) -> None:
-        """`first` was planned a moment ago, for the first start. `nvml` is kept open: opening a GPU that nobody
+        """`first` was planned a moment ago, for the first start. `expected` names models that are to be served
+        besides those that are enabled: plans leave room for them. `nvml` is kept open: opening a GPU that nobody
         uses can take seconds. `upgrade` is `driver_upgrade` where it is not given.
         """
         self._upgrade = upgrade
+        self._expected = expected
         self._booking = booking
         self._leases = LeaseRecorder(booking, reporter)
         self._problems: tuple[str, ...] = booking.problems
@@ -81,6 +86,8 @@ class BackgroundPlanner:
         self._pid = 0
         self._observed: Callable[[], Observed] | None = None
         self._learned = LearnedFile(paths.state, self._warn)
+        self._pid = 0
+        self.second = SecondServer(booking, reporter)
 
     async def plan(
         self, loaded: Loaded, previous: Launch | None, most_tokens: int | None = None
@@ -156,8 +163,7 @@ class BackgroundPlanner:
         await wait_for_change(self._booking)
 
     def spawned(self, pid: int, observed: Callable[[], Observed]) -> None:
-        self._pid, self._observed = pid, observed
-        self._runs = True
+        self._pid, self._observed, self._runs = pid, observed, True
         if self._launch is not None:
             self._leases.spawned(pid, self._launch.plan, observed)
 
@@ -169,8 +175,48 @@ class BackgroundPlanner:
         self._leases.settled(pid)
 
     def ended(self) -> None:
-        self._runs = False
-        self._leases.ended()
+        if self.second.is_there:
+            self.dismissed()  # the one that it replaced is still there, and has the model's own lease
+        else:
+            self._runs = False
+            self._leases.ended()
+
+    async def beside(self, loaded: Loaded, running: Launch) -> Launch | None:
+        what = f"planning {loaded.definition.model}"
+        launch = await _off_the_loop(self._plan_beside, loaded, running, what=what)
+        if launch is not None:
+            self._reporter.planned(launch.plan)
+        return launch
+
+    def _plan_beside(self, loaded: Loaded, running: Launch) -> Launch | None:
+        def make(loaded: Loaded, socket_name: str, host_bytes: int) -> PlanMaker:
+            return self._maker(loaded, promised=False, socket_name=socket_name, host_bytes=host_bytes)
+
+        return self.second.plan(make, loaded, running, self._pid)
+
+    def spawned_beside(self, pid: int, observed: Callable[[], Observed]) -> None:
+        self.second.spawned(pid, observed)
+
+    def adopted(self, pid: int) -> None:
+        self._pid, self._launch = pid, self.second.adopted(pid)
+
+    def retired(self, pid: int) -> None:
+        if pid and self.second.is_there:
+            self.second.absorbed(self._leases, pid)
+        else:
+            self._runs = bool(pid)
+            self._leases.ended()
+
+    def dismissed(self) -> None:
+        task = asyncio.create_task(_off_the_loop(self.second.leave, what="giving a lease back"))
+        self._proving.add(task)
+        task.add_done_callback(self._proving.discard)
+
+    def close(self) -> None:
+        """Plan and write nothing more. For who goes on living after the model."""
+        self._leases.close()
+        for task in self._proving:
+            task.cancel()
 
     def failed(self, failure: Failure) -> None:
         self._lessons.failed(failure)
@@ -228,7 +274,9 @@ class BackgroundPlanner:
     async def check(self, loaded: Loaded, running: Launch) -> None:
         await _off_the_loop(self._check, loaded, running, what=f"planning {loaded.definition.model}")
 
-    def _maker(self, loaded: Loaded, *, promised: bool = True) -> PlanMaker:
+    def _maker(
+        self, loaded: Loaded, *, promised: bool = True, socket_name: str = SOCKET_NAME, host_bytes: int = 0
+    ) -> PlanMaker:
         return PlanMaker(
             loaded,
             engine=self._paths.engine,
@@ -236,8 +284,10 @@ class BackgroundPlanner:
             read=self._read,
             nvml=self._nvml,
             booking=self._booking if promised else None,
-            sharing=Sharing(loaded.file.parent, self._paths.cache, self._booking.others),
+            sharing=Sharing(loaded.file.parent, self._paths.cache, self._booking.others, expected=self._expected),
             learned=self._learned,
+            socket_name=socket_name,
+            host_returning_bytes=host_bytes,
             rpc_in_use=self._runs,
         )
 
@@ -317,22 +367,9 @@ class BackgroundPlanner:
         return self._lessons.tell(maker, make_launch(maker, loaded, most_tokens))
 
     def _check(self, loaded: Loaded, running: Launch) -> None:
-        """As if the running child were gone: its devices as they would be free then, and no more than they were."""
+        """As if the running child were gone."""
         maker = self._maker(loaded, promised=False)
-        self._booking.look()
-        now = {place_of(device): device for device in maker.devices()} if running.plan.devices else {}
-        promised = self._booking.outstanding()
-        devices = []
-        for device in running.plan.devices:
-            place, taken = place_of(device), device.parts.total_bytes - device.parts.margin_bytes
-            shown, driver = (now[place].free_bytes, now[place].driver) if place in now else (0, "")
-            left = min(device.free_bytes, shown + taken) - promised.get(place, 0)
-            devices.append(
-                Device(
-                    device.name, device.total_device_bytes, left, device.uuid, driver=driver, source="returning"
-                )
-            )
-        maker.make(computed=True, returning=devices or None)
+        maker.make(computed=True, returning=returning_devices(maker, self._booking, running))
 
     def _wait_for(self, maker: PlanMaker, wanted: dict[str, int]) -> bool:
         """Whether the driver shows these free bytes, before the deadline and before nothing moves any more: a killed

@@ -14,7 +14,8 @@ from typing import Any
 
 from llamad.clock import SystemClock
 from llamad.config.loaded import Loaded
-from llamad.errors import BusyError, ExitCode, LlamadError
+from llamad.errors import ExitCode
+from llamad.front.keys import KeySet
 from llamad.service.admin import Orders, OwnAnswers
 from llamad.service.background import BackgroundPlanner
 from llamad.service.deaths import DeathLog
@@ -22,14 +23,15 @@ from llamad.service.engine import ServerEngine
 from llamad.service.figures import ModelFigures
 from llamad.service.front import RelayFront
 from llamad.service.keys import read_keys
+from llamad.service.move import Move
 from llamad.service.notify import watchdog_interval_s
+from llamad.service.planner import SLOTS
+from llamad.service.reloads import Reloads, Sources, raise_bug
 from llamad.service.start import UNDER_SYSTEMD, Start
-from llamad.service.threads import in_thread
 from llamad.supervision.child import ProcessSpawner
 from llamad.supervision.launch import Seams
 from llamad.supervision.supervisor import Supervisor
 
-CONFIG_READ_S = 10.0
 BUG_EXIT = 1
 """Not one of the final codes: after a bug in llamad itself systemd starts it afresh."""
 
@@ -49,22 +51,22 @@ class Service:
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(self._on_loop_error)
         self.name, self.reporter = start.name, start.reporter
-        self.keys = start.keys
         self.reporter.on_death = DeathLog(start.paths.state).note
-        self.front = RelayFront(start.loaded, self.keys, self.reporter)
+        self.front = RelayFront(start.loaded, start.keys, self.reporter)
         planner = BackgroundPlanner(
             start.paths, self.reporter, start.read, start.nvml, start.first, start.booking
         )
-        seams = Seams(planner, ServerEngine(), self.front, self.reporter)
-        spawner = ProcessSpawner(start.process, lambda: start.ledger.lease_fds)
+        seams = Seams(planner, ServerEngine(start.paths.cache / SLOTS), self.front, self.reporter)
+        spawner = ProcessSpawner(start.process, lambda: (*start.ledger.lease_fds, *planner.second.lease_fds))
         parks = UNDER_SYSTEMD not in start.environ  # systemd starts us again, with the devices that are there then
         self.supervisor = Supervisor(start.loaded, seams, spawner, SystemClock(), parks=parks)
         self._seams = seams
         self.reporter.on_state = self._state_changed
-        self.front.state = lambda: str(self.supervisor.state)
+        self.front.state = lambda: self.supervisor.public_state
         self.front.child_lives = lambda: self.supervisor.child_pid != 0
+        self.reloads = self._make_reloads()
         self.front.local = self._own_answers(planner)
-        await self.front.start(start.listening.sockets)
+        await self.front.start([*start.listening.sockets, *start.listening.inner])
         try:
             self._install_signals(loop)
             watchdog = asyncio.create_task(self._feed_watchdog())
@@ -75,16 +77,35 @@ class Service:
             if code is ExitCode.OK and not self.supervisor.child_pid:
                 self.reporter.event("stopped", "Stopped: llama-server is gone")
         finally:
+            self.reloads.close()
             await self.front.close()
         return code
+
+    def _make_reloads(self) -> Reloads:
+        start = self.start
+
+        def move(old: Loaded, new: Loaded) -> Move:
+            return Move(
+                start.listening, old.definition, new.definition, start.notifier, start.paths.runtime,
+                start.paths.public_sockets,
+            )  # fmt: skip
+
+        def keys(loaded: Loaded) -> KeySet:
+            paths, name = start.paths, start.name
+            return read_keys(loaded, paths.credential(name), paths.credential(name, "admin-key"))
+
+        sources = Sources(start.load, keys, move)
+        return Reloads(sources, self.supervisor, self.front, self.reporter, SystemClock(), start.keys)
 
     # -- what it stands on --------------------------------------------------------------------------------
 
     def _state_changed(self, state: str) -> None:
         if self._ground_task is not None:
             self._ground.state_changed()
-        elif state == "ready":
+        elif state == "ready":  # not before: the start is not to wait for it
             self._watch_ground()
+        if state == "ready":
+            self.reloads.watch()
 
     def _watch_ground(self) -> None:
         from llamad.service.ground import MachineGround  # no start has time for them
@@ -93,7 +114,7 @@ class Service:
         ground = MachineGround(self.start.paths.cache, self.start.nvml)
         self._ground = GroundWatch(self.supervisor, self._seams, ground, SystemClock())
         self._ground_task = asyncio.create_task(self._ground.run())
-        self._ground_task.add_done_callback(_raise_bug)
+        self._ground_task.add_done_callback(raise_bug)
 
     def _own_answers(self, planner: BackgroundPlanner) -> OwnAnswers:
         """What `/metrics` and `/admin/` tell and do."""
@@ -105,15 +126,15 @@ class Service:
 
         def status() -> dict[str, object]:
             text = supervisor.status_text()
-            return {"model": self.name, "state": str(supervisor.state), "text": text, "child_pid": supervisor.child_pid}
+            state = supervisor.public_state
+            return {"model": self.name, "state": state, "text": text, "child_pid": supervisor.child_pid}
 
         return OwnAnswers(figures, Orders(front, status, self._reload_for_admin))
 
     async def _reload_for_admin(self) -> tuple[bool, str]:
         refused = self.reporter.counts.names["reload-refused"]
         self._hang_up()
-        if self._reload_task is not None:
-            await asyncio.wait((self._reload_task,))
+        await self.reloads.rest()
         return self.reporter.counts.names["reload-refused"] == refused, self.supervisor.status_text()
 
     # -- signals ----------------------------------------------------------------------------------------
@@ -122,73 +143,24 @@ class Service:
         # Not the loop's own handlers: they lose signals, of any number, while many of one come.
         reactions = {signal.SIGTERM: self._stop, signal.SIGINT: self._stop, signal.SIGHUP: self._hang_up}
         for number, react in reactions.items():
-            signal.signal(number, partial(_on_signal, loop, react))
-        self._reload_task: asyncio.Task[None] | None = None
-        self._reload_again = False
+            signal.signal(number, partial(on_signal, loop, react))
         self._stopping = False
         if self.start.hung_up:
             self._hang_up()
+
+    def _hang_up(self) -> None:
+        if self._ground_task is not None:
+            self._ground.state_changed()  # who reloads has often installed something
+        self.reloads.hang_up()
 
     def _stop(self) -> None:
         if self._stopping:
             return
         self._stopping = True
+        self.reloads.close()
         self.reporter.stopping()
         self.reporter.event("stopping", "Stopping: requests in flight are finished first")
         self.supervisor.stop()
-
-    def _hang_up(self) -> None:
-        """Any number of hang-ups end in one reload after the running one."""
-        if self._reload_task and not self._reload_task.done():
-            self._reload_again = True
-            return
-        self._reload_task = asyncio.create_task(self._reload())
-        self._reload_task.add_done_callback(_raise_bug)
-
-    async def _reload(self) -> None:
-        self._reload_again = True
-        while self._reload_again:
-            self._reload_again = False
-            if self._ground_task is not None:
-                self._ground.state_changed()  # who reloads has often installed something
-            self.reporter.reloading()
-            text = await self._reload_once()
-            if self.supervisor.state in ("ready", "stuck"):  # in all others what comes of it is still to come
-                self.reporter.still_ready(text)
-
-    async def _reload_once(self) -> str:
-        running = self.supervisor.loaded
-        try:
-            loaded = await asyncio.wait_for(in_thread(self.start.load), CONFIG_READ_S)
-            self._refuse_moves(running, loaded)
-            paths = self.start.paths
-            keys = read_keys(loaded, paths.credential(self.name), paths.credential(self.name, "admin-key"))
-            self.front.apply(loaded, keys)
-            await self.supervisor.reload(loaded)
-            self.keys = keys
-        except LlamadError as error:
-            # With the keys that were in force: their file may be what is wrong now.
-            self.front.apply(running, self.keys)
-            self.reporter.event(
-                "reload-refused", f"Reload refused, nothing changed: {error}", CAUSE=str(error)
-            )
-            return f"{self.supervisor.status_text()} (reload refused: {error})"
-        except TimeoutError:
-            self.reporter.event(
-                "reload-refused", "Reload refused: the definition cannot be read", CAUSE="time-out"
-            )
-            return f"{self.supervisor.status_text()} (reload refused: reading the definition takes too long)"
-        return self.supervisor.status_text()
-
-    def _refuse_moves(self, old: Loaded, new: Loaded) -> None:
-        if (old.definition.listen, old.definition.listen_mode) != (
-            new.definition.listen,
-            new.definition.listen_mode,
-        ):
-            raise BusyError(
-                "`listen` cannot change while the model is served",
-                fix=f"`systemctl restart llamad@{self.name}`",
-            )
 
     # -- the loop's own health ---------------------------------------------------------------------------
 
@@ -207,17 +179,12 @@ class Service:
             loop.stop()
 
 
-def _on_signal(
+def on_signal(
     loop: asyncio.AbstractEventLoop, react: Callable[[], None], _number: int, _frame: FrameType | None
 ) -> None:
+    """A handler for `signal.signal` that has `react` called on the loop."""
     with contextlib.suppress(RuntimeError):  # the loop is closed: we are at our end already
         loop.call_soon_threadsafe(react)
-
-
-def _raise_bug(task: asyncio.Task[None]) -> None:
-    """Hand what a task did not expect to the loop's exception handler now, not when the task is forgotten."""
-    if not task.cancelled() and (error := task.exception()):
-        raise error
 
 
 def run(start: Start) -> int:

@@ -90,6 +90,10 @@ class Desk:
             fix="wait until the others have started",
         )
 
+    def commit(self, plan: Plan) -> bool:
+        """Be promised what this very plan takes; False where there is no room for it. Raises MustWait, BusyError."""
+        return self._commit(plan)
+
     def _commit(self, plan: Plan) -> bool:
         """Be promised what a plan takes, if there still is room for it. Raises MustWait where others come first."""
         assert self.booking is not None

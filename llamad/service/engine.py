@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 from llamad.engine import api
+from llamad.service.slots import SlotKeeper
 from llamad.supervision.launch import Launch
 
 SETTLE_POLL_S = 0.02
 
 
 class ServerEngine:
-    """Talks to the child's unix socket."""
+    """Talks to the child's unix socket. `slots` is the folder for its slots' prompt caches."""
+
+    def __init__(self, slots: Path) -> None:
+        self._keeper = SlotKeeper(slots)
 
     async def healthy(self, socket_path: str) -> bool:
         return await api.health(socket_path) is api.Health.READY
@@ -21,6 +26,12 @@ class ServerEngine:
             return await api.slot_figures(socket_path)
         except api.ApiError:
             return ""
+
+    async def save_prompts(self, launch: Launch) -> None:
+        await self._keeper.save(launch)
+
+    async def restore_prompts(self, launch: Launch) -> int:
+        return await self._keeper.restore(launch)
 
     async def settle(self, socket_path: str, deadline_s: float) -> None:
         loop = asyncio.get_running_loop()

@@ -36,9 +36,12 @@ _KINDS = (
     EventKind("held-by-another", "9abc8c9a905d4f7096ee4aecff78cb81", "warning", ("CAUSE", "FIX")),
     EventKind("stopping", "0f4c598766e742028bb958dc79c864ed", "info", ()),
     EventKind("stopped", "56af700df2064cc7880e54e31871a5ec", "info", ()),
-    EventKind("reload-applied", "6c5f7b137e3642efbef9a6ed75274e4f", "notice", ()),
+    EventKind("reload-applied", "6c5f7b137e3642efbef9a6ed75274e4f", "notice", ("CHANGED",)),
     EventKind("reload-refused", "db23e41609dd439695f6c9c4df0fc697", "err", ("CAUSE",)),
     EventKind("reload-reverted", "be8932cae5b44a779159ad2330c966e8", "err", ("CAUSE",)),
+    EventKind("definition-removed", "530e88bfe8eb4bf18ae0d88860730fbf", "warning", ("CAUSE", "FIX")),
+    EventKind("not-watched", "b6f34100b987495c923d135ed6ba26ad", "warning", ("CAUSE", "FIX")),
+    EventKind("prompts-kept", "62c148b78dd64ce1a0b20adc33755b8f", "info", ("TOKENS",)),
     EventKind("waiting-for-device", "b9085d01ebe94be69e26bce7d53525cb", "warning", ("CAUSE", "FIX")),
     EventKind("no-device", "ab4df01672d044e3ad14ffcb1251c4c9", "err", ("CAUSE", "FIX")),
     EventKind("config-refused", "d010b03ff318473f8b5e9fa60e1df69a", "err", ("CAUSE",)),
@@ -72,6 +75,9 @@ _KINDS = (
     EventKind("device-fault", "84054e2af3654c36a27ad1c3b4ca0ab0", "err", ("CAUSE", "FIX")),
     EventKind("resumed", "5bd64ac8c7fd4ad1802b9297c18c3285", "notice", ("CAUSE",)),
     EventKind("engine-config-present", "4b34764bf697423d8b93033f84efdb83", "warning", ()),
+    EventKind("router-ready", "06f74194e1b944058dd055099473281a", "notice", ("CAUSE",)),
+    EventKind("unloading", "9746811342a943caab134a48f7f98a1d", "notice", ("CAUSE",)),
+    EventKind("not-loaded", "f969c81b6cdf4d4fa2569711aa7679ba", "err", ("CAUSE", "FIX")),
 )
 
 EVENTS: dict[str, EventKind] = {kind.name: kind for kind in _KINDS}

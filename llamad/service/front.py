@@ -8,14 +8,14 @@ import time
 from collections.abc import Callable, Sequence
 
 from llamad.clock import SystemClock
-from llamad.config.listen import parse_listen
+from llamad.config.listen import DEFAULT_LISTEN, parse_listen
 from llamad.config.loaded import Loaded
-from llamad.engine.api import ApiError, count_tokens
 from llamad.front.answers import Answer, error
 from llamad.front.errand import LocalService
 from llamad.front.keys import KeySet
 from llamad.front.relay import Front
 from llamad.front.settings import FrontSettings, ModelDescription, RequestRecord
+from llamad.service.opening import count_or_none, opening_of
 from llamad.service.reporter import DaemonReporter
 from llamad.service.requests import RequestFigures, RequestLog
 from llamad.supervision.launch import Launch
@@ -30,11 +30,13 @@ class RelayFront:
         self.figures = RequestFigures()
         self.local: LocalService | None = None
         """What `/metrics` and `/admin/` do; to be set before requests come."""
-        self._log = _request_log(reporter, loaded) if reporter is not None else None
+        self._log = request_log(reporter, loaded) if reporter is not None else None
         self._drained = False
         self._launch: Launch | None = None
         self._open = False
         self._generation = 0
+        self._since = 0
+        """The first generation of the child that requests go to."""
         self._progress = 0
         self._created_s = int(time.time())
         self.state: Callable[[], str] = lambda: "stopped"
@@ -44,6 +46,10 @@ class RelayFront:
     async def start(self, sockets: Sequence[socket.socket]) -> None:
         """Accept on these sockets; requests are held until the model is ready."""
         await self._front.start(sockets)
+
+    async def move(self, listening: list[socket.socket]) -> None:
+        """Accept on these sockets; those before are closed when their queues are empty."""
+        await self._front.move(listening)
 
     def apply(self, loaded: Loaded, keys: KeySet) -> None:
         """Use other settings and keys from now on."""
@@ -66,13 +72,13 @@ class RelayFront:
     def open(self, launch: Launch) -> None:
         self._launch, self._open = launch, True
         if not self._drained:
-            self._generation = self._front_open(launch)
+            self._generation = self._since = self._front_open(launch)
 
     def quiet_s(self) -> float:
         return self._front.idle_s()
 
     def at_work(self) -> int:
-        return self._front.at_work
+        return self._front.at_work(self._since)
 
     def progress_count(self) -> int:
         return self._progress
@@ -87,14 +93,17 @@ class RelayFront:
     async def farewell(self, deadline_s: float) -> None:
         await self._front.close(deadline_s)
 
-    async def drain(self, deadline_s: float) -> int:
-        return await self._front.drain(deadline_s)
+    async def drain(self, deadline_s: float, *, former: bool = False) -> int:
+        return await self._front.drain(deadline_s, before=self._before(former))
 
-    def cut(self, cause: str, message: str) -> None:
-        self._front.cut(cause, message)
+    def cut(self, cause: str, message: str, *, former: bool = False) -> None:
+        self._front.cut(cause, message, before=self._before(former))
 
-    async def close_upstreams(self) -> None:
-        await self._front.close_upstreams()
+    async def close_upstreams(self, *, former: bool = False) -> None:
+        await self._front.close_upstreams(before=self._before(former))
+
+    def _before(self, former: bool) -> int | None:
+        return self._since if former else None
 
     # -- the admin's side -------------------------------------------------------------------------------
 
@@ -162,9 +171,10 @@ class RelayFront:
         """Counted for the watch over hangs."""
         self._progress += 1
 
-    def upstream_lost(self, generation: int) -> None:  # noqa: ARG002
+    def upstream_lost(self, generation: int) -> None:
         """The supervisor hears of a dead child by itself; a live one that dropped a connection is used again."""
-        asyncio.get_running_loop().call_later(REOPEN_S, self._reopen, self._launch)
+        if generation >= self._since:
+            asyncio.get_running_loop().call_later(REOPEN_S, self._reopen, self._launch)
 
     def _reopen(self, launch: Launch | None) -> None:
         ours = self._open and not self._drained and launch is self._launch
@@ -172,23 +182,11 @@ class RelayFront:
             self._generation = self._front_open(launch, same_server=True)
 
     def _front_open(self, launch: Launch, *, same_server: bool = False) -> int:
-        """A cache that the slots share is filled by all requests together: past its end llama-server fails them all."""
-        plan = launch.plan
-        shared = plan.unified_cache and plan.slots > 1 and launch.mode == "completion"
-        written = launch.definition.sampling.max_tokens
-        return self._front.open(
-            launch.socket_path,
-            pool_tokens=plan.context_tokens if shared else None,
-            default_output_tokens=(written or max(1, plan.context_tokens // plan.slots)) if shared else None,
-            same_server=same_server,
-        )
+        return self._front.open(launch.socket_path, **opening_of(launch), same_server=same_server)
 
     async def count_tokens(self, socket_path: str, path: str, body: bytes) -> int | None:
         """As llama-server counts."""
-        try:
-            return await count_tokens(socket_path, path, body)
-        except ApiError:
-            return None
+        return await count_or_none(socket_path, path, body)
 
     def _describe(self) -> ModelDescription:
         plan = self._launch.plan if self._launch else None
@@ -201,16 +199,17 @@ class RelayFront:
         )
 
 
-def _request_log(reporter: DaemonReporter, loaded: Loaded) -> RequestLog:
+def request_log(reporter: DaemonReporter, loaded: Loaded | None) -> RequestLog:
+    """Where the requests of a model are written down. To be made on the loop."""
     loop = asyncio.get_running_loop()
-    return RequestLog(reporter, loop.time, loop.call_later, loaded.definition.log.requests)
+    return RequestLog(reporter, loop.time, loop.call_later, loaded.definition.log.requests if loaded else "info")
 
 
 def settings_of(loaded: Loaded) -> FrontSettings:
     """The relay's part of a definition."""
     definition = loaded.definition
     limits = definition.limits
-    listen = parse_listen(definition.listen or "127.0.0.1:8080")
+    listen = parse_listen(definition.listen or DEFAULT_LISTEN)
     return FrontSettings(
         name=loaded.name,
         aliases=definition.aliases,

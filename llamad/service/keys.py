@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from llamad.config.loaded import Loaded
-from llamad.errors import AccessError, ConfigError
+from llamad.errors import AccessError, ConfigError, Where
 from llamad.front.keys import KeySet
 
 
@@ -14,12 +14,16 @@ def read_keys(loaded: Loaded, credential: Path | None, admin_credential: Path | 
 
     Raises AccessError, ConfigError.
     """
-    definition = loaded.definition
-    admin = _read(loaded, "admin_keys_file", definition.admin_keys_file, admin_credential)
-    return _read(loaded, "api_keys_file", definition.api_keys_file, credential).with_admin(admin)
+    definition, origins = loaded.definition, loaded.origins
+    keys = keys_of(definition.api_keys_file, credential, origins.get(("api_keys_file",)))
+    where = origins.get(("admin_keys_file",))
+    return keys.with_admin(keys_of(definition.admin_keys_file, admin_credential, where, "admin_keys_file"))
 
 
-def _read(loaded: Loaded, key: str, written: str | None, credential: Path | None) -> KeySet:
+def keys_of(
+    written: str | None, credential: Path | None, where: Where | None, key: str = "api_keys_file"
+) -> KeySet:
+    """The keys of a file, which is named by `key` at `where`, and of a credential. Raises AccessError, ConfigError."""
     texts = []
     for path in (credential, Path(written) if written else None):
         if path is None:
@@ -27,7 +31,6 @@ def _read(loaded: Loaded, key: str, written: str | None, credential: Path | None
         try:
             texts.append(path.read_text(encoding="utf-8"))
         except UnicodeDecodeError:
-            where = loaded.origins.get((key,))
             raise ConfigError(
                 f"{key}: {path} is no text", where=where, fix="one key a line"
             ) from None
@@ -38,6 +41,5 @@ def _read(loaded: Loaded, key: str, written: str | None, credential: Path | None
             ) from error
     keys = KeySet.from_text("\n".join(texts), written or str(credential))
     if written and not keys:
-        where = loaded.origins.get((key,))
         raise ConfigError(f"{key}: {written} has no key in it", where=where, fix="one key a line")
     return keys

@@ -13,7 +13,7 @@ from typing import TypeGuard
 from llamad.frozen import dataclass
 from llamad.ledger.lease import HOST, Lease, Phase
 from llamad.ledger.public import read_public
-from llamad.service.paths import PUBLIC_LEDGER, RUNTIME_ROOT, SYSTEM_RUN, user_run
+from llamad.service.paths import PUBLIC_LEDGER, ROUTER, RUNTIME_ROOT, SYSTEM_RUN, user_run
 from llamad.service.status import read_status
 from llamad.units import format_bytes
 
@@ -33,14 +33,19 @@ class Overview:
 
 
 def overview(names: list[str], root: Path = RUNTIME_ROOT) -> list[Overview]:
-    """The models, in the order given: the system's, else those that this user serves in the foreground.
+    """The models, in the order given: those of units, of the router, and that this user serves in the foreground.
 
     Needs no root; a systemd that does not answer is left out.
     """
-    units, own = ask_systemd(names), user_run(os.environ) / "model"
-    return [
-        _one(name, read_status(name, root) or read_status(name, own), units.get(name, {})) for name in names
-    ]
+    units, own = ask_systemd(names), user_run(os.environ)
+    folders = (root, own / "model", root.parent / ROUTER, own / ROUTER)
+    return [_one(name, _status_of(name, folders), units.get(name, {})) for name in names]
+
+
+def _status_of(name: str, folders: Iterable[Path]) -> dict[str, object] | None:
+    """The first status that a process which is there has written: a unit's goes before the router's."""
+    found = (read_status(name, folder) for folder in folders)
+    return next((status for status in found if status is not None and _runs(status.get("pid"))), None)
 
 
 def leases(root: Path = SYSTEM_RUN) -> list[Lease]:
@@ -71,7 +76,7 @@ def _holding(place: str, lease: Lease) -> str:
 
 def _one(name: str, status: dict[str, object] | None, unit: dict[str, str]) -> Overview:
     enabled = unit.get("UnitFileState", "") == "enabled"
-    if status is not None and _runs(status.get("pid")):
+    if status is not None:
         state, text = printable(status.get("state", "unknown")), printable(status.get("text", ""))
         since = status.get("since")
         content = {**status, "enabled": enabled}

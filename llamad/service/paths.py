@@ -15,6 +15,8 @@ RUNTIME_ROOT = Path("/run/llamad/model")
 STATE_ROOT = Path("/var/lib/llamad/state")
 
 SYSTEM_RUN = Path("/run/llamad")
+ROUTER = "router"
+"""The folder of the router's models in the run-time directory, beside `model`."""
 PUBLIC_LEDGER = Path("public", "ledger.json")
 
 
@@ -75,7 +77,7 @@ class Paths:
         folders = [(self.engine, 0o700)]
         if not under_systemd:
             if self.public_sockets.parent != SYSTEM_RUN:
-                _require_own(self.public_sockets.parent.parent)
+                require_own(self.public_sockets.parent.parent)
             folders = [(self.runtime, 0o711), *folders, (self.state, 0o700), (self.cache, 0o700)]
             folders += [(self.ledger, 0o700), (self.public_sockets, 0o755), (self.public_ledger.parent, 0o755)]
         for folder, mode in folders:
@@ -88,7 +90,7 @@ class Paths:
                 raise os_error(f"cannot make {folder}", error, fix) from error
 
 
-def _require_own(folder: Path) -> None:
+def require_own(folder: Path) -> None:
     """Make it, or raise AccessError if others could put things into it: /tmp is everybody's, and who makes the
     folder there before us would own our sockets and locks.
     """

@@ -46,6 +46,9 @@ if TYPE_CHECKING:
     from llamad.supervision.launch import Launch
 
 SOCKET_NAME = "llama.sock"
+SECOND_SOCKET_NAME = "llama-2.sock"
+SLOTS = "slots"
+ENGINE_SOCKETS = (SOCKET_NAME, SECOND_SOCKET_NAME)
 _LOG_ROUNDING_BYTES = MIB // 100
 ASK_SOCKET_NAME = "ask.sock"
 
@@ -61,6 +64,8 @@ class Made:
     """llama-server's arguments after the program name; empty where no build is known."""
     learned_key: str = ""
     """What a lesson from this plan is about."""
+    model_key: str = ""
+    """Names everything that is loaded."""
 
 
 class PlanMaker:
@@ -70,7 +75,7 @@ class PlanMaker:
     socket of a llama-server that is only asked. With a `booking` the plan's bytes are promised to it; with a
     `sharing` it leaves room for other models. `learned` is what former starts taught. Without a booking, an
     `onlooker` tells what the ledger has of this model and of others. `rpc_in_use`: a child of ours has the remote
-    devices, which serve nobody else.
+    devices, which serve nobody else. `host_returning_bytes`: of the host's memory, will be free as well.
     """
 
     def __init__(
@@ -87,6 +92,8 @@ class PlanMaker:
         learned: LearnedFile | None = None,
         onlooker: Onlooker | None = None,
         rpc_in_use: bool = False,
+        socket_name: str = SOCKET_NAME,
+        host_returning_bytes: int = 0,
     ) -> None:
         self._rpc_in_use = rpc_in_use
         self._loaded = loaded
@@ -100,6 +107,9 @@ class PlanMaker:
         self._left_out: tuple[str, ...] = ()
         self.engine = engine
         self.scratch = scratch or engine
+        self.socket_path = str(engine / socket_name)
+        self.slots = cache / SLOTS
+        self._host_returning_bytes = host_returning_bytes
         self._cache = cache
         self.env = child_environment(loaded.definition.environment, cache)
 
@@ -133,7 +143,8 @@ class PlanMaker:
             # What remote devices said before they were in use is with nothing held.
             before = [self._rpc_in_use and one.backend == "RPC" for one in devices]
             devices = [a if kept else b for a, b, kept in zip(devices, counted, before, strict=True)]
-        learned = self.learned(self._key(self.fingerprint(facts, extras), caps, devices))
+        model_key = self.fingerprint(facts, extras)
+        learned = self.learned(self._key(model_key, caps, devices))
         lessons = learned.reserved((one.name, one.uuid, one.free_bytes) for one in devices)
         left_out = in_words(lessons, self._loaded.name)
         try:
@@ -152,7 +163,7 @@ class PlanMaker:
         if self._left_out:
             plan = replace(plan, warnings=(*plan.warnings, *self._left_out))
         args = self._args(plan, caps) if caps else []
-        return Made(plan, facts, caps, tuple(args), learned.key)
+        return Made(plan, facts, caps, tuple(args), learned.key, model_key)
 
     def devices(self, caps: Capabilities | None = None) -> list[Device]:
         """The devices as they are now, in llama-server's order and by its names."""
@@ -326,10 +337,9 @@ class PlanMaker:
 
     def _args(self, plan: Plan, caps: Capabilities) -> list[str]:
         names = (self._loaded.name,)
-        socket_path = str(self.engine / SOCKET_NAME)
         return server_args(
             plan, self._loaded.definition, caps,
-            socket_path=socket_path, alias_names=names, written=self._loaded.written,
+            socket_path=self.socket_path, alias_names=names, written=self._loaded.written,
         )  # fmt: skip
 
 
@@ -355,26 +365,44 @@ def make_launch(maker: PlanMaker, loaded: Loaded, most_tokens: int | None = None
     """Plan, with a context of at most `most_tokens`, and put together the command that carries the plan out. Blocking.
     Raises LlamadError.
     """
+    return launch_of(maker.make(most_tokens=most_tokens), maker, loaded)
+
+
+def launch_of(made: Made, maker: PlanMaker, loaded: Loaded) -> Launch:
+    """The command that carries a plan out. Blocking. Raises LlamadError."""
     from llamad.supervision.launch import Launch  # not for what is only planned
 
-    made = maker.make(most_tokens=most_tokens)
     assert made.caps is not None
-    socket_path = str(maker.engine / SOCKET_NAME)
-    remove_stale(socket_path)
+    remove_stale(maker.socket_path)
     return Launch(
         loaded=loaded,
         plan=made.plan,
-        argv=(made.caps.path, *made.args),
+        argv=(made.caps.path, *made.args, *slot_args(maker.slots, made.caps, loaded)),
         env=maker.environment(made.plan),
-        socket_path=socket_path,
+        socket_path=maker.socket_path,
         vocabulary_tokens=made.facts.n_vocab,
         mode=_mode(loaded),
         engine=made.caps.version,
         file_bytes=made.facts.file_bytes,
         learned_key=made.learned_key,
+        model_key=made.model_key,
         engine_key=made.caps.key,
         engine_words=made.caps.words,
     )
+
+
+def slot_args(folder: Path, caps: Capabilities, loaded: Loaded) -> tuple[str, ...]:
+    """Where llama-server may put its slots' prompt caches when it is told to, a folder of the model's own; () where
+    it cannot. Clients cannot tell it to: the relay refuses that.
+    """
+    if _mode(loaded) != "completion" or not caps.has("--slot-save-path"):
+        return ()
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.chmod(0o700)
+    except OSError:
+        return ()  # it only costs prompts that must be read again
+    return ("--slot-save-path", str(folder))
 
 
 def remove_stale(socket_path: str) -> None:

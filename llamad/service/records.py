@@ -13,6 +13,7 @@ from llamad.engine.names import plan_names
 from llamad.errors import LlamadError
 from llamad.hardware.host import process_bytes
 from llamad.ledger.booking import Booking
+from llamad.ledger.ledger import Ledger
 from llamad.planning.plan import Plan
 from llamad.service.desk import place_of
 from llamad.service.reporter import DaemonReporter
@@ -46,10 +47,30 @@ class LeaseRecorder:
         promise = self._booking.promise_id
         self._begin(self._write(lambda: self._booking.returning(promise)))
 
+    def close(self) -> None:
+        """Write nothing more: the name is about to be given back, and the lease with it."""
+        if self._task is not None:
+            self._task.cancel()
+            self._task = None
+
     def settled(self, pid: int) -> None:
         """It is ready."""
         promise = self._booking.promise_id
         self._begin(self._write(lambda: self._booking.settled(promise, pid, process_bytes(pid))))
+
+    def absorb(self, second: Ledger, pid: int) -> None:
+        """The second child is the only one: its lease is ours now."""
+
+        def write() -> None:
+            self._booking.absorb(second, pid, process_bytes(pid))
+            second.close()
+
+        self._begin(self._write(write))
+
+    def stop(self) -> None:
+        """Write no more."""
+        if self._task is not None:
+            self._task.cancel()
 
     def _begin(self, work: Coroutine[None, None, None]) -> None:
         before, self._task = self._task, None

@@ -8,7 +8,7 @@ or file costs a start the reading of another model's header.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,7 +38,9 @@ class Share(NamedTuple):
 
 
 class Sharing:
-    """Finds out who else wants the devices. `leases` gives what the ledger has of the others."""
+    """Finds out who else wants the devices. `leases` gives what the ledger has of the others, `expected` names models
+    that will be served besides those that run or are enabled.
+    """
 
     def __init__(
         self,
@@ -46,10 +48,12 @@ class Sharing:
         cache: Path,
         leases: Callable[[], Sequence[Lease]],
         enabled_units: Path = ENABLED_UNITS,
+        expected: Callable[[], Collection[str]] = tuple,
     ) -> None:
         self._root = root
         self._cache = cache
         self._leases = leases
+        self._expected = expected
         self._enabled_units = enabled_units
 
     def share(self, name: str, problem: Problem) -> Share:
@@ -60,7 +64,7 @@ class Sharing:
         if problem.placement.context != "auto":  # a promise: nobody need be asked what is left
             return Share()
         running = {lease.name: lease for lease in self._leases() if lease.phase is not Phase.WAITING}
-        names = {*running, *enabled_names(self._enabled_units)} - {name}
+        names = {*running, *enabled_names(self._enabled_units), *self._expected()} - {name}
         if not names:
             return Share()
         neighbours = [

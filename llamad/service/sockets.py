@@ -11,7 +11,7 @@ import errno
 import os
 import socket
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from llamad.config.listen import Listen
@@ -19,7 +19,12 @@ from llamad.errors import AccessError, BusyError, ConfigError, os_error
 from llamad.service.notify import Notifier
 
 BACKLOG = 4096
+ROUTER_SOCKET = "router.sock"
+"""In a model's runtime directory, for the router's requests: they ask for keys as all others do."""
+ROUTER_STORE = "router"
 LISTEN_FDS_START = 3
+SOCKET_FILE = "api.sock"
+"""Of an address of kind `unix`, in the runtime directory; its public name leads to it."""
 _IP_FREEBIND = 15  # linux/in.h; also valid at level IPPROTO_IPV6 as IPV6_FREEBIND = 78
 _IPV6_FREEBIND = 78
 
@@ -29,8 +34,11 @@ class Listening:
     """The sockets of one model."""
 
     sockets: list[socket.socket]
+    """Of its address."""
     unix_path: Path | None = None
     """The public name of a unix socket, to be removed where no runtime directory does it."""
+    inner: list[socket.socket] = field(default_factory=list)
+    """What the router passes requests on by. It stays when the address moves."""
 
 
 def stored_sockets(environ: dict[str, str]) -> dict[str, socket.socket]:
@@ -75,23 +83,46 @@ def listen_on(
         stored.pop(name).close()
         notifier.drop(name)
     sock = stored.pop(wanted, None)
-    if sock is not None and listen.kind == "unix" and not (runtime / "api.sock").exists():
+    if sock is not None and listen.kind == "unix" and not (runtime / SOCKET_FILE).exists():
         sock.close()
         notifier.drop(wanted)
         sock = None
     if sock is None:
-        sock = _bind_unix(runtime / "api.sock", mode) if listen.kind == "unix" else _bind_tcp(listen)
+        sock = bind_unix(runtime / SOCKET_FILE, mode) if listen.kind == "unix" else bind_tcp(listen)
         notifier.store(wanted, [sock.fileno()])
     sock.setblocking(False)
-    shown = _show(runtime / "api.sock", public / listen.path) if listen.kind == "unix" else None
+    shown = show(runtime / SOCKET_FILE, public / listen.path) if listen.kind == "unix" else None
     return Listening([sock], shown)
 
 
-def _bind_tcp(listen: Listen) -> socket.socket:
+def listen_for_router(
+    stored: dict[str, socket.socket], notifier: Notifier, runtime: Path
+) -> socket.socket:
+    """The socket by which the router passes requests on; taken out of `stored`, or new and then stored.
+
+    Only this user can connect to it. Raises AccessError, BusyError.
+    """
+    sock = stored.pop(ROUTER_STORE, None)
+    if sock is not None and not (runtime / ROUTER_SOCKET).exists():
+        sock.close()
+        sock = None
+    if sock is None:
+        sock = bind_unix(runtime / ROUTER_SOCKET, 0o600)
+        notifier.drop(ROUTER_STORE)
+        notifier.store(ROUTER_STORE, [sock.fileno()])
+    sock.setblocking(False)
+    return sock
+
+
+def bind_tcp(listen: Listen, *, share_port: bool = False) -> socket.socket:
+    """A listening socket of an address. `share_port`: beside one of this user that shares it too. Raises as
+    `listen_on`.
+    """
     family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, share_port)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_FREEBIND, 1)
@@ -105,7 +136,8 @@ def _bind_tcp(listen: Listen) -> socket.socket:
     return sock
 
 
-def _bind_unix(path: Path, mode: int) -> socket.socket:
+def bind_unix(path: Path, mode: int) -> socket.socket:
+    """A listening socket at a path, whatever is there. Raises as `listen_on`."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
         with contextlib.suppress(FileNotFoundError):
@@ -129,7 +161,7 @@ def _bind_error(address: str, error: OSError) -> BusyError | AccessError | Confi
     return ConfigError(f"cannot listen on {address}", why=str(error), fix="correct `listen`")
 
 
-def _show(target: Path, name: Path) -> Path:
+def show(target: Path, name: Path) -> Path:
     """Make `name` a link to the socket; the socket goes with the runtime directory, so the link dangles then."""
     temporary = name.with_name(f".{name.name}.{os.getpid()}")
     try:

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 
 from llamad.config.apart import Apart
 from llamad.config.kept import load_kept
-from llamad.config.listen import parse_listen
+from llamad.config.listen import DEFAULT_LISTEN, parse_listen
 from llamad.config.loaded import Loaded
-from llamad.errors import ChildError, LlamadError
+from llamad.errors import BusyError, ChildError, LlamadError
 from llamad.front.keys import KeySet
 from llamad.hardware.nvml import Nvml
 from llamad.ledger.booking import Booking, MustWait
@@ -30,10 +30,17 @@ from llamad.service.journal import Journal, make_journal
 from llamad.service.keys import read_keys
 from llamad.service.notify import Notifier, make_notifier
 from llamad.service.paths import Paths
-from llamad.service.planner import SOCKET_NAME, PlanMaker, make_launch
+from llamad.service.planner import ENGINE_SOCKETS, PlanMaker, make_launch
 from llamad.service.reporter import DaemonReporter
 from llamad.service.sharing import Sharing
-from llamad.service.sockets import Listening, listen_on, stored_sockets
+from llamad.service.sockets import (
+    ROUTER_SOCKET,
+    SOCKET_FILE,
+    Listening,
+    listen_for_router,
+    listen_on,
+    stored_sockets,
+)
 from llamad.service.status import StatusFile
 from llamad.supervision.launch import Launch
 from llamad.supervision.learned import LearnedFile
@@ -77,8 +84,14 @@ class Start:
         self.hung_up = True
 
     def take_name(self) -> None:
-        """Make sure that nobody else serves the model. Raises BusyError."""
-        self.ledger.take()
+        """Make sure that nobody else serves the model; the router hands it over. Raises BusyError."""
+        try:
+            self.ledger.take()
+        except BusyError:
+            from llamad.service.handover import take_from_router  # seldom
+
+            if not take_from_router(self.ledger, self.notifier, lambda: self.loaded.definition.limits):
+                raise
 
     def load(self) -> Loaded:
         """The definition as it is on disk now, read and checked. Blocking. Raises LlamadError."""
@@ -113,10 +126,13 @@ class Start:
     def listening(self) -> Listening:
         """Its sockets: systemd's stored ones, or new ones."""
         definition = self.loaded.definition
-        listen = parse_listen(definition.listen or "127.0.0.1:8080")
+        listen = parse_listen(definition.listen or DEFAULT_LISTEN)
         mode = int(definition.listen_mode, 8)
         stored = stored_sockets(self.environ)
-        return listen_on(listen, mode, stored, self.notifier, self.paths.runtime, self.paths.public_sockets)
+        inner = listen_for_router(stored, self.notifier, self.paths.runtime)
+        outer = listen_on(listen, mode, stored, self.notifier, self.paths.runtime, self.paths.public_sockets)
+        outer.inner.append(inner)
+        return outer
 
     @cached_property
     def first(self) -> Launch | None:
@@ -166,8 +182,9 @@ class Start:
             return
         self.status.remove()
         if UNDER_SYSTEMD not in self.environ and "listening" in self.__dict__:
-            engine = self.paths.engine / SOCKET_NAME  # llama-server itself leaves it behind
-            for path in (self.listening.unix_path, self.paths.runtime / "api.sock", engine):
+            engines = (self.paths.engine / name for name in ENGINE_SOCKETS)  # llama-server leaves its own behind
+            own = (self.paths.runtime / name for name in (SOCKET_FILE, ROUTER_SOCKET))
+            for path in (self.listening.unix_path, *own, *engines):
                 if path is not None:
                     with contextlib.suppress(OSError):
                         path.unlink()

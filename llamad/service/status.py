@@ -33,6 +33,12 @@ class StatusFile:
         self._content.update(fields)
         self._write()
 
+    def not_served(self, state: str, text: str) -> None:
+        """Nothing is served now: forget what was, and write why."""
+        kept = ("name", "pid", "since", "state")
+        self._content = {key: value for key, value in self._content.items() if key in kept}
+        self.update(state=state, text=text)
+
     def serving(self, launch: Launch) -> None:
         """Put in what is served."""
         plan, following = launch.plan, launch.plan.next_context

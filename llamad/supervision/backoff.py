@@ -13,7 +13,8 @@ class Backoff:
     """Doubling delays with up to a tenth of jitter; none for the first death of a child that had served."""
 
     def __init__(self, restarts: int, jitter: Callable[[], float]) -> None:
-        self._restarts = restarts
+        self.restarts = restarts
+        """How many may be counted before it is given up."""
         self._jitter = jitter
         self._failures = 0
         self._ready_at_s: float | None = None
@@ -28,7 +29,7 @@ class Backoff:
 
     def may_retry(self) -> bool:
         """Whether one more death is followed by a start."""
-        return self._failures < self._restarts
+        return self._failures < self.restarts
 
     def next_delay_s(self, now_s: float) -> float:
         """Count a failure; seconds to wait before the next start."""

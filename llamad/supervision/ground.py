@@ -122,7 +122,7 @@ class GroundWatch:
 
     async def _look(self) -> None:
         launch = self._served.launch
-        if self._served.state is not State.READY or launch is None:
+        if not self._served.state.serves or launch is None:
             self._pid = 0
             self._deaf()
             self._deaf = lambda: None

@@ -7,6 +7,7 @@ A picture is encoded in one step, on the CPU of minutes and without a word: it h
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from llamad.clock import Clock
@@ -30,7 +31,8 @@ class ProgressWatch:
 
     def __init__(self, hang_s: float, batch_s: float, now_s: float) -> None:
         """`batch_s`: what one batch takes on this child, from its warm-up."""
-        self._hang_s = hang_s
+        self.hang_s = hang_s
+        """The least bound."""
         self._slowest_s = batch_s
         self._since_s = now_s
         self._seen = 0
@@ -53,7 +55,7 @@ class ProgressWatch:
     @property
     def bound_s(self) -> float:
         """Ten times the slowest step that this child has shown: it grows with the depth of its prompts."""
-        return max(self._hang_s, SLOWER * self._slowest_s)
+        return max(self.hang_s, SLOWER * self._slowest_s)
 
 
 class Trouble:
@@ -87,15 +89,21 @@ class Hung(Exception):
 
 
 async def watch_hang(
-    child: Child, intake: Intake, launch: Launch, seams: Seams, clock: Clock, batch_s: float
+    child: Child,
+    intake: Intake,
+    launch: Launch,
+    seams: Seams,
+    clock: Clock,
+    batch_s: float,
+    hang_s: Callable[[], float],
 ) -> None:
-    """Watch a child that serves for as long as this is not cancelled. Raises Hung."""
-    limits = launch.definition.limits
-    watch = ProgressWatch(limits.hang_s, batch_s, clock.monotonic())
+    """Watch a child that serves for as long as this is not cancelled. `hang_s`: as it is now. Raises Hung."""
+    watch = ProgressWatch(hang_s(), batch_s, clock.monotonic())
     signs = _Signs(intake, seams, clock)
     figures: str | None = None
     while True:
-        await clock.sleep(min(LONGEST_TICK_S, limits.hang_s / 6))
+        await clock.sleep(min(LONGEST_TICK_S, watch.hang_s / 6))
+        watch.hang_s = hang_s()
         await signs.judge(launch)
         at_work = seams.front.at_work()
         still_s = watch.look(at_work, seams.front.progress_count() + signs.batches, clock.monotonic())

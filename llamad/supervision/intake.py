@@ -46,7 +46,8 @@ class Intake:
         self._first_telling: list[str] = []
         self._last_telling: deque[str] = deque(maxlen=TELLING_LINES)
         self._splitters = {1: LineSplitter(), 2: LineSplitter()}
-        self._rate = lines_per_s
+        self.lines_per_s = lines_per_s
+        """How many lines are passed on in the long run."""
         self._tokens = float(lines_per_s * BURST_SECONDS)
         self._now = now
         self._filled_at_s = now()
@@ -140,8 +141,8 @@ class Intake:
 
     def _may_pass(self) -> bool:
         now_s = self._now()
-        burst = self._rate * BURST_SECONDS
-        self._tokens = min(burst, self._tokens + (now_s - self._filled_at_s) * self._rate)
+        burst = self.lines_per_s * BURST_SECONDS
+        self._tokens = min(burst, self._tokens + (now_s - self._filled_at_s) * self.lines_per_s)
         self._filled_at_s = now_s
         if self._tokens < 1.0:
             return False

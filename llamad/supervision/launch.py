@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
 from typing import TYPE_CHECKING, Protocol
 
 from llamad.config.definition import Definition
@@ -33,6 +32,8 @@ class Launch:
     engine: str
     """The version of the build as it prints it."""
     file_bytes: int = 0
+    model_key: str = ""
+    """Names everything that is loaded: the model's file and what is there beside it."""
     learned_key: str = ""
     """What a lesson from it is about: model, engine, drivers and flags."""
     stepped_from: int = 0
@@ -87,6 +88,28 @@ class Planner(Protocol):
         """It is gone. Its memory is kept for its successor until the next plan, or the end of the service."""
         ...
 
+    async def beside(self, loaded: Loaded, running: Launch) -> Launch | None:
+        """A launch of this definition, as it would be without `running`, whose memory is there beside `running`'s and
+        is promised to it; None where it is not. Raises LlamadError.
+        """
+        ...
+
+    def spawned_beside(self, pid: int, observed: Callable[[], Observed]) -> None:
+        """The launch of `beside` runs."""
+        ...
+
+    def adopted(self, pid: int) -> None:
+        """It is ready and has taken over; `running` still has its own memory."""
+        ...
+
+    def retired(self, pid: int) -> None:
+        """`running` is gone. `pid`: of the child that took over, 0 if it has ended."""
+        ...
+
+    def dismissed(self) -> None:
+        """The launch of `beside` is gone, or will not be started."""
+        ...
+
     def failed(self, failure: Failure) -> None:
         """The child of the launch that was planned last ended for lack of memory: the next plan must be smaller."""
         ...
@@ -122,6 +145,14 @@ class Engine(Protocol):
         """What the slots have done so far, as a text that changes when they do more; "" where none is had."""
         ...
 
+    async def save_prompts(self, launch: Launch) -> None:
+        """Have its idle slots' prompt caches kept for its successor, as far as there is time and room."""
+        ...
+
+    async def restore_prompts(self, launch: Launch) -> int:
+        """Give it what was kept, where that fits it; how many tokens need not be read again. Nothing is kept then."""
+        ...
+
     async def settle(self, socket_path: str, deadline_s: float) -> None:
         """Return when no slot works any more, or after the deadline: a TERM in the middle of work may hang."""
         ...
@@ -147,7 +178,7 @@ class Front(Protocol):
         ...
 
     def at_work(self) -> int:
-        """Requests that the child has whole, and whose clients take what it answers."""
+        """Requests that the child they go to now has whole, and whose clients take what it answers."""
         ...
 
     def progress_count(self) -> int:
@@ -167,16 +198,18 @@ class Front(Protocol):
         connections stay in the sockets' queues, for the next llamad."""
         ...
 
-    async def drain(self, deadline_s: float) -> int:
-        """Return when no request is in flight or the deadline passed: how many still are."""
+    async def drain(self, deadline_s: float, *, former: bool = False) -> int:
+        """Return when no request is in flight or the deadline passed: how many still are. `former`: of those that
+        are with a child before the one that requests go to now.
+        """
         ...
 
-    def cut(self, cause: str, message: str) -> None:
-        """End every request in flight with an error that names the cause."""
+    def cut(self, cause: str, message: str, *, former: bool = False) -> None:
+        """End every request in flight with an error that names the cause. `former`: see `drain`."""
         ...
 
-    async def close_upstreams(self) -> None:
-        """Close the connections to the child; idle ones too."""
+    async def close_upstreams(self, *, former: bool = False) -> None:
+        """Close the connections to the child; idle ones too. `former`: see `drain`."""
         ...
 
 
@@ -216,18 +249,6 @@ class Seams:
     engine: Engine
     front: Front
     reporter: Reporter
-
-
-def needs_no_new_child(old: Loaded, new: Loaded) -> bool:
-    """Whether two definitions differ at most in what the relay and the supervisor apply in place."""
-    keys = {"limits", "cache", "log", "aliases", "allowed_hosts", "api_keys_file", "admin_keys_file"}
-    keys |= {"insecure", "idle", "start"}
-    same = all(
-        getattr(old.definition, field.name) == getattr(new.definition, field.name)
-        for field in fields(Definition)
-        if field.name not in keys
-    )
-    return same and old.host == new.host
 
 
 def tail(lines: Sequence[str], count: int = 20) -> str:

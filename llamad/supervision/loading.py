@@ -135,6 +135,14 @@ async def warm_up(intake: Intake, launch: Launch, seams: Seams) -> float:
     return batch_s
 
 
+async def take_over_prompts(launch: Launch, seams: Seams) -> None:
+    """Give a child that is warm what its predecessor kept for it. Never fails."""
+    tokens = await seams.engine.restore_prompts(launch)
+    if tokens:
+        text = f"The prompt caches of the former llama-server were taken over: {tokens} tokens"
+        seams.reporter.event("prompts-kept", text, TOKENS=str(tokens))
+
+
 def _stalled(launch: Launch, seams: Seams, stall_s: float) -> NotUsable:
     text = f"no progress for {stall_s:g} s while loading {launch.definition.model}"
     seams.reporter.event("start-stalled", f"Killing llama-server: {text}")

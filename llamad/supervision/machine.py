@@ -33,11 +33,25 @@ class State(StrEnum):
     FAILED = "failed"
     STUCK = "stuck"
     """The child cannot be killed (it sits in the kernel)."""
+    RELIEVING = "relieving"
+    """The child serves; a second one, of a new definition, is brought up beside it."""
+    RETIRING = "retiring"
+    """The second one serves; the first finishes its requests and is stopped."""
 
     @property
     def number(self) -> int:
         """A stable number for metrics."""
         return list(State).index(self)
+
+    @property
+    def serves(self) -> bool:
+        """Whether requests go to a child."""
+        return self in (State.READY, State.RELIEVING, State.RETIRING)
+
+    @property
+    def public(self) -> str:
+        """The state for clients and admins: that there are two children for a while is nobody's concern."""
+        return str(State.READY if self.serves else self)
 
 
 class Event(StrEnum):
@@ -66,6 +80,14 @@ class Event(StrEnum):
     DRAINED = "drained"
     TIMER = "timer"
     RELOAD = "reload"
+    RELIEVE = "relieve"
+    """A new definition came, and its child has room beside the one that serves."""
+    RELIEVED = "relieved"
+    """The second child is warm."""
+    UNRELIEVED = "unrelieved"
+    """The second child could not be brought up."""
+    RETIRED = "retired"
+    """The child that was replaced is gone."""
     STOP = "stop"
     UNKILLABLE = "unkillable"
     STABLE = "stable"
@@ -89,6 +111,15 @@ class Effect(StrEnum):
     STOP_CHILD = "stop-child"
     KILL_CHILD = "kill-child"
     ARM_BACKOFF = "arm-backoff"
+    BRING_UP = "bring-up"
+    """Start and warm a second child."""
+    ADOPT = "adopt"
+    """The second child is the child from now on: new requests go to it. The former one finishes its own, and is
+    stopped."""
+    DISMISS = "dismiss"
+    """Kill the second child; the next plan waits for its end."""
+    WATCH = "watch"
+    """The child serves: see that it goes on."""
     TELL_STUCK = "tell-stuck"
     """Say that the child cannot be killed, and what that means."""
     FORGIVE = "forgive"
@@ -119,7 +150,7 @@ TRANSITIONS: dict[tuple[State, Event], Row] = {
     (_S.LOADING, _E.REVERT): (_S.WAITING, (_F.PLAN,)),
     (_S.LOADING, _E.RELOAD): (_S.REPLACING, (_F.STOP_CHILD,)),
     (_S.LOADING, _E.STOP): (_S.STOPPING, (_F.STOP_CHILD,)),
-    (_S.WARMING, _E.WARMED): (_S.READY, (_F.OPEN,)),
+    (_S.WARMING, _E.WARMED): (_S.READY, (_F.OPEN, _F.WATCH)),
     (_S.WARMING, _E.CONDEMN): (_S.CONDEMNED, (_F.KILL_CHILD,)),
     (_S.WARMING, _E.DIED): (_S.BACKOFF, (_F.ARM_BACKOFF,)),
     (_S.WARMING, _E.PARKED): (_S.WAITING, (_F.AWAIT_DEVICE,)),
@@ -135,6 +166,24 @@ TRANSITIONS: dict[tuple[State, Event], Row] = {
     (_S.READY, _E.STABLE): (_S.READY, (_F.FORGIVE,)),
     (_S.READY, _E.GROW): (_S.REPLACING, (_F.HOLD, _F.STOP_CHILD)),
     (_S.READY, _E.STOP): (_S.DRAINING, (_F.DRAIN,)),
+    (_S.READY, _E.RELIEVE): (_S.RELIEVING, (_F.BRING_UP, _F.WATCH)),
+    (_S.RELIEVING, _E.RELIEVED): (_S.RETIRING, (_F.ADOPT, _F.WATCH)),
+    (_S.RELIEVING, _E.UNRELIEVED): (_S.READY, (_F.DISMISS, _F.WATCH)),
+    (_S.RELIEVING, _E.CONDEMN): (_S.CONDEMNED, (_F.DISMISS, _F.HOLD, _F.KILL_CHILD)),
+    (_S.RELIEVING, _E.DIED): (_S.BACKOFF, (_F.DISMISS, _F.HOLD, _F.ARM_BACKOFF)),
+    (_S.RELIEVING, _E.PARKED): (_S.WAITING, (_F.DISMISS, _F.HOLD, _F.AWAIT_DEVICE)),
+    (_S.RELIEVING, _E.DOOMED): (_S.FAILED, (_F.DISMISS, _F.GIVE_UP)),
+    (_S.RELIEVING, _E.RELOAD): (_S.SWAPPING, (_F.DISMISS, _F.HOLD, _F.DRAIN)),
+    (_S.RELIEVING, _E.STABLE): (_S.RELIEVING, (_F.FORGIVE,)),
+    (_S.RELIEVING, _E.STOP): (_S.DRAINING, (_F.DISMISS, _F.DRAIN)),
+    (_S.RETIRING, _E.RETIRED): (_S.READY, (_F.WATCH,)),
+    (_S.RETIRING, _E.CONDEMN): (_S.CONDEMNED, (_F.HOLD, _F.KILL_CHILD)),
+    (_S.RETIRING, _E.DIED): (_S.BACKOFF, (_F.HOLD, _F.ARM_BACKOFF)),
+    (_S.RETIRING, _E.PARKED): (_S.WAITING, (_F.HOLD, _F.AWAIT_DEVICE)),
+    (_S.RETIRING, _E.DOOMED): (_S.FAILED, (_F.GIVE_UP,)),
+    (_S.RETIRING, _E.RELOAD): (_S.SWAPPING, (_F.HOLD, _F.DRAIN)),
+    (_S.RETIRING, _E.STABLE): (_S.RETIRING, (_F.FORGIVE,)),
+    (_S.RETIRING, _E.STOP): (_S.DRAINING, (_F.DRAIN,)),
     (_S.DRAINING, _E.DRAINED): (_S.STOPPING, (_F.STOP_CHILD,)),
     (_S.DRAINING, _E.DIED): (_S.STOPPED, (_F.EXIT,)),
     (_S.DRAINING, _E.DOOMED): (_S.STOPPED, (_F.EXIT,)),
@@ -178,7 +227,8 @@ IGNORED: frozenset[tuple[State, Event]] = frozenset(
 
 _OF_AN_ATTEMPT = frozenset(
     {Event.PLANNED, Event.QUEUED, Event.TURN, Event.REFUSED, Event.LOADED, Event.CONDEMN, Event.WARMED,
-     Event.DRAINED, Event.TIMER, Event.STABLE, Event.GROW, Event.UNKILLABLE, Event.REVERT, Event.PARKED}
+     Event.DRAINED, Event.TIMER, Event.STABLE, Event.UNKILLABLE, Event.REVERT, Event.RELIEVE, Event.RELIEVED,
+     Event.UNRELIEVED, Event.RETIRED, Event.PARKED, Event.GROW}
 )  # fmt: skip
 
 

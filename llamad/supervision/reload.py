@@ -10,16 +10,23 @@ from llamad.errors import ChildError, LlamadError
 from llamad.supervision.launch import Reporter, Seams
 
 
+class Reverted(ChildError):
+    """The new definition could not be started, and the old one is in force again. It was told."""
+
+
 class Reload:
     """None is under way at first. Several in a row have one outcome, and one definition that served before them."""
 
     def __init__(self) -> None:
         self.fallback: Loaded | None = None
         """What is put into force again if the new definition cannot be started."""
+        self.changed = ""
+        """What is new in the last one."""
         self._outcome: asyncio.Future[None] | None = None
 
-    def begin(self, serving: Loaded | None) -> asyncio.Future[None]:
-        """Its outcome. `serving`: the definition that serves now; None where none does."""
+    def begin(self, serving: Loaded | None, changed: str = "") -> asyncio.Future[None]:
+        """Its outcome. `serving`: the definition that serves now; None where none does. `changed`: in words."""
+        self.changed = changed
         self.fallback = serving or self.fallback
         if self._outcome is None or self._outcome.done():
             self._outcome = asyncio.get_running_loop().create_future()
@@ -30,14 +37,14 @@ class Reload:
         fallback, self.fallback = self.fallback, None
         return fallback
 
-    def revert(self, why: str, error: LlamadError | None, reporter: Reporter) -> Loaded | None:
-        """The new one could not be started: tell so, and give the one to return to. `error`: what the planner said."""
+    def revert(self, why: str, reporter: Reporter) -> Loaded | None:
+        """The new one could not be started: tell so, and give the one to return to."""
         reporter.event(
             "reload-reverted", f"The new definition could not be started: {why}. The old one is in force again",
             CAUSE=why,
         )  # fmt: skip
         before = self.take_back()
-        self.settle(error or ChildError("the new definition could not be started", why=why))
+        self.settle(Reverted("the new definition could not be started", why=why))
         return before
 
     def settle(self, error: LlamadError | None) -> None:

@@ -12,35 +12,33 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from llamad.clock import Clock
+from llamad.config.changes import needs_no_new_child
 from llamad.config.loaded import Loaded
 from llamad.errors import ChildError, ExitCode, LlamadError
 from llamad.ledger.booking import MustWait
 from llamad.supervision import words
 from llamad.supervision.backoff import Backoff
 from llamad.supervision.causes import CAUSES, Cause, Policy
-from llamad.supervision.child import STOP_KILL_S, Child, Spawner, stop_ladder
+from llamad.supervision.child import Child, Spawner
 from llamad.supervision.ending import Parking, as_error, ending, of_a_device
-from llamad.supervision.growth import Growth, Offer
-from llamad.supervision.hang import Hung, stuck_error, tell_stuck, watch_hang
+from llamad.supervision.hang import stuck_error, tell_stuck
 from llamad.supervision.host import oom_kills
 from llamad.supervision.intake import Intake
-from llamad.supervision.jobs import Jobs
-from llamad.supervision.launch import Launch, Seams, needs_no_new_child, tail
-from llamad.supervision.loading import NotUsable, tell_loading, warm_up, watch_load
-from llamad.supervision.lookout import tell_growth, watch_memory
+from llamad.supervision.launch import Launch, Seams, tail
+from llamad.supervision.loading import tell_loading
 from llamad.supervision.machine import Effect, Event, State, may, step
 from llamad.supervision.message import Message
-from llamad.supervision.prepared import prepare
-from llamad.supervision.reload import Reload, drain
+from llamad.supervision.relief import NoRoomAfterAll, Relief, Second
+from llamad.supervision.reload import Reload
+from llamad.supervision.tending import Tending
 
-SETTLE_S = 2.0
 STEP_S = 300.0
 MOST_SHORTAGES = 8
 """More than the steps of a start: each is one death for lack of memory, some of which others caused."""
-_HAS_CHILD = (State.LOADING, State.WARMING, State.READY)
+_STARTING = (State.LOADING, State.WARMING)
 
 
-class Supervisor:
+class Supervisor(Tending):
     """Runs one model until it is stopped or, with `exit_on_failure`, until it has failed."""
 
     def __init__(
@@ -54,23 +52,14 @@ class Supervisor:
         parks: bool = False,
         jitter: Callable[[], float] = random.random,
     ) -> None:
-        self.state = State.STOPPED
-        self.loaded = loaded
-        self.launch: Launch | None = None
-        self._seams, self._spawner, self._clock = seams, spawner, clock
-        self._exit_on_failure, self._jitter = exit_on_failure, jitter
+        super().__init__(loaded, seams, clock, jitter)
+        self._spawner, self._exit_on_failure = spawner, exit_on_failure
         self._parking = Parking(jitter) if parks else None
         self._backoff = Backoff(loaded.definition.limits.restarts, jitter)
-        self._queue: asyncio.Queue[Message] = asyncio.Queue()
-        self._epoch = self._shortages = 0
-        self._jobs = Jobs()
-        self._growth = Growth()
-        self._child: Child | None = None
-        self._intake: Intake | None = None
-        self._killed_because = ""
-        self._condemned: LlamadError | None = None
         self._reload = Reload()
-        self._warming, self._batch_s, self._ready_at_s = False, 0.0, 0.0
+        self._second = Second(seams, spawner, clock, self._jobs.detach)
+        self._shortages = 0
+        self._ready_at_s = 0.0
         self._last_cause: Cause | None = None
         self._exit: ExitCode | None = None
         self._failure: ExitCode = ExitCode.OK
@@ -84,24 +73,55 @@ class Supervisor:
         """Drain, stop the child, and let `run` return."""
         self._post(Message(Event.STOP))
 
-    async def reload(self, loaded: Loaded) -> None:
-        """Put a new definition into force; return when it serves, or the old one serves again.
+    def adopt(self, loaded: Loaded) -> None:
+        """Use another definition from now on, in any state, that asks for no other child. Nothing is touched."""
+        self.loaded = loaded
+        if self.launch and needs_no_new_child(self.launch.loaded, loaded):
+            self.launch = replace(self.launch, loaded=loaded)
+        limits = loaded.definition.limits
+        self._backoff.restarts = limits.restarts
+        if self._intake:
+            self._intake.lines_per_s = limits.child_log_lines_per_s
 
-        Raises LlamadError where the new definition was refused or could not be started; the old one is in
-        force then. A definition that changes nothing for the child, ready or still loading, is applied at once
-        without touching it.
+    async def reload(self, loaded: Loaded, changed: str = "") -> None:
+        """Put a new definition into force; return when it serves, or the old one does (again). `changed`: what is
+        new in it, in words.
+
+        Raises LlamadError where the new definition was refused or could not be started; the old one is in force then.
+        One that changes nothing for the child, ready or still loading, is applied at once without touching it. Where
+        its child has room beside the one that serves, that one serves on until the new one does.
         """
         if self.state is State.STUCK:
             raise stuck_error(self.child_pid)
-        if self.launch and self.state in _HAS_CHILD and needs_no_new_child(self.launch.loaded, loaded):
-            self.loaded = loaded
+        has_child = self.state in _STARTING or self.state.serves
+        if self.launch and has_child and needs_no_new_child(self.launch.loaded, loaded):
+            self.adopt(loaded)
             return
-        if self.launch and self.state is State.READY:
-            await self._seams.planner.check(loaded, self.launch)
-        waiter = self._reload.begin(self.loaded if self.state is State.READY or self._growth.under_way else None)
-        self.loaded = loaded
-        self._post(Message(Event.RELOAD))
+        limits = loaded.definition.limits
+        self._seams.reporter.extend(limits.drain_s + 2 * limits.stop_s + 30.0)
+        await self._second.is_gone()
+        beside = await self._beside(loaded)
+        served = self.state is State.READY or self._growth.under_way
+        waiter = self._reload.begin(self.loaded if served else None, changed)
+        if beside is not None and self.launch is not None:
+            self._second.relief = Relief(beside, self.launch)
+            self._post(Message(Event.RELIEVE))
+        else:
+            self._backoff.restarts = limits.restarts
+            self.loaded = loaded
+            self._post(Message(Event.RELOAD))
         await asyncio.shield(waiter)
+
+    async def _beside(self, loaded: Loaded) -> Launch | None:
+        """The launch for a second child; None where there is no first, or no room. Raises LlamadError."""
+        if not self.launch or self.state is not State.READY:
+            return None
+        await self._seams.planner.check(loaded, self.launch)
+        beside = await self._seams.planner.beside(loaded, self.launch)
+        if beside is not None and self.state is not State.READY:
+            self._seams.planner.dismissed()
+            return None
+        return beside
 
     @property
     def last_cause(self) -> Cause | None:
@@ -121,8 +141,13 @@ class Supervisor:
 
     def condemn(self, because: str, error: LlamadError) -> None:
         """Have the child that serves replaced; nothing if none does. `because` is a word of the classifier."""
-        if self.state is State.READY:
+        if self.state.serves:
             self._condemn(self._epoch, because, error)
+
+    @property
+    def public_state(self) -> str:
+        """The state for clients and admins."""
+        return self.state.public
 
     @property
     def child_pid(self) -> int:
@@ -137,14 +162,12 @@ class Supervisor:
                 await self._handle(await self._queue.get())
         finally:
             self._jobs.cancel()
+            self._second.kill()
             if self._child:
                 self._child.kill_group()
         return self._exit
 
     # -- the loop ---------------------------------------------------------------------------------------
-
-    def _post(self, message: Message) -> None:
-        self._queue.put_nowait(message)
 
     async def _handle(self, message: Message) -> None:
         if message.epoch is not None and message.epoch != self._epoch:
@@ -181,7 +204,7 @@ class Supervisor:
         if self._reload.fallback is None or not may(Event.REVERT, self.state):
             return False
         why = str(message.error or self._condemned or (message.cause and message.cause.text) or "it failed")
-        self.loaded = self._reload.revert(why, message.error, self._seams.reporter) or self.loaded
+        self.loaded = self._reload.revert(why, self._seams.reporter) or self.loaded
         return True
 
     def _is_parked(self, message: Message) -> bool:
@@ -216,6 +239,14 @@ class Supervisor:
                 self._kill_child()
             case Effect.ARM_BACKOFF:
                 self._jobs.start(self._back_off(self._epoch, message.cause))
+            case Effect.BRING_UP:
+                self._jobs.start(self._bring_up(self._epoch))
+            case Effect.ADOPT:
+                self._adopt_relief()
+            case Effect.DISMISS:
+                self._dismiss(message)
+            case Effect.WATCH:
+                self._watch_while_ready()
             case Effect.TELL_STUCK:
                 self._failure_text = tell_stuck(self.child_pid, self._seams.reporter)
                 self.loaded = self._reload.take_back() or self.loaded
@@ -227,9 +258,11 @@ class Supervisor:
             case Effect.GIVE_UP:
                 self._give_up(message)
             case Effect.EXIT:
+                await self._second.is_gone()
                 self._exit = self._failure
 
     async def _plan(self, epoch: int) -> None:
+        await self._second.is_gone()
         try:
             launch = await self._seams.planner.plan(self.loaded, self.launch, self._growth.most_tokens)
         except MustWait as wait:
@@ -272,6 +305,9 @@ class Supervisor:
     async def _watch_exit(self, child: Child, intake: Intake, kills_before: int) -> None:
         """Lives as long as the child, whatever the states do meanwhile."""
         returncode = await child.wait()
+        if self._second.has_gone(child, self.child_pid):
+            self._post(Message(Event.RETIRED))
+            return
         self._child = None
         self._seams.planner.ended()
         if self._killed_because == "stop" or self.state in (State.STOPPING, State.REPLACING):
@@ -292,106 +328,64 @@ class Supervisor:
         final = not self._growth.died(short=short) and (cause.final or not may_retry)
         self._post(Message(Event.DOOMED if final else Event.DIED, cause=cause))
 
-    async def _watch_load(self, epoch: int, child: Child, intake: Intake, launch: Launch) -> None:
-        try:
-            await watch_load(child, intake, launch, self._seams, self._clock)
-        except NotUsable as unusable:
-            self._condemn(epoch, unusable.because, unusable.error)
-        else:
-            self._post(Message(Event.LOADED, epoch))
-
-    async def _warm_up(self, epoch: int) -> None:
-        assert self.launch is not None and self._intake is not None
-        self._warming = True
-        try:
-            self._batch_s = await warm_up(self._intake, self.launch, self._seams)
-        except NotUsable as unusable:
-            self._condemn(epoch, unusable.because, unusable.error)
-        else:
-            self._post(Message(Event.WARMED, epoch))
-
-    def _condemn(self, epoch: int, because: str, error: LlamadError) -> None:
-        if epoch == self._epoch and self._child:
-            self._killed_because, self._condemned = because, error
-            self._post(Message(Event.CONDEMN, epoch))
-
     def _open(self) -> None:
         assert self.launch is not None and self._intake is not None
-        self._intake.served()
         self._warming = False
-        self._seams.planner.proved(self.launch, self._intake.observer.observed())
+        self._seams.planner.settled(self.child_pid)
+        self._serve(self.launch, self._intake)
+
+    def _serve(self, launch: Launch, intake: Intake) -> None:
+        intake.served()
+        self._seams.planner.proved(launch, intake.observer.observed())
         self._ready_at_s = self._clock.monotonic()
         self._backoff.ready_at(self._ready_at_s)
-        self._growth.serves(self.launch.plan.context_tokens)
+        self._growth.serves(launch.plan.context_tokens)
         self._failure = ExitCode.OK
         self._parking = Parking(self._jitter) if self._parking else None
-        self._seams.planner.settled(self.child_pid)
-        self._seams.front.open(self.launch)
+        self._seams.front.open(launch)
         if self._reload.take_back():
-            self._seams.reporter.event("reload-applied", "The new definition is in force")
-        self._seams.reporter.serving(self.launch)
+            changed = self._reload.changed
+            self._seams.reporter.event("reload-applied", f"The new definition is in force: {changed}", CHANGED=changed)
+        self._seams.reporter.serving(launch)
         self._reload.settle(None)
-        self._jobs.start(prepare(self._clock))
-        self._watch_while_ready()
 
-    def _watch_while_ready(self) -> None:
-        if self._child and self._intake and self.launch:
-            self._jobs.start(self._watch_hang(self._epoch, self._child, self._intake, self.launch))
-            self._jobs.start(self._watch_memory(self._epoch, self.launch))
-        self._jobs.start(self._become_stable(self._epoch))
+    # -- a second child -----------------------------------------------------------------------------------
 
-    async def _watch_memory(self, epoch: int, launch: Launch) -> None:
-        if offer := await watch_memory(launch, self._seams, self._clock, self._growth, self._jitter):
-            self._post(Message(Event.GROW, epoch, offer=offer))
-
-    def _takes(self, offer: Offer) -> bool:
-        """Take a larger plan, unless a request has come since it was offered: then the watch goes on."""
-        assert self.launch is not None
-        if self._seams.front.quiet_s() <= 0:
-            self._jobs.start(self._watch_memory(self._epoch, self.launch))
-            return False
-        self._growth.takes(offer)
-        self._waiting_text = tell_growth(self.launch.plan, offer, self._seams.reporter)
-        return True
-
-    async def _watch_hang(self, epoch: int, child: Child, intake: Intake, launch: Launch) -> None:
-        batch_s = self._batch_s * launch.plan.batch_tokens / launch.warm_up_tokens
+    async def _bring_up(self, epoch: int) -> None:
         try:
-            await watch_hang(child, intake, launch, self._seams, self._clock, batch_s)
-        except Hung as hung:
-            self._condemn(epoch, hung.because, hung.error)
+            await self._second.bring_up()
+        except NoRoomAfterAll:
+            self.loaded = self._second.target
+            self._post(Message(Event.RELOAD, epoch))
+        except LlamadError as error:
+            self._post(Message(Event.UNRELIEVED, epoch, error=error))
+        else:
+            self._post(Message(Event.RELIEVED, epoch))
 
-    async def _become_stable(self, epoch: int) -> None:
-        await self._clock.sleep(self.loaded.definition.limits.stable_s)
-        self._post(Message(Event.STABLE, epoch))
+    def _adopt_relief(self) -> None:
+        assert self._child and self.launch
+        relief = self._second.adopt(self._child, self.launch)
+        assert relief.child and relief.intake
+        self._child, self._intake, self._batch_s = relief.child, relief.intake, relief.batch_s
+        self._killed_because, self._condemned, self.launch = "", None, relief.launch
+        self.adopt(relief.launch.loaded)
+        self._growth.note(Event.RELOAD)  # for another definition another context
+        self._growth.planned(relief.launch.plan.context_tokens)
+        self._jobs.detach(self._watch_exit(relief.child, relief.intake, relief.kills_before))
+        self._seams.planner.adopted(relief.child.pid)
+        self._serve(relief.launch, relief.intake)
 
-    async def _drain(self, epoch: int) -> None:
-        await drain(self._seams, self.loaded.definition.limits, farewell=self.state is State.DRAINING)
-        self._post(Message(Event.DRAINED, epoch))
+    def _dismiss(self, message: Message) -> None:
+        """Whatever comes next is for the new definition, unless it was that which failed."""
+        relief = self._second.dismiss()
+        if message.event is Event.UNRELIEVED and message.error:
+            self._reload.take_back()
+            self._reload.settle(message.error)
+        elif message.event is not Event.RELOAD:
+            self.loaded = relief.launch.loaded
+            self._growth.note(Event.RELOAD)
 
-    def _stop_child(self) -> None:
-        """The ladder survives a change of the goal on its way, so it is no job of the state."""
-        if self._child:  # else its end is in the queue already
-            self._killed_because = "stop"
-            self._jobs.detach(self._climb_down(self._child))
-
-    async def _climb_down(self, child: Child) -> None:
-        await self._seams.front.close_upstreams()
-        if self.launch:
-            await self._seams.engine.settle(self.launch.socket_path, SETTLE_S)
-        if not await stop_ladder(child, self.loaded.definition.limits.stop_s):
-            self._post(Message(Event.UNKILLABLE))
-
-    def _kill_child(self) -> None:
-        """At once, and watched whatever is ordered meanwhile: like the ladder, no job of the state."""
-        if self._child:
-            self._child.kill_group()
-            self._jobs.detach(self._see_it_end(self._child))
-
-    async def _see_it_end(self, child: Child) -> None:
-        await self._clock.sleep(STOP_KILL_S)
-        if child is self._child:
-            self._post(Message(Event.UNKILLABLE))
+    # -- the end of a child -------------------------------------------------------------------------------
 
     async def _back_off(self, epoch: int, cause: Cause | None) -> None:
         self.restarts += 1
@@ -403,7 +397,8 @@ class Supervisor:
         text = cause.text if cause else "it ended"
         self._seams.reporter.event("restarting", words.restarting_text(delay_s, text), CAUSE=text)
         self._seams.reporter.extend(delay_s + 60.0)
-        await self._clock.sleep(delay_s)
+        if delay_s:
+            await self._clock.sleep(delay_s)
         self._post(Message(Event.TIMER, epoch))
 
     def _give_up(self, message: Message) -> None:
@@ -417,4 +412,4 @@ class Supervisor:
         self._exit = self._failure if self._exit_on_failure else None
 
     def _announce(self) -> None:
-        self._seams.reporter.state(str(self.state), self.status_text())
+        self._seams.reporter.state(self.public_state, self.status_text())

@@ -29,7 +29,7 @@ def status_words(
     """
     from llamad.supervision.machine import State  # a start needs other words than these
 
-    if state is State.READY and launch:
+    if state.serves and launch:
         return "; ".join(filter(None, (ready_text(launch.plan), *remarks)))
     if state in (State.LOADING, State.WARMING) and launch:
         return loading_text(str(state), launch)

@@ -86,16 +86,24 @@ class FakePlanner:
         self.spawns: list[int] = []
         self.settles: list[int] = []
         self.refuse_check: LlamadError | None = None
+        self.planned: list[Loaded] = []
+        self.beside_scenario: dict[str, Any] | LlamadError | None = None
+        self.calls: list[str] = []
 
     async def plan(self, loaded: Loaded, previous: Launch | None, most_tokens: int | None = None) -> Launch:
-        import json
-
         self.plans += 1
+        self.planned.append(loaded)
         self.bounds.append(most_tokens)
         scenario = self._scenarios.pop(0) if len(self._scenarios) > 1 else self._scenarios[0]
         if isinstance(scenario, LlamadError):
             raise scenario
-        path = self._folder / "llama.sock"
+        return self._launch(loaded, scenario, self._folder / "llama.sock", most_tokens)
+
+    def _launch(
+        self, loaded: Loaded, scenario: dict[str, Any], path: Path, most_tokens: int | None = None
+    ) -> Launch:
+        import json
+
         path.unlink(missing_ok=True)
         env = {"PATH": "/usr/bin:/bin", "FAKE_LLAMA": json.dumps({"lines": LOAD_LINES, **scenario})}
         argv = (sys.executable, str(FAKE_SERVER), "--host", str(path))
@@ -117,6 +125,28 @@ class FakePlanner:
 
     def ended(self) -> None:
         self.ends += 1
+
+    async def beside(self, loaded: Loaded, running: Launch) -> Launch | None:
+        scenario = self.beside_scenario
+        if scenario is None:
+            return None
+        if isinstance(scenario, LlamadError):
+            raise scenario
+        self.calls.append("beside")
+        other = "llama-2.sock" if running.socket_path.endswith("llama.sock") else "llama.sock"
+        return self._launch(loaded, scenario, self._folder / other)
+
+    def spawned_beside(self, pid: int, observed: Callable[[], Any]) -> None:
+        self.calls.append("spawned beside")
+
+    def adopted(self, pid: int) -> None:
+        self.calls.append("adopted")
+
+    def retired(self, pid: int) -> None:
+        self.calls.append("retired" if pid else "retired last")
+
+    def dismissed(self) -> None:
+        self.calls.append("dismissed")
 
     def failed(self, failure: Failure) -> None:
         self.failures.append(failure)
@@ -150,6 +180,8 @@ class FakeEngine:
         self.warm_ups = 0
         self.slots = "0 0"
         self.fail: ChildError | None = None
+        self.prompts: list[str] = []
+        self.kept_tokens = 0
 
     async def healthy(self, socket_path: str) -> bool:
         from llamad.engine.api import Health, health
@@ -158,6 +190,14 @@ class FakeEngine:
 
     async def figures(self, socket_path: str) -> str:
         return self.slots
+
+    async def save_prompts(self, launch: Launch) -> None:
+        self.prompts.append("save")
+
+    async def restore_prompts(self, launch: Launch) -> int:
+        kept, self.kept_tokens = self.kept_tokens, 0
+        self.prompts.append("restore")
+        return kept
 
     async def settle(self, socket_path: str, deadline_s: float) -> None:
         return
@@ -177,6 +217,8 @@ class FakeFront:
         self.in_flight = 0
         self.working = 0
         self.progressed = 0
+        self.may_drain = asyncio.Event()
+        self.may_drain.set()
         self.idle_s = 3600.0
 
     def quiet_s(self) -> float:
@@ -203,14 +245,16 @@ class FakeFront:
     async def farewell(self, deadline_s: float) -> None:
         self.calls.append("farewell")
 
-    async def drain(self, deadline_s: float) -> int:
-        self.calls.append("drain")
+    async def drain(self, deadline_s: float, *, former: bool = False) -> int:
+        self.calls.append("drain former" if former else "drain")
+        if former:
+            await self.may_drain.wait()
         return self.in_flight
 
-    def cut(self, cause: str, message: str) -> None:
+    def cut(self, cause: str, message: str, *, former: bool = False) -> None:
         self.calls.append(f"cut {cause}")
 
-    async def close_upstreams(self) -> None:
+    async def close_upstreams(self, *, former: bool = False) -> None:
         self.calls.append("close_upstreams")
 
 

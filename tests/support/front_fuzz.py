@@ -87,7 +87,7 @@ def _closely(found: Found) -> Any:
         smuggled = found.exact and MARK.decode() in call.target
         if smuggled or "x-request-id" not in call.headers:
             found.problems.append(f"llama-server was asked for {call.target} with {call.headers}")
-        if b"id_slot" in call.body and b'"id_slot":' in call.body.replace(b" ", b""):
+        if call.method == "POST" and b"id_slot" in call.body and b'"id_slot":' in call.body.replace(b" ", b""):
             with contextlib.suppress(ValueError):
                 asked = json.loads(call.body)
                 if isinstance(asked, dict) and "id_slot" in asked and call.target.partition("?")[0] == "/v1/completions":

@@ -200,7 +200,8 @@ def broken_definitions(bed: Bed) -> Provoked:
         began_s = time.monotonic()
         assert bed.ctl("reload", UNIT, check=False, timeout=20).returncode != 0, f"{what} was taken"
         os.kill(main, signal.SIGHUP)  # and where nobody has checked before
-        wait_for(lambda: bed.events(NAME, "reload-refused"), f"{what} is refused", 10)
+        event = "definition-removed" if what == "deleted" else "reload-refused"
+        wait_for(lambda event=event: bed.events(NAME, event), f"{what} is refused", 10)  # type: ignore[misc]
         slowest_s = max(slowest_s, time.monotonic() - began_s)
         assert (bed.main_pid(NAME), bed.child_pid(NAME)) == (main, child), what
         served_within(url, began_s, 20.0)

@@ -2,7 +2,7 @@
 
     python3 serve_one.py FOLDER '{"name": ..., "model": ..., "server": ..., "ledger": ..., ...}'
 
-SIGUSR1 has it look at what its child stands on. It reports its states and events on stdout, a JSON list a line.
+SIGUSR1 has it look at what its child stands on; SIGUSR2 has it reload with the next of `contexts`. It reports its states and events on stdout, a JSON list a line.
 """
 
 from __future__ import annotations
@@ -75,6 +75,13 @@ class ToldPlanner(BackgroundPlanner):
         say("event", "overhead", str([device.parts.overhead_bytes for device in launch.plan.devices]))
         return launch
 
+    async def beside(self, loaded: Loaded, running: Launch) -> Launch | None:
+        launch = await super().beside(loaded, running)
+        say("event", "beside", "room" if launch else "no room")
+        if launch is not None:
+            write_plan(self.folder, launch.plan, self.words)
+        return launch
+
 
 def write_plan(folder: Path, plan: Plan, words: dict[str, Any]) -> None:
     """`overhead_bytes` is what the driver takes for itself; else as much as was planned."""
@@ -133,7 +140,7 @@ async def serve(start: ToldStart) -> int:
     planner.folder, planner.words = start.paths.engine, words
     front = UsedFront() if words.get("used") else FakeFront()
     seams = Seams(planner, FakeEngine(), front, start.reporter)
-    spawner = ProcessSpawner(start.process, lambda: start.ledger.lease_fds)
+    spawner = ProcessSpawner(start.process, lambda: (*start.ledger.lease_fds, *planner.second.lease_fds))
     parks = bool(words.get("parks"))
     clock = ScaledClock(words["faster"]) if "faster" in words else SystemClock()
     supervisor = Supervisor(start.loaded, seams, spawner, clock, parks=parks)
@@ -142,10 +149,20 @@ async def serve(start: ToldStart) -> int:
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, supervisor.stop)
     loop.add_signal_handler(signal.SIGUSR1, watch.state_changed)
+    reloads: set[asyncio.Task[None]] = set()
+    loop.add_signal_handler(signal.SIGUSR2, lambda: reloads.add(asyncio.create_task(reload(start, supervisor))))
     watching = asyncio.create_task(watch.run())
     code = await supervisor.run()
     watching.cancel()
     return int(code)
+
+
+async def reload(start: ToldStart, supervisor: Supervisor) -> None:
+    start.words["context"] = start.words["contexts"].pop(0)
+    try:
+        await supervisor.reload(start.load(), "placement.context")
+    except LlamadError as error:
+        say("event", "reload-refused", str(error))
 
 
 def main() -> int:

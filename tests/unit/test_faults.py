@@ -14,11 +14,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from llamad.errors import BusyError, ChildError, ExitCode
+from llamad.service.daemon import Service
 from llamad.service.journal import NativeJournal
 from llamad.service.notify import NoNotifier
 from llamad.service.paths import Paths
@@ -32,7 +34,8 @@ from llamad.supervision.intake import Intake
 from llamad.supervision.launch import Launch
 from llamad.supervision.machine import State
 from tests.support.fakes import a_plan, loaded_of
-from tests.unit.test_daemon import service_of
+from tests.unit.test_reloads import TEXT
+from tests.unit.test_reloads import Rig as ReloadRig
 from tests.unit.test_supervisor import Rig, play
 
 ROOT = Path(__file__).parents[2]
@@ -278,12 +281,13 @@ def test_a_wall_clock_that_jumps_changes_no_delay(tmp_path: Path, clock_shim: Pa
 
 
 def test_ten_thousand_real_hang_ups_are_two_reloads(tmp_path: Path) -> None:
+    rig = ReloadRig(tmp_path)
     keys = tmp_path / "keys"
     keys.write_text("one\n")
+    rig.file.write_text(f'{TEXT}api_keys_file = "{keys}"\n')
     all_came, began, stopped = threading.Event(), threading.Event(), threading.Event()
-    service, parts, _ = service_of(keys)
-    loaded = parts.loaded
     running, most = 0, 0
+    read = rig.load
 
     def load() -> Any:
         nonlocal running, most
@@ -292,12 +296,13 @@ def test_ten_thousand_real_hang_ups_are_two_reloads(tmp_path: Path) -> None:
         began.set()
         assert all_came.wait(30)
         running -= 1
-        return loaded
+        return read()
 
-    service.start.load = load
+    rig.load = load  # type: ignore[method-assign]
+    service: Any = Service(SimpleNamespace(hung_up=False))  # type: ignore[arg-type]
+    service.reloads, service._stop = rig.reloads, stopped.set
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     before = [signal.getsignal(number) for number in numbers]
-    service._stop = stopped.set
 
     def storm() -> None:
         os.kill(os.getpid(), signal.SIGHUP)
@@ -313,18 +318,17 @@ def test_ten_thousand_real_hang_ups_are_two_reloads(tmp_path: Path) -> None:
         sender = threading.Thread(target=storm)
         sender.start()
         await asyncio.to_thread(sender.join, 30)
-        while service._reload_task is None or not service._reload_task.done():
-            await asyncio.sleep(0)  # the last signals are still on their way into the loop
-            await asyncio.wait([service._reload_task], timeout=10)
+        await asyncio.sleep(0.1)  # the last signals are still on their way into the loop
+        await rig.rest()
 
     try:
         asyncio.run(go())
     finally:
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)
-    assert parts.reloads == 2 and most == 1
+    assert rig.loads == 2 and most == 1
     assert stopped.is_set(), "another signal was lost among them"
-    assert parts.keys is not None and len(parts.keys) == 2, "the last content is in force"
+    assert rig.model.keys is not None and len(rig.model.keys) == 2, "the last content is in force"
 
 
 # -- the journal ---------------------------------------------------------------------------------------------

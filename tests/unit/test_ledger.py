@@ -7,6 +7,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -424,3 +425,30 @@ def test_a_transaction_costs_little(tmp_path: Path) -> None:
         with booking.ledger.transaction() as transaction:
             transaction.put((transaction.own or pytest.fail("no lease"))._replace(phase=Phase.SETTLED))
     assert sorted(times)[len(times) // 2] < 0.005
+
+
+def test_what_comes_after_a_release_comes_too_late_until_the_name_is_taken_again(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path, "a")
+    ledger.take()
+    entered, go_on = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with ledger.transaction():
+            entered.set()
+            go_on.wait(10)
+
+    holder, closer = threading.Thread(target=hold), threading.Thread(target=ledger.close)
+    holder.start()
+    assert entered.wait(10)
+    closer.start()
+    closer.join(0.2)
+    assert closer.is_alive()  # no descriptor is closed under a transaction
+    go_on.set()
+    holder.join(10)
+    closer.join(10)
+    with pytest.raises(BusyError, match="given back"), ledger.transaction():
+        pass
+    ledger.take()
+    with ledger.transaction() as transaction:
+        assert transaction.begin()
+    ledger.release()

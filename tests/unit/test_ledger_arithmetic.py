@@ -28,7 +28,7 @@ leases = st.builds(
     Lease, name=names, phase=st.sampled_from(Phase), id=st.uuids().map(str), promised=sizes, visible=sizes, free=sizes,
     wants=sizes, why=st.text(max_size=20), ticket=st.integers(0, 9), passed=st.integers(0, 5),
     until_s=st.integers(0, 100).map(float), source=st.sampled_from(["1", "2"]), names=st.just({"GPU-a": "CUDA0"}),
-    pids=st.tuples(st.integers(1, 9999)),
+    pids=st.tuples(st.integers(1, 9999)), lacks=sizes,
 )  # fmt: skip
 
 

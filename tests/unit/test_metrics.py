@@ -16,7 +16,9 @@ from llamad.service.admin import Orders, OwnAnswers
 from llamad.service.figures import ChildFigures, ModelFigures
 from llamad.service.reporter import EventCounts
 from llamad.service.requests import RequestFigures
+from llamad.service.router_answers import RouterAnswers, lane_figures
 from tests.support.fake_upstream import Call, FakeUpstream
+from tests.support.front import running
 from tests.support.http import scenario
 
 CHILD = """# HELP llamacpp:prompt_tokens_total Number of prompt tokens processed.
@@ -199,3 +201,15 @@ async def test_orders() -> None:
     assert status == 404 and "clear-cache" in body["error"]["message"]
     assert check(await answers.metrics())
     await asyncio.sleep(0)
+
+
+@scenario
+async def test_the_router_shows_each_family_once_for_all_its_models() -> None:
+    async with running() as bench:
+        assert (await bench.ask()).status == 200
+        lane = SimpleNamespace(lane=bench.front._lane, figures=RequestFigures(), launch=None)
+        models = [lane_figures(name, lane, EventCounts(), lambda: "ready") for name in ("a", "b")]  # type: ignore[arg-type]
+        answers = RouterAnswers(lambda: models)
+        samples = check(await answers.metrics())
+        assert samples['llamad_state{model="a",state="ready"}'] == samples['llamad_state{model="b",state="ready"}'] == "1"
+        assert (await answers.admin("drain", b"", b"id")).status == 404

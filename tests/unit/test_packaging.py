@@ -429,7 +429,9 @@ def test_purging_never_touches_models() -> None:
     script = (ROOT / "debian/llamad.postrm").read_text()
     removed = re.search(r"rm -rf (.*)", script)
     assert removed is not None
-    assert removed[1].split() == ["/var/lib/llamad/state", "/var/cache/llamad", "/run/llamad"]
+    assert removed[1].split() == [
+        "/var/lib/llamad/state", "/var/lib/llamad/router", "/var/cache/llamad", "/run/llamad"
+    ]  # fmt: skip
 
 
 def test_shared_directories_have_the_right_owners() -> None:

@@ -227,3 +227,14 @@ async def test_a_connection_whose_time_out_fails_is_broken_off_alone() -> None:
         assert await broken.closed()
         assert (await other.ask()).status == 200
         assert [type(problem) for problem in problems] == [TypeError]
+
+
+@scenario
+async def test_a_pipelined_request_that_will_never_be_whole_is_given_up() -> None:
+    async with running() as bench, await bench.client() as client:
+        client.request(body=b"{}")
+        client.send(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n" + b"x" * 50)
+        client.writer.write_eof()
+        assert (await client.answer()).status == 200
+        assert await client.closed()
+        assert bench.front._shared.memory.held_bytes == 0 and not bench.front._lane.exchanges

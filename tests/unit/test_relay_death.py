@@ -482,6 +482,31 @@ async def test_two_generations_side_by_side() -> None:
 
 
 @scenario
+async def test_all_generations_before_one_are_ended_together() -> None:
+    """An old llama-server may have been opened twice: a connection to it was lost and it lived on."""
+    async with running(handler=stream_of_two_and_stall) as bench:
+        first, second, new = await bench.client(), await bench.client(), await bench.client()
+        first.request()
+        answers = [await first.head()]
+        bench.front.open(str(bench.upstream.path))
+        second.request()
+        answers.append(await second.head())
+        await bench.serve(stall)
+        new.request()
+        await settled(bench)
+        assert (bench.front.at_work(), bench.front.at_work(since=3)) == (3, 1)
+        assert await bench.finish(bench.front.drain(1, before=3)) == 2
+        assert bench.front.cut("reload", "swapped", before=3) == 2
+        await bench.front.close_upstreams(before=3)
+        for client, answer in zip((first, second), answers, strict=True):
+            await client.body(answer)
+            assert last_error(answer.events)["code"] == "reload"
+        assert bench.front.in_flight == 1 and bench.upstream.open_connections == 1
+        for client in (first, second, new):
+            client.writer.close()
+
+
+@scenario
 async def test_the_observer_is_told_of_progress_but_not_of_pings() -> None:
     ping = asyncio.Event()
 

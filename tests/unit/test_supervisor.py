@@ -19,6 +19,7 @@ from llamad.supervision.growth import Offer
 from llamad.supervision.launch import Seams
 from llamad.supervision.machine import Event, State
 from llamad.supervision.message import Message
+from llamad.supervision.reload import Reverted
 from llamad.supervision.supervisor import Supervisor
 from tests.support.fakes import (
     LOAD_LINES,
@@ -416,13 +417,31 @@ def test_a_new_definition_that_waits_in_vain_gives_way_to_the_old_one(tmp_path: 
 
     async def scene(rig: Rig) -> None:
         await rig.until_ready()
-        with pytest.raises(GaveUpWaiting):
+        with pytest.raises(Reverted, match="waited"):
             await rig.supervisor.reload(loaded_of(digest="2", context=1024, **rig.limits))
         await rig.until_ready(2)
         rig.supervisor.stop()
 
     assert play(rig, scene) is ExitCode.OK
     assert "reload-reverted" in rig.reporter.names()
+
+
+def test_limits_that_change_in_place_are_in_force_at_once(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+
+    async def scene(rig: Rig) -> None:
+        await rig.until_ready()
+        child = rig.supervisor.child_pid
+        new = {**rig.limits, "restarts": 9, "hang_s": 7.0, "child_log_lines_per_s": 3, "drain_s": 1.0}
+        await rig.supervisor.reload(loaded_of(digest="2", **new))
+        assert rig.supervisor.child_pid == child
+        assert rig.supervisor._backoff.restarts == 9 and rig.supervisor._hang_s() == 7.0
+        assert rig.supervisor._intake and rig.supervisor._intake.lines_per_s == 3
+        assert rig.supervisor.launch and rig.supervisor.launch.definition.limits.drain_s == 1.0
+        rig.supervisor.stop()
+
+    assert play(rig, scene) is ExitCode.OK
+    assert rig.planner.plans == 1
 
 
 LARGER = Offer(4096, {"CUDA0": 8 << 30})

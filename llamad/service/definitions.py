@@ -1,0 +1,99 @@
+"""All definitions of a folder, for the router: each as it was loaded, or with the reason why it cannot be. Blocking."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from llamad.config.apart import Apart
+from llamad.config.definition import HostSettings
+from llamad.config.kept import Judge, load_kept
+from llamad.config.listen import parse_listen
+from llamad.config.loaded import Loaded
+from llamad.config.names import definition_names
+from llamad.errors import ConfigError, LlamadError, Where
+from llamad.front.keys import KeySet
+from llamad.service.facts import CACHE_NAME, FactsReader
+from llamad.service.keys import keys_of, read_keys
+from llamad.service.router_paths import HOST_CREDENTIAL, RouterPaths
+
+
+@dataclass(frozen=True)
+class Read:
+    """One definition."""
+
+    name: str
+    loaded: Loaded | None
+    """None where it cannot be used."""
+    problem: LlamadError | None
+    keys: KeySet
+    size_bytes: int | None = None
+    trained_context_tokens: int | None = None
+
+
+def read_all(root: Path, paths: RouterPaths) -> dict[str, Read]:
+    """Every definition of the folder."""
+    with Apart() as judge:
+        return {name: read_one(name, root, paths, judge) for name in definition_names(root)}
+
+
+def read_one(name: str, root: Path, paths: RouterPaths, judge: Judge) -> Read:
+    """One definition, with its keys and what is known of its model without loading it. Raises nothing."""
+    folders = paths.of_model(name)
+    try:
+        folders.make(under_systemd=False)
+        loaded = load_kept(name, root, folders.cache / "definition.json", judge=judge)
+        keys = read_keys(loaded, folders.credential(name))
+    except LlamadError as problem:
+        return Read(name, None, problem, KeySet())
+    size, trained = _about(loaded, folders.cache)
+    return Read(name, loaded, None, keys, size, trained)
+
+
+def read_host(root: Path, paths: RouterPaths) -> tuple[HostSettings, KeySet]:
+    """The host's settings and the keys of the router's own address. Raises ConfigError, AccessError.
+
+    An address of the network without keys is refused, unless that is said to be meant.
+    """
+    from llamad.config.load import (
+        load_host,  # with the parser, which is needed for a file that says something
+    )
+
+    found = load_host(root)
+    host = found.settings.host
+    where = found.origins.get(("host", "api_keys_file"))
+    credential = paths.of_model(HOST_CREDENTIAL).credential(HOST_CREDENTIAL)
+    keys = keys_of(host.api_keys_file, credential, where)
+    if not (keys or host.insecure or parse_listen(host.listen).is_local):
+        place = found.origins.get(("host", "listen")) or Where(str(root / "llamad.toml"), 1, 1)
+        raise ConfigError(
+            f"host.listen: {host.listen} can be reached from the network, and no API key is asked for",
+            where=place,
+            fix=f'write api_keys_file = "{root}/llamad.keys" in [host], or insecure = true',
+        )
+    return found.settings, keys
+
+
+def _about(loaded: Loaded, cache: Path) -> tuple[int | None, int | None]:
+    """Bytes of the file and the context that the model was trained for, as far as they can be had."""
+    size: int | None = None
+    with contextlib.suppress(OSError):
+        size = os.stat(loaded.definition.model).st_size
+    with contextlib.suppress(LlamadError):
+        return size, FactsReader(cache / CACHE_NAME)(loaded.definition.model).n_ctx_train or None
+    return size, None
+
+
+def changed(before: Mapping[str, Read], after: Mapping[str, Read]) -> set[str]:
+    """The names whose definitions or problems differ."""
+    names = before.keys() | after.keys()
+    return {name for name in names if _mark(before.get(name)) != _mark(after.get(name))}
+
+
+def _mark(read: Read | None) -> object:
+    if read is None:
+        return None
+    return read.loaded.digest if read.loaded else str(read.problem)

@@ -208,9 +208,16 @@ class BackgroundPlanner:
             self._leases.ended()
 
     def dismissed(self) -> None:
-        task = asyncio.create_task(_off_the_loop(self.second.leave, what="giving a lease back"))
+        task = asyncio.create_task(self._leave_second())
         self._proving.add(task)
         task.add_done_callback(self._proving.discard)
+
+    async def _leave_second(self) -> None:
+        try:
+            await _off_the_loop(self.second.leave, what="giving a lease back")
+        except LlamadError as error:
+            text = f"The lease of the second llama-server is not given back: {error}"
+            self._reporter.event("ledger-problem", text, CAUSE=str(error))
 
     def close(self) -> None:
         """Plan and write nothing more. For who goes on living after the model."""

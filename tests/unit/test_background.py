@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from llamad.errors import BusyError
 from llamad.service import background
 from llamad.service.background import BackgroundPlanner
 from llamad.service.paths import Paths
@@ -93,5 +94,22 @@ def test_a_cancellation_that_comes_with_the_answer_is_not_lost(monkeypatch: pyte
         job = asyncio.create_task(work())
         await asyncio.wait([job])
         assert job.cancelled()
+
+    asyncio.run(scene())
+
+
+def test_a_lease_that_cannot_be_given_back_now_is_told_and_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene() -> None:
+        async def none(*_words: object) -> None:
+            raise BusyError("no thread can be started")
+
+        planner = Planner(tmp_path)
+        monkeypatch.setattr(background, "in_thread", none)
+        planner.dismissed()
+        (task,) = planner._proving
+        await asyncio.wait([task])
+        assert task.exception() is None
+        reporter: Any = planner._reporter
+        assert reporter.names() == ["ledger-problem"]
 
     asyncio.run(scene())

@@ -22,10 +22,8 @@ from llamad.front.shared import Shared
 if TYPE_CHECKING:
     from llamad.front.choice import Choice
 
-_PIPELINE_BYTES = 64 * 1024
-_DISCARD_BYTES = 256 * 1024
-_LINGER_S = 2.0
-_NEVER = float("inf")
+_PIPELINE_BYTES, _DISCARD_BYTES = 64 * 1024, 256 * 1024
+_LINGER_S, _NEVER = 2.0, float("inf")
 
 # Why reading from the client stops; bits, because several may hold at once.
 _FOR_BODY = 1
@@ -42,12 +40,14 @@ class _State(Enum):
 
 
 class ClientConnection(asyncio.Protocol):
-    """See the module. `from_network`: not through a unix socket, so a browser could have been led here."""
+    """See the module. `from_network`: not through a unix socket, so a browser could have been led here.
+    `forwards`: who connects is not who asks."""
 
-    def __init__(self, shared: Shared, *, from_network: bool) -> None:
+    def __init__(self, shared: Shared, *, from_network: bool, forwards: bool = False) -> None:
         self.writing_paused = False
         self._shared = shared
         self._from_network = from_network
+        self._forwards = forwards
         self._transport: asyncio.Transport | None = None
         self._state = _State.HEAD
         self._buffer = bytearray()
@@ -223,7 +223,7 @@ class ClientConnection(asyncio.Protocol):
         routed = shared.switch.route(head) if shared.switch is not None else None
         path = local_path(head) if routed is None else routed.path
         head = head if routed is None else routed.head
-        at_home = not self._from_network and is_for_admin(head)
+        at_home = not self._from_network and not self._forwards and is_for_admin(head)
         by_owner = at_home and is_owner(self._socket())
         answered = answered_here(
             shared, head, path, request_id, from_network=self._from_network, by_owner=by_owner

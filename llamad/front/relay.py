@@ -35,10 +35,15 @@ class Address:
         self._listeners: list[Listener] = []
         self._sweeper: asyncio.Task[None] | None = None
 
-    async def start(self, sockets: Sequence[socket.socket]) -> None:
-        """Accept on these bound and listening sockets (TCP or unix). They stay the caller's."""
-        for sock in sockets:
-            listener = Listener(sock, self._make_client, self._clock)
+    async def start(self, sockets: Sequence[socket.socket], forwarding: Sequence[socket.socket] = ()) -> None:
+        """Accept on these bound and listening sockets (TCP or unix). They stay the caller's.
+
+        `forwarding`: unix sockets by which others' requests come. They can carry no order by who connects: the
+        llama-servers of all models run as one user.
+        """
+        for sock in (*sockets, *forwarding):
+            make = self._make_forwarder if sock in forwarding else self._make_client
+            listener = Listener(sock, make, self._clock)
             listener.start()
             self._listeners.append(listener)
         if self._sweeper is None:
@@ -113,6 +118,9 @@ class Address:
 
     def _make_client(self, from_network: bool) -> ClientConnection:
         return ClientConnection(self._shared, from_network=from_network)
+
+    def _make_forwarder(self, from_network: bool) -> ClientConnection:
+        return ClientConnection(self._shared, from_network=from_network, forwards=True)
 
     async def _sweep_for_ever(self) -> None:
         """Time-outs, once a second while there is a connection; no wake-up while there is none."""

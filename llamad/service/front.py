@@ -43,9 +43,9 @@ class RelayFront:
         self.child_lives: Callable[[], bool] = lambda: False
         self._front = Front(settings_of(loaded), keys, self, SystemClock(), self._describe, self)
 
-    async def start(self, sockets: Sequence[socket.socket]) -> None:
-        """Accept on these sockets; requests are held until the model is ready."""
-        await self._front.start(sockets)
+    async def start(self, sockets: Sequence[socket.socket], forwarding: Sequence[socket.socket] = ()) -> None:
+        """Accept on these sockets, the router's requests on those of `forwarding`; held until the model is ready."""
+        await self._front.start(sockets, forwarding)
 
     async def move(self, listening: list[socket.socket]) -> None:
         """Accept on these sockets; those before are closed when their queues are empty."""

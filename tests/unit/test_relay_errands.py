@@ -95,6 +95,19 @@ async def test_the_owner_gets_there_through_a_unix_socket() -> None:
         assert (await bench.ask("GET", "/v1/models", None)).status == 401  # only what is for the admin
 
 
+@scenario
+async def test_who_connects_where_requests_are_passed_on_is_nobody_s_owner() -> None:
+    """The llama-server of another model runs as the same user, and can connect there."""
+    async with running() as bench:
+        service = serve_locally(bench, KeySet(["user"]))
+        bench.address = bench.listen("unix")
+        await bench.front.start([], bench.sockets[-1:])
+        assert (await bench.ask("POST", "/admin/resume")).code == "admin_only"
+        assert (await bench.ask("POST", "/slots/0?action=erase", b"")).code == "admin_only"
+        assert (await bench.ask("GET", "/v1/models", None, X_Api_Key="user")).status == 200
+        assert service.orders == [] and bench.upstream.calls == []
+
+
 @pytest.mark.parametrize("path", ["/slots/0?action=erase", "/props", "/lora-adapters"])
 @scenario
 async def test_with_the_admin_s_key_llama_server_can_be_changed(path: str) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from llamad.front.holding import Refusal
+from llamad.front.nesting import parsed
 
 UNKNOWN_TEMPLATE_TOKENS = 1024
 """What a chat template may add by itself, until llama-server has told what it does add."""
@@ -134,7 +135,7 @@ def read_ask(path: bytes, body: bytes, rules: TokenRules, template_tokens: int) 
     if not rules.apply and not slot_named:
         return NOTHING
     try:
-        asked = json.loads(body)
+        asked = parsed(body)
     except (ValueError, RecursionError) as error:
         if not rules.apply and not slot_named:
             return NOTHING  # for llama-server to refuse

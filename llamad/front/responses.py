@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from llamad.front.head import Field, Framing, RequestHead, ResponseHead
+from llamad.front.nesting import parsed
 
 HIT = b"X-Llamad-Cache: hit\r\n"
 _PATHS = frozenset(
@@ -117,7 +118,7 @@ def key_of(request: RequestHead, body: bytes, definition: str) -> bytes | None:
     if request.method != b"POST" or request.path not in _PATHS:
         return None
     try:
-        asked = json.loads(body)
+        asked = parsed(body)
         text = json.dumps(asked, sort_keys=True, separators=(",", ":"))
     except (ValueError, RecursionError, TypeError):
         return None

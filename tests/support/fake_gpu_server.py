@@ -28,7 +28,7 @@ def main() -> None:
         with connection.makefile("rw") as driver:
             if argv[argv.index("--fit") + 1] == "on":
                 for uuid in uuids:
-                    take(driver, name, uuid, 300 << 20)
+                    take(driver, name, uuid, 100 << 20)
                 time.sleep(0.05)
                 sys.exit(1)
             load(driver, name, uuids, json.loads((path.parent / "plan.json").read_text()))

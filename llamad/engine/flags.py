@@ -116,7 +116,7 @@ def _flash_attention(args: Args, plan: Plan) -> None:
 
 
 def _devices(args: Args, plan: Plan, placement: Placement) -> None:
-    if any(device.name.startswith("RPC") for device in plan.devices):
+    if placement.rpc and any(device.name.startswith("RPC") for device in plan.devices):
         # Before the choice of devices, which is read with those that are known by then; and all of them, or they
         # have other numbers.
         args.need("rpc", ",".join(placement.rpc), "--rpc")

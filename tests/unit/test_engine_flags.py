@@ -130,6 +130,7 @@ def test_remote_devices_are_made_known_before_they_are_chosen_and_only_where_the
     assert value(args, "--rpc") == "10.0.0.2:50052,10.0.0.3:50052" and value(args, "--device") == "RPC1"
     assert args.index("--rpc") < args.index("--device")
     assert "--rpc" not in args_of(plan(), remote), "who connects keeps others out"
+    assert "--rpc" not in args_of(plan(devices=(device("RPC0"),), main_device="RPC0"), definition()), "only asked about"
 
 
 def test_extra_args_come_last_and_as_they_are() -> None:

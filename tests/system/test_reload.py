@@ -19,7 +19,7 @@ import pytest
 from tests.system.conftest import ETC, Bed, get, post, wait_for
 
 STREAMS = 50
-TOKENS = 40
+TOKENS = 12
 SLOTS = STREAMS // 2
 ROOM = f"[placement]\nallow_cpu = true\nparallel = {SLOTS}\ncontext = %d\n"
 FIRST = 8192

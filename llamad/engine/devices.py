@@ -21,10 +21,8 @@ from llamad.engine.merge import merge_devices
 from llamad.engine.query import QueryResult, run_query
 from llamad.errors import DeviceError
 from llamad.frozen import dataclass
-from llamad.hardware.amdgpu import AmdGpus
 from llamad.hardware.device import Device, HostMemory, Probe
 from llamad.hardware.host import host_memory
-from llamad.hardware.nvml import Nvml
 from llamad.store import load_cache, store_cache
 from llamad.units import MIB
 
@@ -62,34 +60,6 @@ def list_devices(
     if result.timed_out or result.returncode != 0:
         raise _no_list(caps, result, deadline_s, rpc)
     return parse_devices(result.stdout)
-
-
-def find_devices(
-    caps: Capabilities,
-    env: Mapping[str, str],
-    *,
-    cache_dir: Path | None = None,
-    deadline_s: float = 5.0,
-    trust_none: bool = False,
-    nvml: Probe | None = None,
-    amdgpu: Probe | None = None,
-) -> list[Device]:
-    """`DeviceFinder.find` with the real probes. One that runs for long passes its own, open `Nvml`.
-
-    `cache_dir` is the model's cache folder.
-    """
-    own = Nvml()
-    try:
-        return DeviceFinder(
-            caps,
-            env,
-            nvml=nvml or own,
-            amdgpu=amdgpu or AmdGpus(),
-            cache_file=cache_dir / "devices.json" if cache_dir else None,
-            deadline_s=deadline_s,
-        ).find(trust_none=trust_none)
-    finally:
-        own.close()
 
 
 def parse_devices(text: str) -> list[Device]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field
 from http import HTTPStatus
 from typing import Any
@@ -123,15 +123,34 @@ def answer_locally(
     if path in HEALTH_PATHS:
         return OK if is_open else _LOADING
     model = describe()
-    entries = [model_entry(name, settings, model) for name in (settings.name, *settings.aliases)]
+    entries = entries_of(settings, model)
     if path in MODELS_PATHS:
-        return Answer(200, json.dumps({"object": "list", "data": entries}).encode())
-    wanted = path[len(_MODEL_PREFIX) :].decode("utf-8", "replace")
-    for entry in entries:
-        if entry["id"] == wanted:
-            return Answer(200, json.dumps(entry).encode())
+        return list_answer(entries)
+    wanted = wanted_model(path)
+    if found := model_answer(entries, wanted):
+        return found
     message = f'no model "{wanted}" here; there is: {", ".join(entry["id"] for entry in entries)}'
     return error(404, "model_not_found", message, request_id)
+
+
+def entries_of(settings: FrontSettings, model: ModelDescription) -> list[dict[str, Any]]:
+    """A model's entries of `/v1/models`: one for its name and one for each alias."""
+    return [model_entry(name, settings, model) for name in (settings.name, *settings.aliases)]
+
+
+def list_answer(entries: Sequence[Mapping[str, Any]]) -> Answer:
+    """The whole of `/v1/models`."""
+    return Answer(200, json.dumps({"object": "list", "data": entries}).encode())
+
+
+def wanted_model(path: bytes) -> str:
+    """The name that a path below `/v1/models` ends with."""
+    return path[len(_MODEL_PREFIX) :].decode("utf-8", "replace")
+
+
+def model_answer(entries: Sequence[Mapping[str, Any]], wanted: str) -> Answer | None:
+    """The entry of that name; None where there is none."""
+    return next((Answer(200, json.dumps(one).encode()) for one in entries if one["id"] == wanted), None)
 
 
 def not_allowed(path: bytes, request_id: bytes) -> Answer:

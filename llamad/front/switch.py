@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -12,10 +11,13 @@ from llamad.front.answers import (
     OK,
     OPTIONS_LINES,
     Answer,
+    entries_of,
     error,
+    list_answer,
     local_path,
-    model_entry,
+    model_answer,
     not_allowed,
+    wanted_model,
 )
 from llamad.front.choice import Choice, Routed
 from llamad.front.head import RequestHead, with_target
@@ -27,7 +29,6 @@ from llamad.front.settings import ModelDescription
 from llamad.front.shared import Shared
 
 _READY = b"/ready"
-_MODEL_PREFIX = b"/v1/models/"
 
 
 @dataclass
@@ -114,13 +115,13 @@ class Switch:
             return self._ready(request_id)
         if path in HEALTH_PATHS:
             return OK
-        entries = [entry for branch in self._branches.values() for entry in _entries(branch)]
+        branches = self._branches.values()
+        entries = [entry for one in branches for entry in entries_of(one.lane.settings, one.describe())]
         if path in MODELS_PATHS:
-            return Answer(200, json.dumps({"object": "list", "data": entries}).encode())
-        wanted = path[len(_MODEL_PREFIX) :].decode("utf-8", "replace")
-        for entry in entries:
-            if entry["id"] == wanted:
-                return Answer(200, json.dumps(entry).encode())
+            return list_answer(entries)
+        wanted = wanted_model(path)
+        if found := model_answer(entries, wanted):
+            return found
         try:
             self.names.find(wanted)
         except RoutingError as problem:
@@ -132,8 +133,3 @@ class Switch:
         if not names:
             return OK
         return error(503, "not_ready", f"not ready yet: {', '.join(names)}", request_id)
-
-
-def _entries(branch: Branch) -> list[dict[str, object]]:
-    settings, model = branch.lane.settings, branch.describe()
-    return [model_entry(name, settings, model) for name in (settings.name, *settings.aliases)]

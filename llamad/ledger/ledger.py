@@ -107,15 +107,8 @@ class Ledger:
 
     def release(self) -> None:
         """Let go of lease and name. What llama-server still holds stays promised until it is gone."""
-        if not self.held:
-            return
-        try:
-            with self.transaction() as transaction:
-                transaction.end()
-        except BusyError:
-            pass  # the next one who has the lock cleans up
-        finally:
-            self.close()
+        if self.held:
+            self.leave()
 
     def close(self) -> None:
         """Let go of everything at once, as the kernel does for a process that ends. Until the name is taken again

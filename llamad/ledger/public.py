@@ -14,8 +14,6 @@ from pathlib import Path
 from llamad.ledger import folder as files
 from llamad.ledger.lease import Lease, from_json, to_json
 
-PUBLIC_NAME = "ledger.json"
-
 
 def write_public(path: Path, leases: Iterable[Lease]) -> None:
     """Replace the copy. One that cannot be written is old: the next change tries again."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from llamad.errors import AccessError, os_error
@@ -42,7 +42,7 @@ class Paths:
         """The unit's directories; outside systemd the same places if they can be written, else the user's."""
         credentials = Path(environ["CREDENTIALS_DIRECTORY"]) if "CREDENTIALS_DIRECTORY" in environ else None
         run = SYSTEM_RUN
-        if "RUNTIME_DIRECTORY" not in environ and not _can_make(run / "model" / name):
+        if "RUNTIME_DIRECTORY" not in environ and not can_make(run / "model" / name):
             run = user_run(environ)
         home = Path(environ.get("HOME", "/nonexistent"))
         ledger = Path("/run/llamad/ledger")
@@ -80,14 +80,18 @@ class Paths:
                 require_own(self.public_sockets.parent.parent)
             folders = [(self.runtime, 0o711), *folders, (self.state, 0o700), (self.cache, 0o700)]
             folders += [(self.ledger, 0o700), (self.public_sockets, 0o755), (self.public_ledger.parent, 0o755)]
-        for folder, mode in folders:
-            try:
-                if not folder.is_dir():
-                    folder.mkdir(parents=True, exist_ok=True)
-                    folder.chmod(mode)  # the umask is 0077
-            except OSError as error:
-                fix = "run it as the unit does, or install the package's tmpfiles"
-                raise os_error(f"cannot make {folder}", error, fix) from error
+        make_folders(folders, "run it as the unit does, or install the package's tmpfiles")
+
+
+def make_folders(folders: Iterable[tuple[Path, int]], fix: str) -> None:
+    """Make those that are missing, each with its mode. Raises AccessError, BusyError with this advice."""
+    for folder, mode in folders:
+        try:
+            if not folder.is_dir():
+                folder.mkdir(parents=True, exist_ok=True)
+                folder.chmod(mode)  # the umask is 0077
+        except OSError as error:
+            raise os_error(f"cannot make {folder}", error, fix) from error
 
 
 def require_own(folder: Path) -> None:
@@ -110,8 +114,9 @@ def require_own(folder: Path) -> None:
 def _directory(environ: dict[str, str], key: str, system: Path, user: Path, name: str) -> Path:
     if key in environ:
         return Path(environ[key])
-    return (system if _can_make(system / name) else user) / name
+    return (system if can_make(system / name) else user) / name
 
 
-def _can_make(folder: Path) -> bool:
+def can_make(folder: Path) -> bool:
+    """Whether we may write into it, or make it."""
     return os.access(folder if folder.exists() else folder.parent, os.W_OK)

@@ -8,8 +8,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from llamad.errors import os_error
-from llamad.service.paths import ROUTER, SYSTEM_RUN, Paths, require_own, user_run
+from llamad.service.paths import ROUTER, SYSTEM_RUN, Paths, can_make, make_folders, require_own, user_run
 
 CACHE = ".router"
 """Beside the caches of models, whose names do not begin with a point."""
@@ -53,14 +52,7 @@ class RouterPaths:
             require_own(self.run.parent)
         folders = [(self.runtime, 0o711), (self.state, 0o700), (self.cache, 0o700), (self.ledger, 0o700)]
         folders += [(self.run / "api", 0o755), (self.run / "public", 0o755)]
-        for folder, mode in folders:
-            try:
-                if not folder.is_dir():
-                    folder.mkdir(parents=True, exist_ok=True)
-                    folder.chmod(mode)  # the umask is 0077
-            except OSError as error:
-                fix = "run it as llamad.service does, or install the package's tmpfiles"
-                raise os_error(f"cannot make {folder}", error, fix) from error
+        make_folders(folders, "run it as llamad.service does, or install the package's tmpfiles")
 
     def of_model(self, name: str) -> Paths:
         """The folders of one model."""
@@ -80,11 +72,10 @@ class RouterPaths:
 
 
 def _own_run(environ: dict[str, str]) -> Path:
-    own = SYSTEM_RUN / ROUTER
-    return SYSTEM_RUN if os.access(own if own.exists() else SYSTEM_RUN, os.W_OK) else user_run(environ)
+    return SYSTEM_RUN if can_make(SYSTEM_RUN / ROUTER) else user_run(environ)
 
 
 def _directory(environ: dict[str, str], key: str, system: Path, user: Path) -> Path:
     if key in environ:
         return Path(environ[key])
-    return system if os.access(system if system.exists() else system.parent, os.W_OK) else user
+    return system if can_make(system) else user

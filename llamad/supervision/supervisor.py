@@ -123,11 +123,6 @@ class Supervisor(Tending):
             return None
         return beside
 
-    @property
-    def last_cause(self) -> Cause | None:
-        """Why the last child died that was not stopped by us."""
-        return self._last_cause
-
     def status_text(self) -> str:
         """The one line of `systemctl status`."""
         text = self._failure_text if self.state in (State.FAILED, State.STUCK) else self._waiting_text

@@ -672,3 +672,6 @@ def test_a_host_that_cannot_hold_all_experts_holds_some(tmp_path: Path) -> None:
     assert found.host.total_bytes + found.cache_ram_mib * MIB <= host.available_bytes
     with pytest.raises(LlamadError):
         planned(facts, card("CUDA0", 8), host=host, allow_cpu=True)
+    halves = [card("CUDA0", 30), card("CUDA1", 30)]
+    shared = planned(facts, halves, host=host, allow_cpu=True, tensor_split=(1.0, 1.0))
+    assert shared.layers == shared.layers_total and 0 < shared.host_experts < facts.n_layers

@@ -212,7 +212,10 @@ def _help(story: Story) -> list[str]:
         held = _held(story).get(device, {})
         by = listed(f"{name} ({format_bytes(size)})" for name, size in held.items())
         who = f", of which others were promised: {by}" if by else ""
-        lines.append(f"A context of {tokens} tokens needs {missing} more on {device}{who}.")
+        if following.get("missing_mib") == 0:  # a written context, or memory that came back since
+            lines.append(f"A context of {tokens} tokens would have had room: see `context` in [placement].")
+        else:
+            lines.append(f"A context of {tokens} tokens needs {missing} more on {device}{who}.")
     if story.learned.corrections or story.learned.rooms:
         lines.append(f"`llamad forget {story.name}` has the larger context tried again, if the reason has gone.")
     return lines

@@ -93,6 +93,13 @@ def test_a_model_of_which_nothing_is_known(tmp_path: Path) -> None:
     assert story_json(story)["problems"] == []
 
 
+def test_a_larger_context_that_lacks_nothing_is_held_back_by_what_is_written(tmp_path: Path) -> None:
+    content = {"next_context": {"device": "host", "context_tokens": 8192, "missing_mib": 0}}
+    text = story_text(read_story("phi4", Overview("phi4", "ready", "ready", 0, content), [], [tmp_path]))
+    assert "A context of 8192 tokens would have had room: see `context` in [placement].\n" in text
+    assert "0 B more" not in text
+
+
 def test_what_others_may_not_read_is_said_to_be_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_words: object) -> int:
         raise PermissionError(13, "Permission denied")

@@ -89,10 +89,15 @@ def disk_read_only(bed: Bed) -> Provoked:
     return without_room(bed, "ro")
 
 
+WATCH = "anon_inode:inotify"  # the last descriptor that a daemon opens, after it is ready
+UPSTREAM_IDLE_S = 4.0  # an idle connection to llama-server is closed then
+
+
 @provokes("no-descriptors", "no file descriptor is left when llama-server is killed")
 def no_descriptors(bed: Bed) -> Provoked:
     url = serve(bed)
     main = bed.main_pid(NAME)
+    wait_for(lambda: WATCH in descriptors(main).values(), "the definition is watched")
     before = descriptors(main)
     soft, hard = resource.prlimit(main, resource.RLIMIT_NOFILE)
     since_s = time.monotonic()
@@ -107,7 +112,7 @@ def no_descriptors(bed: Bed) -> Provoked:
     died = event_within(bed, "child-exited", since_s, 1.0)
     served_s = served_within(url, freed_s, 15.0)
     assert bed.main_pid(NAME) == main
-    wait_for(lambda: len(descriptors(main)) <= len(before), f"no descriptor lost: {before}, {descriptors(main)}", 5)
+    wait_for(lambda: len(descriptors(main)) <= len(before), f"no descriptor lost of {before}", 3 * UPSTREAM_IDLE_S)
     return Provoked(died["after_s"], served_s, "served: after there were some again")
 
 

@@ -49,7 +49,7 @@ def waiting_s(booking: Booking, act: Callable[[], None], after_s: float = 0.2) -
     """Seconds from an act to the end of a wait that began before it."""
 
     async def go() -> float:
-        acted = 0.0
+        acted = time.monotonic()
 
         def act_now() -> None:
             nonlocal acted

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from llamad import __version__
 from llamad.cli.main import config_root
 from llamad.config.names import DEFAULT_ROOT
 from llamad.errors import ExitCode
+
+Verbs = Callable[..., argparse.ArgumentParser]
 
 
 class _Parser(argparse.ArgumentParser):
@@ -23,54 +26,191 @@ class _Parser(argparse.ArgumentParser):
 
 def make_parser() -> argparse.ArgumentParser:
     """The whole grammar of the command line."""
-    parser = _Parser(prog="llamad", description="llama.cpp's llama-server as a proper Linux service.")
+    parser = _Parser(
+        prog="llamad",
+        description="llama.cpp's llama-server as a proper Linux service.",
+        epilog="`llamad VERB --help` has examples; man llamad has the rest.",
+    )
     parser.add_argument("--version", action="version", version=f"llamad {__version__}")
     folder_help = f"the folder of definitions (default: {DEFAULT_ROOT})"
     parser.add_argument("--config", metavar="DIR", type=Path, default=config_root(), help=folder_help)
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=_Parser)
 
-    serve = verbs.add_parser("serve", help="serve a model, or all of them behind one address (what the units run)")
+    def add(verb: str, words: str, *examples: str) -> argparse.ArgumentParser:
+        return verbs.add_parser(
+            verb,
+            help=words,
+            description=f"{words[0].upper()}{words[1:]}.",
+            epilog="\n".join(("examples:", *(f"  {line}" for line in examples))),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+
+    _add_writers(add)
+    _add_unit_verbs(add)
+    _add_views(add)
+    _add_planners(add)
+    return parser
+
+
+def _add_writers(verb: Verbs) -> None:
+    """The verbs that write definitions."""
+    add = verb(
+        "add",
+        "write a new definition and show its plan",
+        "llamad add phi4 /var/lib/llamad/models/phi-4-Q4_K_M.gguf",
+        "llamad add phi4 phi-4.gguf --context 16384 --alias gpt-4o-mini --gpus 0",
+        "llamad add phi4 phi-4.gguf context_min=8192 idle.keep_alive=1h",
+    )
+    add.add_argument("name", metavar="NAME")
+    add.add_argument("file", metavar="FILE.gguf", help="the model file; of a split model the first shard")
+    set_help = "any key of llamad.toml(5); a key that is in one table only needs no table"
+    add.add_argument("assignments", metavar="KEY=VALUE", nargs="*", help=set_help)
+    add.add_argument("--context", metavar="TOKENS", help='tokens, or "auto" (the default): as much as fits')
+    add.add_argument("--gpus", metavar="GPUS", help="indexes, UUIDs or PCI addresses: 0,1 (default: auto)")
+    add.add_argument("--listen", metavar="ADDRESS", help="default: a free port of 127.0.0.1 from 8081 up")
+    alias_help = "another name that requests may ask for (repeatable)"
+    add.add_argument("--alias", metavar="NAME", action="append", default=[], help=alias_help)
+    add.add_argument("--api-keys-file", metavar="FILE", help="API keys, one a line")
+    add.add_argument("--parallel", metavar="SLOTS", help="requests at the same time (default: auto)")
+    add.add_argument("--kv-cache", metavar="TYPE", help="f16 (the default), q8_0, ... or auto")
+    add.add_argument("--memory", metavar="SIZE", help='the most of each device: 10GiB, 60%% (default: auto)')
+    add.add_argument("--start", metavar="WHEN", help="behind the router: on-demand (the default), always, manual")
+    add.add_argument("--allow-cpu", action="store_true", help="the model may run on the CPU")
+    add.add_argument("--no-plan", action="store_true", help="write the definition without making a plan")
+
+    edit = verb(
+        "edit",
+        "edit a definition: checked before it is put in its place",
+        "llamad edit phi4",
+        "llamad edit phi4 --drop-in 10-lan      # /etc/llamad/phi4.toml.d/10-lan.toml, new or not",
+        "llamad edit llamad                     # the settings of the host, llamad.toml",
+    )
+    edit.add_argument("name", metavar="NAME", help='a definition, or "llamad" for the settings of the host')
+    edit.add_argument("--drop-in", metavar="FILE", help="edit this file of NAME.toml.d instead, new or not")
+    edit.add_argument("--no-plan", action="store_true", help="check without making a plan")
+
+    remove = verb(
+        "remove",
+        "stop a model and remove its definition; the model file stays",
+        "llamad remove phi4",
+        "llamad remove phi4 --yes --purge       # and what was learned and cached",
+    )
+    remove.add_argument("name", metavar="NAME")
+    remove.add_argument("--yes", action="store_true", help="do not ask")
+    remove.add_argument("--purge", action="store_true", help="keep no backup, delete what was learned and cached too")
+    remove.add_argument("--no-backup", action="store_true", help="delete the definition instead of renaming it")
+
+
+def _add_unit_verbs(verb: Verbs) -> None:
+    """The verbs that start things, or have units started."""
+    enable = verb(
+        "enable",
+        "check a definition and serve it, now and after every boot",
+        "llamad enable phi4                     # systemctl enable --now llamad@phi4, checked first",
+    )
+    enable.add_argument("name", metavar="NAME")
+    disable = verb("disable", "stop a model, now and at boot; its definition stays", "llamad disable phi4")
+    disable.add_argument("name", metavar="NAME")
+    load = verb(
+        "load",
+        "have a model loaded now, by the router or its unit; returns when it serves",
+        "llamad load phi4",
+    )
+    load.add_argument("name", metavar="NAME")
+    unload = verb(
+        "unload",
+        "have a model unloaded now, by the router or its unit; requests are finished first",
+        "llamad unload phi4",
+    )
+    unload.add_argument("name", metavar="NAME")
+    serve = verb(
+        "serve",
+        "serve a model, or all of them behind one address (what the units run)",
+        "llamad serve phi4                      # one model, in the foreground",
+        "llamad serve                           # all definitions behind one address",
+    )
     serve.add_argument("name", metavar="NAME", nargs="?", help="default: all, chosen by the request's model")
 
-    plan = verbs.add_parser("plan", help="show every byte and every flag, and why; nothing is started")
-    plan.add_argument("model", metavar="NAME|FILE.toml|FILE.gguf")
-    plan.add_argument("--json", action="store_true", help="one JSON object")
-    plan.add_argument(
-        "--computed", action="store_true", help="from the formulas alone; do not ask llama-server"
-    )
-    plan.add_argument("--gpu", "--what-if", metavar="NAME=FREE", action="append", default=[],
-                      help="plan for this device instead, for example CUDA0=15.6GiB (repeatable)")  # fmt: skip
-    plan.add_argument(
-        "--compare", metavar="NAME|FILE", help="show this other plan beside it, and what differs"
-    )
 
-    check = verbs.add_parser(
-        "check", help="check definitions: file:line:column, what is wrong, what to write"
+def _add_views(verb: Verbs) -> None:
+    """The verbs that show how things are."""
+    status = verb(
+        "status",
+        "how each model is: state, context, memory, slots, tokens/s, restarts, last cause",
+        "llamad status",
+        "llamad status phi4 || echo it is not ready",
+        "llamad status --watch                  # again every 2 s",
+        "llamad status --json | jq -r '.models[] | [.name, .state] | @tsv'",
     )
-    check.add_argument("names", metavar="NAME", nargs="*", help="default: all")
-
-    show = verbs.add_parser("show", help="the merged definition, with the origin of each value")
-    show.add_argument("name", metavar="NAME")
-    show.add_argument("--json", action="store_true", help="one JSON object")
-
-    status = verbs.add_parser("status", help="what is served, where, and since when")
     status.add_argument("names", metavar="NAME", nargs="*", help="default: all")
     status.add_argument("--json", action="store_true", help="one JSON object")
+    watch_help = "again every S seconds (default: 2) until interrupted; with --json an object a line"
+    status.add_argument("--watch", metavar="S", nargs="?", type=_seconds, const=2.0, help=watch_help)
 
-    add = verbs.add_parser("add", help="write a new definition and show its plan")
-    add.add_argument("name", metavar="NAME")
-    add.add_argument("file", metavar="FILE.gguf")
-    add.add_argument("--listen", metavar="ADDRESS", help="default: a free port of 127.0.0.1 from 8081 up")
-    add.add_argument("--allow-cpu", action="store_true", help="the model may run on the CPU")
-    add.add_argument("--no-plan", action="store_true", help="write the definition without showing the plan")
+    top = verb(
+        "top",
+        "a live view of models and memory, with keys to sort, load and unload",
+        "llamad top",
+        "llamad top --every 5",
+        "llamad top --once                      # the first picture as text",
+    )
+    top.add_argument("--every", metavar="S", type=_seconds, default=1.0, help="seconds between looks (default: 1)")
+    top.add_argument("--once", action="store_true", help="print one picture and end")
 
-    explain = verbs.add_parser("explain", help="the story of a model's memory: planned, real, learned, lost")
+    explain = verb(
+        "explain", "the story of a model's memory: planned, real, learned, lost", "llamad explain phi4"
+    )
     explain.add_argument("name", metavar="NAME")
     explain.add_argument("--json", action="store_true", help="one JSON object")
 
-    forget = verbs.add_parser("forget", help="forget what lack of memory taught about a model; it is tried again")
+    listing = verb(
+        "list",
+        "the definitions, and the model files that are there",
+        "llamad list",
+        "llamad list --json | jq -r '.files[].path'",
+    )
+    listing.add_argument("--json", action="store_true", help="one JSON object")
+
+    show = verb("show", "the merged definition, with the origin of each value", "llamad show phi4")
+    show.add_argument("name", metavar="NAME")
+    show.add_argument("--json", action="store_true", help="one JSON object")
+
+
+def _add_planners(verb: Verbs) -> None:
+    """The verbs about what would be started, and what was learned of starts."""
+    plan = verb(
+        "plan",
+        "show every byte and every flag, and why; nothing is started",
+        "llamad plan phi4",
+        "llamad plan phi-4-Q4_K_M.gguf --what-if CUDA0=23.5GiB   # a card that is not there",
+        "llamad plan phi4 --compare phi4-q8",
+    )
+    plan.add_argument("model", metavar="NAME|FILE.toml|FILE.gguf")
+    plan.add_argument("--json", action="store_true", help="one JSON object")
+    computed_help = "from the formulas alone; do not ask llama-server"
+    plan.add_argument("--computed", action="store_true", help=computed_help)
+    gpu_help = "plan for this device instead, for example CUDA0=15.6GiB (repeatable)"
+    plan.add_argument("--gpu", "--what-if", metavar="NAME=FREE", action="append", default=[], help=gpu_help)
+    compare_help = "show this other plan beside it, and what differs"
+    plan.add_argument("--compare", metavar="NAME|FILE", help=compare_help)
+
+    check = verb(
+        "check",
+        "check definitions: file:line:column, what is wrong, what to write",
+        "llamad check                           # all",
+        "llamad check phi4 && systemctl reload llamad@phi4",
+    )
+    check.add_argument("names", metavar="NAME", nargs="*", help="default: all")
+
+    forget = verb(
+        "forget", "forget what lack of memory taught about a model; it is tried again", "llamad forget phi4"
+    )
     forget.add_argument("name", metavar="NAME")
 
-    listing = verbs.add_parser("list", help="the definitions, and the model files that are there")
-    listing.add_argument("--json", action="store_true", help="one JSON object")
-    return parser
+
+def _seconds(text: str) -> float:
+    """At least a tenth of a second: looking costs too."""
+    value = float(text)
+    if not 0.1 <= value <= 86_400:
+        raise argparse.ArgumentTypeError("write a number of seconds from 0.1 to 86400")
+    return value

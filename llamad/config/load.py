@@ -88,8 +88,12 @@ def load_path(file: Path, root: Path = DEFAULT_ROOT) -> Loaded:
 
 def load_host(root: Path = DEFAULT_ROOT) -> LoadedHost:
     """The host settings. Raises as load_definition; a missing file is no error."""
+    return judge_host(root, read_all([root / HOST_FILE]))
+
+
+def judge_host(root: Path, contents: Mapping[Path, bytes]) -> LoadedHost:
+    """The host settings that the contents of their file make. Raises as load_definition."""
     file = root / HOST_FILE
-    contents = read_all([file])
     merged = Merged()
     for text in _parse_all(contents):
         merged.add(text, text.tables)

@@ -1,11 +1,11 @@
-"""Writing a new definition, for `llamad add`. The daemon never writes definitions."""
+"""Writing definitions, for `llamad add` and `llamad edit`. The daemon never writes them."""
 
 from __future__ import annotations
 
 import errno
-import json
 import os
-from collections.abc import Sequence
+import socket
+from collections.abc import Callable
 from pathlib import Path
 
 from llamad.config.listen import Listen, next_port, parse_listen
@@ -13,39 +13,36 @@ from llamad.config.load import load_all, validate
 from llamad.config.names import DEFAULT_ROOT, check_name
 from llamad.errors import AccessError, ConfigError, LlamadError, Where
 
-_TEXT = """\
-# {name}: served by `systemctl enable --now llamad@{name}`. See llamad.toml(5); `llamad show {name}` has every value.
-model = {model}
-{aliases}listen = {listen}
-
-[placement]
-context = "auto"        # as much as fits, up to what the model was trained for; or a number of tokens
-# context_min = 4096    # never less than this
-# parallel = "auto"     # requests at the same time
-# kv_cache = "f16"      # "q8_0" takes half the memory, "auto" only where that is needed
-# gpus = "auto"         # or for example [0, 1]
-{allow_cpu}
-"""
 _MODE = 0o644
 
 
-def definition_text(
-    name: str, model: str, listen: str, *, allow_cpu: bool = False, aliases: Sequence[str] = ()
-) -> str:
-    """The text of a new definition. The model's path must be absolute."""
-    alias_line = f"aliases = {_toml(list(aliases))}\n" if aliases else ""
-    cpu_line = (
-        "allow_cpu = true" if allow_cpu else "# allow_cpu = true    # may run on the CPU, many times slower"
-    )
-    return _TEXT.format(
-        name=name, model=_toml(model), listen=_toml(listen), aliases=alias_line, allow_cpu=cpu_line
-    )
-
-
-def free_listen(root: Path = DEFAULT_ROOT) -> str:
-    """`127.0.0.1:PORT` with the lowest port from 8081 that no definition of the folder listens on."""
+def free_listen(root: Path = DEFAULT_ROOT, in_use: Callable[[int], bool] = lambda _port: False) -> str:
+    """`127.0.0.1:PORT` with the lowest port from 8081 that no definition of the folder listens on, and that `in_use`
+    does not say is another program's.
+    """
     texts = [loaded.definition.listen for loaded in load_all(root)]
-    return str(Listen("tcp", "127.0.0.1", next_port(parse_listen(text) for text in texts if text)))
+    taken = [parse_listen(text) for text in texts if text]
+    while in_use(port := next_port(taken)):
+        taken.append(Listen("tcp", "127.0.0.1", port))
+    return str(Listen("tcp", "127.0.0.1", port))
+
+
+def port_in_use(port: int) -> bool:
+    """Whether a program of this host listens on a port of 127.0.0.1."""
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind(("127.0.0.1", port))
+        except OSError as error:
+            return error.errno == errno.EADDRINUSE
+    return False
+
+
+def require_free_name(name: str, root: Path) -> None:
+    """Raises ConfigError where there is a definition of this name: sooner than `write_definition` finds it."""
+    file = root / f"{name}.toml"
+    if os.path.lexists(file):
+        raise _cannot_write(file, FileExistsError())
 
 
 def write_definition(name: str, text: str, root: Path = DEFAULT_ROOT) -> Path:
@@ -69,6 +66,48 @@ def write_definition(name: str, text: str, root: Path = DEFAULT_ROOT) -> Path:
     return file
 
 
+def replace_definition(file: Path, content: bytes, before: bytes | None) -> None:
+    """Put new content in the place of a file in one step; owner, mode and attributes (ACLs) stay as they were.
+
+    A link stays a link: what it leads to is replaced. `before` is what the file was when it was read, None where
+    there was none. Raises ConfigError where it is not that any more, else as `write_definition`.
+    """
+    target = Path(os.path.realpath(file))
+    temporary = target.with_name(f".{target.name}.{os.urandom(4).hex()}")
+    try:
+        try:
+            if before is None:
+                _write_new(temporary, content)
+                os.link(temporary, target)
+            else:
+                _write_new(temporary, content)
+                _as_before(target, temporary)
+                if target.read_bytes() != before:
+                    what = "was changed by somebody else meanwhile"
+                    fix = "nothing was written; look at it and edit again"
+                    raise ConfigError(what, where=Where(str(file)), fix=fix)
+                temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+        _sync_folder(target.parent)
+    except OSError as error:
+        raise _cannot_write(file, error) from error
+
+
+def _as_before(target: Path, temporary: Path) -> None:
+    """Give the new file owner, mode and extended attributes of the old one."""
+    status = os.stat(target)
+    if (status.st_uid, status.st_gid) != (os.geteuid(), os.getegid()):
+        os.chown(temporary, status.st_uid, status.st_gid)
+    os.chmod(temporary, status.st_mode & 0o7777)
+    for name in os.listxattr(target):
+        try:
+            os.setxattr(temporary, name, os.getxattr(target, name))
+        except OSError as error:
+            if error.errno not in (errno.ENOTSUP, errno.EPERM, errno.ENODATA):  # security.* is the system's own
+                raise
+
+
 def _write_new(path: Path, content: bytes) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, _MODE)
     with os.fdopen(fd, "wb") as file:
@@ -89,7 +128,7 @@ def _sync_folder(folder: Path) -> None:
 def _cannot_write(file: Path, error: OSError) -> LlamadError:
     where = Where(str(file))
     if isinstance(error, FileExistsError):
-        return ConfigError("is there already", where=where, fix="edit it, or choose another name")
+        return ConfigError("is there already", where=where, fix=f"`llamad edit {file.stem}`, or choose another name")
     if isinstance(error, PermissionError):
         return AccessError("cannot be written", where=where, why="permission denied", fix="run it as root")
     if error.errno == errno.EROFS:
@@ -101,8 +140,3 @@ def _cannot_write(file: Path, error: OSError) -> LlamadError:
             "cannot be written", where=where, why="there is no such folder", fix=f"mkdir {file.parent}"
         )
     return ConfigError("cannot be written", where=where, why=error.strerror or "", fix="check the disk")
-
-
-def _toml(value: object) -> str:
-    """A text or list as TOML: JSON's escapes are TOML's too, but for DEL."""
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -229,11 +229,11 @@ class Exchange:
             if reply.committed:
                 self._trace.first_byte_s = self._shared.clock.monotonic() - self._trace.begun_s
                 self._body.give_up()
-                self._lane.observer.progress()
+                self._lane.progress(self._trace, streams=reply.is_stream)
             return
         reply.feed(piece)
         if not reply.is_stream or b"data:" in piece:
-            self._lane.observer.progress()
+            self._lane.progress(self._trace, streams=reply.is_stream)
 
     def answer_pauses(self) -> None:
         self.reply.flush()

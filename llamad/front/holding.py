@@ -99,6 +99,8 @@ class Gate:
         self._reason = "the model is not started yet"
         self._queue: list[_Place] = []
         self._last_ticket = 0
+        self.on_counts: Callable[[int, int], None] = lambda _in_flight, _waiting: None
+        """Hears how many requests are admitted and how many wait, whenever that changes."""
 
     @property
     def is_open(self) -> bool:
@@ -148,6 +150,7 @@ class Gate:
         now_s = self._clock.monotonic()
         for place in places:
             place.waiter.refused(refusal, now_s - place.since_s)
+        self._count()
 
     def lost(self, generation: int) -> None:
         """The llama-server of `generation` cannot be reached: hold, unless a later one is open already."""
@@ -170,6 +173,7 @@ class Gate:
             waiter.refused(self._full(), 0.0)
         else:
             insort(self._queue, _Place(waiter, self._clock.monotonic()), key=_rank)
+            self._count()
             self._tell_waiting()
             if self._target is not None and self.pool_tokens is not None:
                 self._pump()
@@ -179,12 +183,14 @@ class Gate:
         for index, place in enumerate(self._queue):
             if place.waiter is waiter:
                 del self._queue[index]
+                self._count()
                 return self._clock.monotonic() - place.since_s
         return 0.0
 
     def leave(self, waiter: Waiter) -> None:
         """An admitted request is over, or no longer upstream (it may enter again and keeps its rank)."""
         self.in_flight -= 1
+        self._count()
         generation, tokens = self._promised.pop(waiter.ticket, (0, 0))
         if generation == self._generation:
             self.used_tokens -= tokens
@@ -237,7 +243,11 @@ class Gate:
         if waiter.tokens and self.pool_tokens is not None:
             self._promised[waiter.ticket] = (target.generation, waiter.tokens)
             self.used_tokens += waiter.tokens
+        self._count()
         waiter.admitted(target, held_s)
+
+    def _count(self) -> None:
+        self.on_counts(self.in_flight, len(self._queue))
 
     def _pump(self, settled_before_s: float = float("-inf")) -> None:
         """Admit those who may pass, oldest first. Admission may call back into the gate: look anew each time."""

@@ -15,8 +15,13 @@ from llamad.front.upstream import Pool
 
 if TYPE_CHECKING:
     from llamad.front.exchange import Exchange
+    from llamad.front.trace import Trace
 
 _FAREWELL_S = 1.0
+
+
+def _nothing() -> None:
+    """Nobody listens."""
 
 
 class Lane:
@@ -35,6 +40,8 @@ class Lane:
         self._last_finished_s = clock.monotonic()
         self.passes_keys = False
         """Whether what it leads to asks for keys itself: another llamad."""
+        self.on_event = _nothing
+        """Hears of each event of a stream that has passed."""
         self._told_lost = 0
         self._cause: tuple[int, str, str] | None = None
 
@@ -95,6 +102,13 @@ class Lane:
     def is_quiet(self) -> bool:
         """Whether there is no request, nor a connection to any llama-server."""
         return not self.exchanges and self.admission.is_quiet and all(pool.is_empty for pool in self.pools)
+
+    def progress(self, trace: Trace, *, streams: bool) -> None:
+        """A piece of an answer has passed."""
+        self.observer.progress()
+        if streams:
+            trace.events += 1
+            self.on_event()
 
     def died(self, generation: int) -> None:
         """Tell the observer that a connection died or cannot be made, once a generation."""

@@ -213,6 +213,11 @@ class Front(Address):
         `cause_wait_s` of the death."""
         self._lane.explain(generation, code, message)
 
+    def watch(self, counts: Callable[[int, int], None], event: Callable[[], None]) -> None:
+        """`counts` hears how many requests are admitted and wait, whenever that changes; `event` of each event of a
+        stream that has passed. Both must return at once."""
+        self._lane.gate.on_counts, self._lane.on_event = counts, event
+
     # --- figures ---------------------------------------------------------------------------------------------
 
     @property

@@ -109,6 +109,7 @@ class RequestRecord(NamedTuple):
     deaths: int  # how many llama-servers died under it
     model: str = ""
     usage: Usage | None = None  # as llama-server says at the end of an answer
+    events: int = 0  # of a stream that have passed
 
 
 class FrontObserver(Protocol):

@@ -18,7 +18,7 @@ class Trace:
 
     __slots__ = (
         "_begin", "_cache", "_head", "_kept", "_kept_bytes", "_key", "_request", "_tail",
-        "begun_s", "deaths", "first_byte_s", "hold_s", "model", "request_bytes",
+        "begun_s", "deaths", "events", "first_byte_s", "hold_s", "model", "request_bytes",
     )  # fmt: skip
 
     def __init__(self, request: RequestHead, model: str, begun_s: float) -> None:
@@ -28,6 +28,7 @@ class Trace:
         self.first_byte_s: float | None = None
         self.request_bytes = 0
         self.deaths = 0
+        self.events = 0
         self._request = request
         self._begin = b""
         self._tail = b""
@@ -90,4 +91,5 @@ class Trace:
             self.deaths,
             self.model,
             self.usage(),
+            self.events,
         )

@@ -121,3 +121,26 @@ def forget_requests(ledger: Ledger) -> None:
         for name in ledger.file_names():
             if name.endswith(_WANTED) and not _is_held(ledger, name):
                 files.remove(ledger.folder / name)
+
+
+def ask_back(ledger: Ledger, wait_s: float) -> bool:
+    """Have the router let go of the model, which nobody takes over then; False where the router does not have it.
+
+    Raises BusyError where it takes longer than `wait_s`, or a unit asks for the model already.
+    """
+    owner = f"{ledger.name}{_OWNER}"
+    if not (is_routers(ledger) and _is_held(ledger, owner)):
+        return False
+    watch = Watch(ledger.folder)
+    until_s = ledger.now() + wait_s
+    try:
+        with _asking(ledger):
+            while _is_held(ledger, owner):
+                if ledger.now() >= until_s:
+                    what = f"the router still has {ledger.name}"
+                    raise BusyError(what, why=f"not within {wait_s:g} s", fix="its requests may run for drain_s")
+                if watch.fd >= 0 and select.select([watch.fd], [], [], _POLL_S)[0]:
+                    watch.read()
+    finally:
+        watch.close()
+    return True

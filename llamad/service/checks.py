@@ -19,15 +19,25 @@ CREDENTIAL_STORES = ("/etc/credstore", "/run/credstore", "/usr/lib/credstore", "
 
 def check_name(name: str, root: Path) -> list[LlamadError]:
     """Every problem of one definition of a folder. Raises what `load_definition` does."""
-    from llamad.config.load import load_all, load_definition  # a start has no time for them
+    from llamad.config.load import load_definition  # a start has no time for it
 
-    loaded, read = load_definition(name, root), FactsReader()
+    return check_loaded(load_definition(name, root), root)
+
+
+def check_loaded(loaded: Loaded, root: Path, *, sandboxed: bool = True) -> list[LlamadError]:
+    """Every problem of a definition beside the others of a folder; it need not be there itself.
+
+    `sandboxed`: whether it is served by the unit, which does not see /home and /tmp.
+    """
+    from llamad.config.load import load_all
+
+    read = FactsReader()
     problems: list[LlamadError] = list(
         check_definition(
             loaded,
-            World(read_model=read),
+            World(read_model=read, sandboxed=sandboxed),
             neighbours=load_all(root),
-            credential_present=credential_stored(name),
+            credential_present=credential_stored(loaded.name),
         )
     )
     return [*problems, *_beside_problems(loaded, read)]

@@ -66,6 +66,7 @@ class Service:
         self.front.child_lives = lambda: self.supervisor.child_pid != 0
         self.reloads = self._make_reloads()
         self.front.local = self._own_answers(planner)
+        self.front.publish(start.paths.runtime)
         await self.front.start(start.listening.sockets, start.listening.inner)
         try:
             self._install_signals(loop)

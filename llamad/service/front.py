@@ -6,6 +6,7 @@ import asyncio
 import socket
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from llamad.clock import SystemClock
 from llamad.config.listen import DEFAULT_LISTEN, parse_listen
@@ -15,6 +16,7 @@ from llamad.front.errand import LocalService
 from llamad.front.keys import KeySet
 from llamad.front.relay import Front
 from llamad.front.settings import FrontSettings, ModelDescription, RequestRecord
+from llamad.service.gauges import Gauges
 from llamad.service.opening import count_or_none, opening_of
 from llamad.service.reporter import DaemonReporter
 from llamad.service.requests import RequestFigures, RequestLog
@@ -28,6 +30,7 @@ class RelayFront:
 
     def __init__(self, loaded: Loaded, keys: KeySet, reporter: DaemonReporter | None = None) -> None:
         self.figures = RequestFigures()
+        self.gauges = Gauges()
         self.local: LocalService | None = None
         """What `/metrics` and `/admin/` do; to be set before requests come."""
         self._log = request_log(reporter, loaded) if reporter is not None else None
@@ -46,6 +49,11 @@ class RelayFront:
     async def start(self, sockets: Sequence[socket.socket], forwarding: Sequence[socket.socket] = ()) -> None:
         """Accept on these sockets, the router's requests on those of `forwarding`; held until the model is ready."""
         await self._front.start(sockets, forwarding)
+
+    def publish(self, folder: Path) -> None:
+        """Have everybody see there how many requests there are, from now on."""
+        self.gauges = Gauges(folder)
+        self._front.watch(self.gauges.counts, self.gauges.token)
 
     async def move(self, listening: list[socket.socket]) -> None:
         """Accept on these sockets; those before are closed when their queues are empty."""
@@ -164,6 +172,7 @@ class RelayFront:
     def request_finished(self, record: RequestRecord) -> None:
         """Counted, and written down."""
         self.figures.finished(record)
+        self.gauges.finished(record)
         if self._log is not None:
             self._log.finished(record)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 
 from llamad.front.holding import Refusal
 from llamad.front.keys import KeySet
@@ -11,6 +12,7 @@ from llamad.front.lane import Lane
 from llamad.front.settings import FrontSettings, ModelDescription, RequestRecord
 from llamad.front.several import SwitchFront
 from llamad.service.front import REOPEN_S
+from llamad.service.gauges import Gauges
 from llamad.service.opening import count_or_none, opening_of
 from llamad.service.requests import RequestFigures, RequestLog
 from llamad.supervision.launch import Launch
@@ -37,6 +39,7 @@ class LaneFront:
         self.log: RequestLog | None = None
         """Where requests are written down; None for nowhere."""
         self.child_lives: Callable[[], bool] = lambda: False
+        self.gauges = Gauges()
         self.has_answered = False
         """Whether anything was answered since it was opened last."""
         self.launch: Launch | None = None
@@ -45,6 +48,11 @@ class LaneFront:
         self._generation = self._since = 0
         self._progress = 0
         self.lane: Lane = front.add(settings, keys, self, describe)
+
+    def publish(self, folder: Path) -> None:
+        """Have everybody see there how many requests there are, from now on."""
+        self.gauges = Gauges(folder)
+        self.lane.gate.on_counts, self.lane.on_event = self.gauges.counts, self.gauges.token
 
     # -- the supervisor's side --------------------------------------------------------------------------
 
@@ -117,6 +125,7 @@ class LaneFront:
 
     def request_finished(self, record: RequestRecord) -> None:
         self.figures.finished(record)
+        self.gauges.finished(record)
         if self.log is not None and not self.lane.passes_keys:  # else the other llamad writes it down
             self.log.finished(record)
         self.on_finished()

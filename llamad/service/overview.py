@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import field
 from pathlib import Path
 from typing import TypeGuard
@@ -13,7 +13,8 @@ from typing import TypeGuard
 from llamad.frozen import dataclass
 from llamad.ledger.lease import HOST, Lease, Phase
 from llamad.ledger.public import read_public
-from llamad.service.paths import PUBLIC_LEDGER, ROUTER, RUNTIME_ROOT, SYSTEM_RUN, user_run
+from llamad.service.gauges import read_activity
+from llamad.service.paths import PUBLIC_LEDGER, ROUTER, RUNTIME_ROOT, STATE_ROOT, SYSTEM_RUN, user_run
 from llamad.service.status import read_status
 from llamad.units import format_bytes
 
@@ -37,15 +38,42 @@ def overview(names: list[str], root: Path = RUNTIME_ROOT) -> list[Overview]:
 
     Needs no root; a systemd that does not answer is left out.
     """
-    units, own = ask_systemd(names), user_run(os.environ)
+    return overview_with(names, ask_systemd(names), root)
+
+
+def overview_with(
+    names: list[str], units: Mapping[str, Mapping[str, str]], root: Path = RUNTIME_ROOT
+) -> list[Overview]:
+    """The same with what systemd said before: nothing but small files is read."""
+    own = user_run(os.environ)
     folders = (root, own / "model", root.parent / ROUTER, own / ROUTER)
     return [_one(name, _status_of(name, folders), units.get(name, {})) for name in names]
 
 
 def _status_of(name: str, folders: Iterable[Path]) -> dict[str, object] | None:
     """The first status that a process which is there has written: a unit's goes before the router's."""
-    found = (read_status(name, folder) for folder in folders)
-    return next((status for status in found if status is not None and _runs(status.get("pid"))), None)
+    for folder in folders:
+        status = read_status(name, folder)
+        if status is not None and _runs(status.get("pid")):
+            activity = read_activity(folder / name)
+            return {
+                **status,
+                "served_by": "router" if folder.name == ROUTER else "unit",
+                "activity": None if activity is None else activity._asdict(),
+                "last_death": status.get("last_death") or _last_death(name, folder.name == ROUTER),
+            }
+    return None
+
+
+def _last_death(name: str, by_router: bool) -> dict[str, object] | None:
+    """Of an earlier run: root and the service's user can read it."""
+    from llamad.service.deaths import read_deaths  # with asyncio, which `llamad plan` does without
+
+    try:
+        deaths = read_deaths((STATE_ROOT.parent / ROUTER if by_router else STATE_ROOT) / name)
+    except OSError:
+        return None
+    return {"at": deaths[-1].at_s, "cause": deaths[-1].cause, "text": deaths[-1].text} if deaths else None
 
 
 def leases(root: Path = SYSTEM_RUN) -> list[Lease]:
@@ -74,7 +102,7 @@ def _holding(place: str, lease: Lease) -> str:
     return f"{lease.name} {format_bytes(lease.promised[place])}{note}"
 
 
-def _one(name: str, status: dict[str, object] | None, unit: dict[str, str]) -> Overview:
+def _one(name: str, status: dict[str, object] | None, unit: Mapping[str, str]) -> Overview:
     enabled = unit.get("UnitFileState", "") == "enabled"
     if status is not None:
         state, text = printable(status.get("state", "unknown")), printable(status.get("text", ""))
@@ -100,7 +128,7 @@ def printable(value: object) -> str:
     return "".join(c if c.isprintable() else "?" for c in str(value))
 
 
-def _state_of_unit(unit: dict[str, str]) -> str:
+def _state_of_unit(unit: Mapping[str, str]) -> str:
     active, sub = unit.get("ActiveState", ""), unit.get("SubState", "")
     if active == "failed":
         return "failed"

@@ -53,7 +53,10 @@ class DaemonReporter:
         kind = EVENTS[name]
         if name == "child-exited":
             self.on_death(fields.get("DEATH", ""), fields.get("CAUSE", ""))
+            self._status.died(fields.get("DEATH", ""), fields.get("CAUSE", ""))
         self.counts.told(name, fields.get("DEATH", ""))
+        if name == "restarting":
+            self._status.update(restarts=self.counts.restarts.total())
         given = {key: fields.get(key) or "-" for key in {*kind.fields, *fields}}
         self._journal.record(
             message,

@@ -70,6 +70,7 @@ class Resident:
         self.front.on_finished = self._request_finished
         self.front.on_forward_lost = self._forward_lost
         self.front.child_lives = lambda: self._life is not None and self._life.child_pid != 0
+        self.front.publish(self._paths.runtime)
         self.front.hold("the router is starting")
 
     # -- for the router -----------------------------------------------------------------------------------
@@ -169,6 +170,7 @@ class Resident:
         if self._task is not None:
             await asyncio.wait([self._task])
         self._status.remove()
+        self.front.gauges.close()
 
     def residency(self, holds: dict[str, int]) -> residency.Resident | None:
         """What it would give back, for the choice of who makes room; None where it has nothing."""

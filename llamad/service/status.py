@@ -16,6 +16,7 @@ from llamad.units import mib
 STATUS_NAME = "status.json"
 _LIMIT_BYTES = 64 << 10
 _MOST_LEVELS = 16
+_LONGEST_CAUSE = 300
 
 
 class StatusFile:
@@ -23,7 +24,7 @@ class StatusFile:
 
     def __init__(self, folder: Path, name: str) -> None:
         self._path = folder / STATUS_NAME
-        self._content: dict[str, object] = {"name": name, "pid": os.getpid(), "since": int(time.time())}
+        self._content: dict[str, object] = {"name": name, "pid": os.getpid(), "since": int(time.time()), "restarts": 0}
         self.failed = ""
 
     def update(self, **fields: object) -> None:
@@ -35,9 +36,13 @@ class StatusFile:
 
     def not_served(self, state: str, text: str) -> None:
         """Nothing is served now: forget what was, and write why."""
-        kept = ("name", "pid", "since", "state")
+        kept = ("name", "pid", "since", "state", "restarts", "last_death")
         self._content = {key: value for key, value in self._content.items() if key in kept}
         self.update(state=state, text=text)
+
+    def died(self, cause: str, text: str) -> None:
+        """A llama-server has died: the name of the cause, and the cause in words."""
+        self.update(last_death={"at": int(time.time()), "cause": cause, "text": text[:_LONGEST_CAUSE]})
 
     def serving(self, launch: Launch) -> None:
         """Put in what is served."""
@@ -60,6 +65,11 @@ class StatusFile:
                 {
                     "name": device.name,
                     "uuid": device.uuid,
+                    "weights_mib": mib(device.parts.weights_bytes),
+                    "context_mib": mib(device.parts.context_bytes),
+                    "compute_mib": mib(device.parts.compute_bytes),
+                    "margin_mib": mib(device.parts.margin_bytes),
+                    "total_mib": mib(device.total_device_bytes),
                     "buffers_mib": mib(device.parts.buffers_bytes),
                     "planned_mib": mib(device.parts.total_bytes),
                     "free_at_start_mib": mib(device.free_bytes),

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from pathlib import Path
 
 from llamad.config.names import check_name, definition_names
 from llamad.errors import UsageError
 from llamad.service.overview import leases, overview
-from llamad.service.paths import STATE_ROOT, Paths
+from llamad.service.paths import ROUTER, STATE_ROOT, Paths
+from llamad.service.router_paths import RouterPaths
 from llamad.service.story import read_story, story_json, story_text
 
 
@@ -18,10 +20,19 @@ def run(args: argparse.Namespace) -> int:
     if args.name not in definition_names(args.config):
         check_name(args.name, args.config)
         raise UsageError(f"no definition named {args.name}", fix="`llamad list` shows all")
-    folders = dict.fromkeys((STATE_ROOT / args.name, Paths.of(args.name, dict(os.environ)).state))
-    story = read_story(args.name, overview([args.name])[0], leases(), folders)
+    found = overview([args.name])[0]
+    folders = _folders(args.name, by_router=found.content.get("served_by") == "router")
+    story = read_story(args.name, found, leases(), folders)
     if args.json:
         print(json.dumps(story_json(story), indent=2, default=str))
     else:
         print(story_text(story), end="")
     return 0
+
+
+def _folders(name: str, *, by_router: bool) -> list[Path]:
+    """Where what was learned may be: of who serves the model first, then of the other one."""
+    environ = dict(os.environ)
+    unit = [STATE_ROOT / name, Paths.of(name, environ).state]
+    router = [STATE_ROOT.parent / ROUTER / name, RouterPaths.of(environ).state / name]
+    return list(dict.fromkeys([*router, *unit] if by_router else [*unit, *router]))

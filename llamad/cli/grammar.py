@@ -52,6 +52,12 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def verbs_of() -> dict[str, argparse.ArgumentParser]:
+    """Each verb with its part of the grammar."""
+    [found] = [one.choices for one in make_parser()._actions if isinstance(one, argparse._SubParsersAction)]
+    return dict(found)
+
+
 def _add_writers(verb: Verbs) -> None:
     """The verbs that write definitions."""
     add = verb(
@@ -201,6 +207,7 @@ def _add_planners(verb: Verbs) -> None:
         "llamad check phi4 && systemctl reload llamad@phi4",
     )
     check.add_argument("names", metavar="NAME", nargs="*", help="default: all")
+    check.add_argument("--json", action="store_true", help="one JSON array")
 
     forget = verb(
         "forget", "forget what lack of memory taught about a model; it is tried again", "llamad forget phi4"

@@ -42,7 +42,7 @@ class Screen:
 
     def draw(self, lines: Sequence[Line]) -> None:
         """Show these lines, in one write."""
-        drawn = f"{_TO_END_OF_LINE}\r\n".join("".join(map(self._styled, line)) for line in lines)
+        drawn = f"{_TO_END_OF_LINE}\n".join("".join(map(self._styled, line)) for line in lines)
         sys.stdout.write(f"{_HOME}{drawn}{_TO_END_OF_LINE}{_BELOW}")
         sys.stdout.flush()
 

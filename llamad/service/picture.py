@@ -37,7 +37,7 @@ ORDERS: dict[str, tuple[str, Callable[[Row], object]]] = {
     "w": ("waiting", lambda row: (-row.waiting, -row.active, row.name)),
 }
 """By key: what models are sorted by."""
-KEYS = "up/down choose   n s m t w sort   l load   u unload   q quit"
+KEYS = "q quit   l load   u unload   up/down choose   n s m t w sort"
 
 
 @dataclass(frozen=True)

@@ -114,7 +114,7 @@ def device_views(models: Iterable[Overview], driven: Iterable[Device]) -> list[D
     for model in models:
         for row in rows_of(model.content.get("devices")):
             place = str(row.get("uuid") or row.get("name"))
-            names.setdefault(place, printable(row.get("name", "?")))
+            names.setdefault(place, printable(row.get("name") or "?"))
             totals[place] = max(totals.get(place, 0), _bytes(row.get("total_mib")))
             free[place] = max(free.get(place, 0), _bytes(row.get("free_at_start_mib")))
             parts = ours.setdefault(place, dict.fromkeys(PARTS, 0))

@@ -14,6 +14,7 @@ from pathlib import Path
 from llamad.ledger.lease import Lease
 from llamad.service.deaths import Death, read_deaths
 from llamad.service.overview import Overview, printable
+from llamad.supervision.causes import CAUSES
 from llamad.supervision.learned import DamagedError, Learned, LearnedFile, Load
 from llamad.units import MIB, format_bytes, listed, mib
 
@@ -95,6 +96,7 @@ def story_json(story: Story) -> dict[str, object]:
         "held_by_others_mib": {
             device: {lease: mib(size) for lease, size in held.items()} for device, held in _held(story).items()
         },
+        "help": _help(story),
         "problems": list(story.problems),
     }
 
@@ -132,9 +134,12 @@ def _now(story: Story) -> list[str]:
     state, text = story.overview.state, story.overview.text
     said = text if text.startswith(state) else f"{state}: {text}" if text else state
     lines = [f"{story.name} is {said}"]
+    restarts = _number(content.get("restarts"))
+    if restarts:
+        lines.append(f"Its llama-server was started again {restarts} times after a death, since llamad started.")
     context = _number(content.get("context_tokens"))
     if not context:
-        return lines
+        return [*lines, f"`llamad plan {story.name}` shows what a start would get now."]
     trained = _number(content.get("context_trained_tokens"))
     of = f" of the {trained} that it was trained for" if trained else ""
     engine = f", by llama-server {content['engine']}" if content.get("engine") else ""
@@ -216,6 +221,9 @@ def _help(story: Story) -> list[str]:
             lines.append(f"A context of {tokens} tokens would have had room: see `context` in [placement].")
         else:
             lines.append(f"A context of {tokens} tokens needs {missing} more on {device}{who}.")
+    cause = CAUSES.get(story.deaths[-1].cause) if story.deaths else None
+    if cause is not None and cause.fix:
+        lines.append(f"Against {cause.name}, the last cause: {cause.fix}.")
     if story.learned.corrections or story.learned.rooms:
         lines.append(f"`llamad forget {story.name}` has the larger context tried again, if the reason has gone.")
     return lines

@@ -60,7 +60,7 @@ def memory_of(content: Mapping[str, object]) -> list[tuple[str, int]]:
     found = []
     for device in rows_of(content.get("devices")):
         size = _number(device.get("planned_mib")) - _number(device.get("margin_mib"))
-        found.append((printable(device.get("name", "?")), int(max(0.0, size) * MIB)))
+        found.append((printable(device.get("name") or "?"), int(max(0.0, size) * MIB)))
     host = _number(_table(content.get("host")).get("buffers_mib"))
     return found or ([("host", int(host * MIB))] if host else [])
 

@@ -28,7 +28,7 @@ def require_definition(name: str, root: Path) -> None:
         raise UsageError(f"no definition named {name}", fix=fix)
 
 
-def enable(name: str, root: Path, units: Units, say: Say) -> int:
+def enable(name: str, root: Path, units: Units, say: Say, *, sandboxed: bool = True) -> int:
     """Check a definition, then start its unit now and at every boot; the exit status of systemctl.
 
     Raises ConfigErrors where there is a mistake: then nothing was done.
@@ -36,7 +36,7 @@ def enable(name: str, root: Path, units: Units, say: Say) -> int:
     require_definition(name, root)
     require(units, f"`llamad serve {name}` serves it in the foreground")
     loaded = load_definition(name, root)
-    problems = check_loaded(loaded, root)
+    problems = check_loaded(loaded, root, sandboxed=sandboxed)
     if problems:
         raise ConfigErrors(problems)
     if units.is_active(ROUTER_UNIT):

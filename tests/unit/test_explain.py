@@ -78,6 +78,8 @@ def test_the_whole_story(tmp_path: Path) -> None:
         "\n"
         "What would help\n"
         "  A context of 8192 tokens needs 512 MiB more on CUDA0, of which others were promised: qwen (3.0 GiB).\n"
+        "  Against gpu-out-of-memory-context, the last cause: see what else uses the GPU (`llamad status`, nvidia-smi); or lower"
+        " `context` or `kv_cache` in [placement].\n"
         "  `llamad forget phi4` has the larger context tried again, if the reason has gone.\n"
     )
     told: Any = story_json(story)
@@ -89,7 +91,7 @@ def test_the_whole_story(tmp_path: Path) -> None:
 
 def test_a_model_of_which_nothing_is_known(tmp_path: Path) -> None:
     story = read_story("phi4", Overview("phi4", "stopped", ""), [], [tmp_path])
-    assert story_text(story) == "phi4 is stopped\n"
+    assert story_text(story) == "phi4 is stopped\n`llamad plan phi4` shows what a start would get now.\n"
     assert story_json(story)["problems"] == []
 
 

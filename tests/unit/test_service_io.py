@@ -21,8 +21,8 @@ from llamad.errors import AccessError, BusyError, ExitCode, os_error
 from llamad.service.journal import NativeJournal
 from llamad.service.notify import NoNotifier, SystemdNotifier, ascii_line, watchdog_interval_s
 from llamad.service.overview import overview
-from llamad.service.scene import Scene
 from llamad.service.paths import Paths, user_run
+from llamad.service.scene import Scene
 from llamad.service.sockets import Listening, _bind_error, listen_on, store_name, stored_sockets
 from llamad.service.start import Start
 from llamad.service.status import StatusFile, read_status

@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from llamad import __version__
 from llamad.cli.main import config_root
@@ -22,6 +23,14 @@ class _Parser(argparse.ArgumentParser):
         self.print_usage(sys.stderr)
         print(f"{self.prog}: {message}", file=sys.stderr)
         sys.exit(int(ExitCode.USAGE))
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """argparse of Python 3.11 takes a list of words only where it stands before all options."""
+        found, rest = super().parse_known_args(args, namespace)
+        if hasattr(found, "assignments"):
+            found.assignments += [word for word in rest if not word.startswith("-")]
+            rest = [word for word in rest if word.startswith("-")]
+        return found, rest
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from llamad.front.settings import RequestRecord
+from llamad.service.paths import GAUGES
 from llamad.store import read_regular
 
-FILE_NAME = "gauges"
 WINDOW_S = 10
 """Over so many whole seconds the rate is taken."""
 _MAGIC = 0x31_65_67_75_61_67  # "gauge1"
@@ -51,7 +51,7 @@ class Gauges:
         self._numbers = array("Q", [_MAGIC, *[0] * (_NUMBERS - 1)])
         self._now = now
         self._written_s = float("-inf")
-        self._fd = _create(folder / FILE_NAME) if folder is not None else -1
+        self._fd = _create(folder / GAUGES) if folder is not None else -1
         self._write(now())
 
     def counts(self, active: int, waiting: int) -> None:
@@ -110,7 +110,7 @@ def _create(path: Path) -> int:
 def read_activity(folder: Path, now_s: float | None = None) -> Activity | None:
     """What the daemon whose folder this is wrote last; None where there is nothing sane."""
     try:
-        numbers = _FORM.unpack(read_regular(folder / FILE_NAME, _FORM.size + 1))
+        numbers = _FORM.unpack(read_regular(folder / GAUGES, _FORM.size + 1))
     except (OSError, struct.error):
         return None
     if numbers[0] != _MAGIC or max(numbers[1:_RING]) > _MOST:

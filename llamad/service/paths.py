@@ -18,6 +18,8 @@ SYSTEM_RUN = Path("/run/llamad")
 ROUTER = "router"
 """The folder of the router's models in the run-time directory, beside `model`."""
 PUBLIC_LEDGER = Path("public", "ledger.json")
+GAUGES = "gauges"
+"""In a model's run-time directory: how many requests and tokens, for everybody (see `gauges`)."""
 
 
 def user_run(environ: Mapping[str, str]) -> Path:

@@ -29,7 +29,7 @@ from llamad.service.facts import CACHE_NAME, FactsReader
 from llamad.service.journal import Journal, make_journal
 from llamad.service.keys import read_keys
 from llamad.service.notify import Notifier, make_notifier
-from llamad.service.paths import Paths
+from llamad.service.paths import GAUGES, Paths
 from llamad.service.planner import ENGINE_SOCKETS, PlanMaker, make_launch
 from llamad.service.reporter import DaemonReporter
 from llamad.service.sharing import Sharing
@@ -183,7 +183,7 @@ class Start:
         self.status.remove()
         if UNDER_SYSTEMD not in self.environ and "listening" in self.__dict__:
             engines = (self.paths.engine / name for name in ENGINE_SOCKETS)  # llama-server leaves its own behind
-            own = (self.paths.runtime / name for name in (SOCKET_FILE, ROUTER_SOCKET))
+            own = (self.paths.runtime / name for name in (SOCKET_FILE, ROUTER_SOCKET, GAUGES))
             for path in (self.listening.unix_path, *own, *engines):
                 if path is not None:
                     with contextlib.suppress(OSError):

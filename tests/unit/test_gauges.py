@@ -12,7 +12,8 @@ import pytest
 
 from llamad.front.settings import Outcome, RequestRecord
 from llamad.front.usage import Usage
-from llamad.service.gauges import FILE_NAME, Activity, Gauges, read_activity
+from llamad.service.gauges import Activity, Gauges, read_activity
+from llamad.service.paths import GAUGES
 from tests.support.fake_upstream import Call
 from tests.support.front import running
 
@@ -34,7 +35,7 @@ def test_what_is_written_is_read_by_everybody(tmp_path: Path) -> None:
     now = Now()
     gauges = Gauges(tmp_path, now)
     assert read_activity(tmp_path, now.s) == Activity(0, 0, 0, 0, 0.0)
-    assert stat.S_IMODE((tmp_path / FILE_NAME).stat().st_mode) == 0o644
+    assert stat.S_IMODE((tmp_path / GAUGES).stat().st_mode) == 0o644
     gauges.counts(3, 2)
     for _ in range(30):  # three a second
         gauges.token()
@@ -51,11 +52,11 @@ def test_a_stream_costs_ten_writes_a_second(tmp_path: Path) -> None:
     now = Now()
     gauges = Gauges(tmp_path, now)
     writes = 0
-    before = (tmp_path / FILE_NAME).read_bytes()
+    before = (tmp_path / GAUGES).read_bytes()
     for _ in range(1000):
         now.s += 0.001
         gauges.token()
-        after = (tmp_path / FILE_NAME).read_bytes()
+        after = (tmp_path / GAUGES).read_bytes()
         writes, before = writes + (after != before), after
     assert 8 <= writes <= 11
 
@@ -73,17 +74,17 @@ def test_a_folder_that_cannot_be_written_bothers_nobody(tmp_path: Path) -> None:
     "content", [b"", b"x" * 320, bytes(320), struct.pack("=40Q", 0x316567756167, *[1 << 63] * 39), b"\xff" * 4096]
 )
 def test_garbage_is_nothing(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / FILE_NAME).write_bytes(content)
+    (tmp_path / GAUGES).write_bytes(content)
     assert read_activity(tmp_path) is None
 
 
 def test_a_pipe_or_a_link_is_nothing(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / FILE_NAME)
+    os.mkfifo(tmp_path / GAUGES)
     assert read_activity(tmp_path) is None
-    (tmp_path / FILE_NAME).unlink()
+    (tmp_path / GAUGES).unlink()
     Gauges(tmp_path / ".")
     (tmp_path / "other").mkdir()
-    (tmp_path / "other" / FILE_NAME).symlink_to(tmp_path / FILE_NAME)
+    (tmp_path / "other" / GAUGES).symlink_to(tmp_path / GAUGES)
     assert read_activity(tmp_path / "other") is None
 
 

@@ -45,6 +45,12 @@ def test_every_verb_and_option_says_what_it_is(verb: str, capsys: pytest.Capture
     assert callable(importlib.import_module(f"llamad.cli.{verb}").run)
 
 
+@pytest.mark.parametrize("words", ["a=1 b=2 --context 5", "--context 5 a=1 b=2", "a=1 --context 5 b=2"])
+def test_assignments_may_stand_anywhere(words: str) -> None:
+    args = make_parser().parse_args(["add", "phi4", "m.gguf", *words.split()])
+    assert (args.assignments, args.context, args.file) == (["a=1", "b=2"], "5", "m.gguf")
+
+
 def test_the_whole_help_lists_all_verbs(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])

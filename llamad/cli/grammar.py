@@ -78,7 +78,7 @@ def _add_writers(verb: Verbs) -> None:
     )
     add.add_argument("name", metavar="NAME")
     add.add_argument("file", metavar="FILE.gguf", help="the model file; of a split model the first shard")
-    set_help = "any key of llamad.toml(5); a key that is in one table only needs no table"
+    set_help = "any key of llamad.toml(5), for example idle.keep_alive=1h; most need no table"
     add.add_argument("assignments", metavar="KEY=VALUE", nargs="*", help=set_help)
     add.add_argument("--context", metavar="TOKENS", help='tokens, or "auto" (the default): as much as fits')
     add.add_argument("--gpus", metavar="GPUS", help="indexes, UUIDs or PCI addresses: 0,1 (default: auto)")

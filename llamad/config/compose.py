@@ -31,7 +31,8 @@ _COLUMN = 24
 
 
 def parse_assignment(text: str) -> tuple[Path, object]:
-    """`placement.context=8192` as a key and its value; a key that is in one table only needs no table.
+    """`placement.context=8192` as a key and its value. A key that is in one table only, or is one of `[placement]`,
+    needs no table.
 
     The value is TOML; what is none is a text. Raises UsageError.
     """
@@ -50,9 +51,12 @@ def _full_key(key: str) -> Path:
     homes = [path for path in _all_keys() if path[-1] == key]
     if not homes:
         raise UsageError(f'"{shown(key)}" is no key of a definition', fix=_nearest(key))
-    if len(homes) > 1 and (key,) not in homes:
+    for likely in ((key,), ("placement", key)):
+        if likely in homes:
+            return likely
+    if len(homes) > 1:
         raise UsageError(f'"{key}" is in several tables', fix=f"write {' or '.join(map(dotted, homes))}")
-    return (key,) if (key,) in homes else homes[0]
+    return homes[0]
 
 
 def _nearest(key: str) -> str:

@@ -24,7 +24,8 @@ _ACTIVE, _WAITING, _REQUESTS, _OUTPUT, _RING = 1, 2, 3, 4, 8
 _BUCKETS = 16
 _NUMBERS = _RING + 2 * _BUCKETS
 _FORM = struct.Struct(f"={_NUMBERS}Q")
-_QUIET_S = 0.1
+_TOKENS_S, _REQUESTS_S = 0.1, 0.02
+"""What comes so soon after a write is written with the next one. The first request and the last are at once."""
 _MOST = 1 << 50
 
 
@@ -42,7 +43,7 @@ class Activity(NamedTuple):
 
 
 class Gauges:
-    """The writer. It is called on the loop, often: at most a write of some hundred bytes, that nobody waits for.
+    """The writer. It is called on the loop, often: a write of some hundred bytes now and then, that nobody waits for.
 
     `folder` None: nobody is told.
     """
@@ -56,24 +57,29 @@ class Gauges:
 
     def counts(self, active: int, waiting: int) -> None:
         """So many requests are with llama-server and at the gate."""
+        was_idle = self._is_idle
         self._numbers[_ACTIVE], self._numbers[_WAITING] = active, waiting
-        self._write(self._now())
+        self._write_unless_within(0.0 if was_idle else _REQUESTS_S, self._now())
 
     def token(self) -> None:
         """One more event of a stream has passed."""
         now_s = self._now()
         self._generated(1, now_s)
-        if now_s - self._written_s >= _QUIET_S:
-            self._write(now_s)
+        self._write_unless_within(_TOKENS_S, now_s)
 
     def finished(self, record: RequestRecord) -> None:
         """A request is over; what was not seen of its answer as a stream is counted now."""
+        now_s = self._now()
         self._numbers[_REQUESTS] += 1
         if record.usage is not None:
             tokens = max(0, min(record.usage.output_tokens, _MOST))
             self._numbers[_OUTPUT] += tokens
-            self._generated(max(0, tokens - record.events), self._now())
-        self._write(self._now())
+            self._generated(max(0, tokens - record.events), now_s)
+        self._write_unless_within(0.0 if self._is_idle else _REQUESTS_S, now_s)
+
+    @property
+    def _is_idle(self) -> bool:
+        return not (self._numbers[_ACTIVE] or self._numbers[_WAITING])
 
     def close(self) -> None:
         """Write no more."""
@@ -87,6 +93,10 @@ class Gauges:
         if self._numbers[at] != second:
             self._numbers[at], self._numbers[at + 1] = second, 0
         self._numbers[at + 1] += tokens
+
+    def _write_unless_within(self, pause_s: float, now_s: float) -> None:
+        if now_s - self._written_s >= pause_s:
+            self._write(now_s)
 
     def _write(self, now_s: float) -> None:
         self._written_s = now_s

@@ -22,13 +22,14 @@ def text_of(name: str = "phi4", listen: str = "127.0.0.1:8081", model: str = "/s
 
 def test_what_is_written_can_be_loaded(tmp_path: Path) -> None:
     odd = '/srv/a "b" \\ #ä'
-    words = ["allow_cpu=true", 'aliases=["x\\"y", "z"]', "environment.GGML_X=a b", "idle.keep_alive=1h", "context=8192"]
+    words = ["allow_cpu=true", 'aliases=["x\\"y", "z"]', "environment.GGML_X=a b", "keep_alive=1h", "context=8192", "threads=4"]
     values = {("model",): odd, ("listen",): "[::1]:8081", **dict(map(parse_assignment, words))}
     path = write_definition("phi4", definition_text("phi4", values), tmp_path)
     definition = load_definition("phi4", tmp_path).definition
     assert path == tmp_path / "phi4.toml"
     assert (definition.model, definition.listen, definition.aliases) == (odd, "[::1]:8081", ('x"y', "z"))
     assert (definition.placement.allow_cpu, definition.placement.context) == (True, 8192)
+    assert (definition.placement.threads, definition.draft.threads) == (4, "auto")
     assert (definition.environment, definition.idle.keep_alive) == ({"GGML_X": "a b"}, "1h")
     assert stat.S_IMODE(path.stat().st_mode) == 0o644
 
@@ -77,7 +78,7 @@ def test_what_a_plan_says_cannot_leave_its_comment(value: object) -> None:
         ("context", r'"context" sets nothing; write KEY=VALUE'),
         ("=5", r'"=5" sets nothing'),
         ("contxt=5", r'"contxt" is no key of a definition; did you mean placement\.context\?'),
-        ("threads=4", r'"threads" is in several tables; write placement\.threads or draft\.threads'),
+        ("backend_sampling=true", r'is in several tables; write sampling\.backend_sampling or draft\.backend_sampling'),
         ("\x1b[31m=1", r'"\\x1b\[31m" is no key'),
     ],
 )

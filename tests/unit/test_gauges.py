@@ -36,6 +36,7 @@ def test_what_is_written_is_read_by_everybody(tmp_path: Path) -> None:
     gauges = Gauges(tmp_path, now)
     assert read_activity(tmp_path, now.s) == Activity(0, 0, 0, 0, 0.0)
     assert stat.S_IMODE((tmp_path / GAUGES).stat().st_mode) == 0o644
+    now.s += 1
     gauges.counts(3, 2)
     for _ in range(30):  # three a second
         gauges.token()
@@ -59,6 +60,18 @@ def test_a_stream_costs_ten_writes_a_second(tmp_path: Path) -> None:
         after = (tmp_path / GAUGES).read_bytes()
         writes, before = writes + (after != before), after
     assert 8 <= writes <= 11
+
+
+def test_of_many_requests_at_once_the_first_and_the_last_are_written(tmp_path: Path) -> None:
+    now = Now()
+    gauges = Gauges(tmp_path, now)
+    for active in (1, 2, 3, 2, 1, 0):  # all within a millisecond
+        gauges.counts(active, 0)
+        if active == 1:
+            assert read_activity(tmp_path, now.s)[:2] == (1, 0)  # type: ignore[index]
+        if active < 3:
+            gauges.finished(record(10))
+    assert read_activity(tmp_path, now.s) == Activity(0, 0, 5, 50, 0.0)
 
 
 def test_a_folder_that_cannot_be_written_bothers_nobody(tmp_path: Path) -> None:

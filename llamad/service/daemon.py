@@ -92,7 +92,7 @@ class Service:
 
         def keys(loaded: Loaded) -> KeySet:
             paths, name = start.paths, start.name
-            return read_keys(loaded, paths.credential(name), paths.credential(name, "admin-key"))
+            return read_keys(loaded, paths.credential(name), paths.credential(name, "admin-key"), paths.credential(name, "tls-key"))
 
         sources = Sources(start.load, keys, move)
         return Reloads(sources, self.supervisor, self.front, self.reporter, SystemClock(), start.keys)

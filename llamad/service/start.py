@@ -120,7 +120,7 @@ class Start:
     def keys(self) -> KeySet:
         """Its API keys, and those of the admin."""
         paths, name = self.paths, self.name
-        return read_keys(self.loaded, paths.credential(name), paths.credential(name, "admin-key"))
+        return read_keys(self.loaded, paths.credential(name), paths.credential(name, "admin-key"), paths.credential(name, "tls-key"))
 
     @cached_property
     def listening(self) -> Listening:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable, Sequence
-
 from typing import TYPE_CHECKING
 
 from llamad.clock import Clock

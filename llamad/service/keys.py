@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from llamad.config.loaded import Loaded
 from llamad.errors import AccessError, ConfigError, Where
 from llamad.front.certificate import Certificate, load_certificate
 from llamad.front.keys import KeySet
+
+
+def read_all_keys(loaded: Loaded, credential: Callable[[str, str], Path | None]) -> KeySet:
+    """Every secret of a model with its own address, where `credential` finds what systemd imported, by the model's
+    name and the kind. Raises AccessError, ConfigError."""
+    kinds = ("api-key", "admin-key", "tls-key")
+    return read_keys(loaded, *(credential(loaded.name, kind) for kind in kinds))
 
 
 def read_keys(

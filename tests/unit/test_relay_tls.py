@@ -127,7 +127,7 @@ def test_what_is_no_certificate_is_told(tmp_path: Path) -> None:
     _, locked = make_certificate(tmp_path, "locked", password="secret")
     garbage = tmp_path / "garbage"
     garbage.write_text("no PEM")
-    with pytest.raises(AccessError, match="cannot read .*missing"):
+    with pytest.raises(AccessError, match=r"cannot read .*missing"):
         load_certificate(certificate, tmp_path / "missing", None)
     for wrong, words in ((other, "is not the key of"), (locked, "has a password"), (garbage, "no certificate")):
         with pytest.raises(ConfigError, match=words):

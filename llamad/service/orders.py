@@ -8,6 +8,7 @@ import json
 import socket
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llamad.config.listen import Listen, parse_listen
 from llamad.config.load import load_definition
@@ -18,6 +19,9 @@ from llamad.ledger.ledger import Ledger
 from llamad.service.paths import SYSTEM_RUN
 from llamad.service.systemctl import ROUTER_UNIT, Units, unit_of
 from llamad.service.upkeep import require_definition
+
+if TYPE_CHECKING:
+    import ssl
 
 CREDENTIALS = Path("/etc/credstore")
 SLACK_S = 30.0
@@ -42,7 +46,8 @@ def load(name: str, root: Path, units: Units, say: Callable[[str], None]) -> int
     if is_routers_to_load(loaded, units):
         say(f"the router loads {name}")
         wait_s = loaded.definition.limits.wait_s + SLACK_S
-        ask_router(name, parse_listen(loaded.host.listen), keys_for(name, loaded), wait_s)
+        host = loaded.host
+        ask_router(name, parse_listen(host.listen), keys_for(name, loaded), wait_s, host.tls_cert)
         return 0
     if not units.are_there():
         raise AccessError("there is no systemd here", fix=f"`llamad serve {name}`, or a request to a router that runs")
@@ -70,25 +75,39 @@ def _first_key(files: Iterable[Path | str | None]) -> str:
 
 
 class _Local(http.client.HTTPConnection):
-    """To an address of this host."""
+    """To an address of this host, which shows this certificate and no other where it has one."""
 
-    def __init__(self, listen: Listen, timeout_s: float) -> None:
+    def __init__(self, listen: Listen, certificate: str | None, timeout_s: float) -> None:
         self._listen = listen
+        self._certificate = certificate
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(listen.host, listen.host) or "localhost"
         super().__init__(host, listen.port or 80, timeout=timeout_s)
 
     def connect(self) -> None:
         if self._listen.kind == "tcp":
             super().connect()
-            return
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(str(SYSTEM_RUN / "api" / self._listen.path))
+        else:
+            self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            self.sock.settimeout(self.timeout)
+            self.sock.connect(str(SYSTEM_RUN / "api" / self._listen.path))
+        if self._certificate is not None:
+            self.sock = _trusting(self._certificate).wrap_socket(self.sock)
 
 
-def ask_router(name: str, listen: Listen, key: str, wait_s: float) -> None:
+def _trusting(certificate: str) -> ssl.SSLContext:
+    """Trusts one certificate, whatever name is in it: the address is this host's."""
+    import ssl  # most addresses have none
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    context.load_verify_locations(certificate)
+    return context
+
+
+def ask_router(name: str, listen: Listen, key: str, wait_s: float, certificate: str | None = None) -> None:
     """Send the router a small request that needs the model. Raises ChildError, BusyError, AccessError."""
-    connection = _Local(listen, wait_s)
+    connection = _Local(listen, certificate, wait_s)
     headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
     try:
         connection.request("POST", f"/upstream/{name}/tokenize", _BODY, headers)

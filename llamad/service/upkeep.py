@@ -114,7 +114,7 @@ def places_of(name: str) -> tuple[Path, ...]:
 
 
 def _kept_beside(name: str) -> list[Path]:
-    kinds = ("api-key", "admin-key")
+    kinds = ("api-key", "admin-key", "tls-key")
     credentials = [Path(store) / f"llamad.{kind}.{name}" for store in CREDENTIAL_STORES for kind in kinds]
     return [*credentials, Path(f"/etc/systemd/system/llamad@{name}.service.d")]
 

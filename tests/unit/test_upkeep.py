@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import os
 import socket
+import ssl
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +29,7 @@ from llamad.ledger.ledger import Ledger
 from llamad.service import upkeep
 from llamad.service.orders import ask_router, is_routers_to_load, keys_for, load, unload_from_router
 from llamad.service.upkeep import backup_of, describe, disable, enable, removal, remove
+from tests.support.certificates import make_certificate
 from tests.support.gguf_fuzz import keys, model
 from tests.support.gguf_writer import write_gguf
 
@@ -208,6 +210,29 @@ def test_the_router_is_asked_by_a_request_for_the_model(router: tuple[int, type[
         with pytest.raises(error, match=r"router") as caught:
             ask_router("phi4", parse_listen(f"127.0.0.1:{port}"), "", 5)
         assert says in str(caught.value)
+
+
+def test_a_router_with_a_certificate_is_known_by_it(router: tuple[int, type[_Router]], tmp_path: Path) -> None:
+    (tmp_path / "theirs").mkdir()
+    ours, key = make_certificate(tmp_path)
+    theirs, _ = make_certificate(tmp_path / "theirs")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(ours, key)
+    kind = type("Router", (_Router,), {"seen": []})
+    server = http.server.HTTPServer(("127.0.0.1", 0), kind)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        listen = parse_listen(f"127.0.0.1:{server.server_port}")
+        ask_router("phi4", listen, "k", 20, str(ours))
+        with pytest.raises(BusyError, match="certificate verify failed"):
+            ask_router("phi4", listen, "k", 20, str(theirs))
+        assert kind.seen == [("/upstream/phi4/tokenize", "Bearer k")]  # type: ignore[attr-defined]
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 def test_a_router_that_does_not_answer() -> None:

@@ -23,6 +23,7 @@ ROUTER_NOTE = ", the router of llamad.service"
 """What the router's lock files say behind its process id."""
 _WANTED = ".wanted"
 _OWNER = ".owner"
+_GIVEN_UP = "for nobody"
 _POLL_S = 0.25
 
 
@@ -35,6 +36,8 @@ class Served(NamedTuple):
     """Models that the router is asked for."""
     leases: Mapping[str, Lease]
     """What models have or wait for, of all that are alive."""
+    given_up: frozenset[str] = frozenset()
+    """Of the wanted: those that nobody takes over (see `ask_back`)."""
 
 
 def look(ledger: Ledger) -> Served:
@@ -50,7 +53,8 @@ def look(ledger: Ledger) -> Served:
         wanted = {
             name.removesuffix(_WANTED) for name in names if name.endswith(_WANTED) and _is_held(ledger, name)
         }
-    return Served(frozenset(owners), frozenset(wanted), leases)
+        given_up = {name for name in wanted if _GIVEN_UP in _read(ledger, f"{name}{_WANTED}")}
+    return Served(frozenset(owners), frozenset(wanted), leases, frozenset(given_up))
 
 
 def is_routers(ledger: Ledger) -> bool:
@@ -90,7 +94,7 @@ def _await_name(ledger: Ledger, watch: Watch, until_s: float) -> None:
 
 
 @contextmanager
-def _asking(ledger: Ledger) -> Iterator[None]:
+def _asking(ledger: Ledger, note: str = "") -> Iterator[None]:
     """Hold the request's lock, and have it noticed: the end of a writer is what the ledger's watchers wake by."""
     path = ledger.folder / f"{ledger.name}{_WANTED}"
     with ledger.transaction():
@@ -98,6 +102,7 @@ def _asking(ledger: Ledger) -> Iterator[None]:
         if not files.try_lock(fd):
             os.close(fd)
             raise BusyError(f"{ledger.name} is asked for already", fix="wait until that start has ended")
+        files.sign(fd, f"{os.getpid()} {note}\n")
     try:
         os.close(files.open_lock(path))
         yield
@@ -108,7 +113,11 @@ def _asking(ledger: Ledger) -> Iterator[None]:
 
 def _is_signed(ledger: Ledger, file_name: str) -> bool:
     """Whether the router held this lock file last."""
-    return ROUTER_NOTE in files.read(ledger.folder / file_name).decode("ascii", "replace")
+    return ROUTER_NOTE in _read(ledger, file_name)
+
+
+def _read(ledger: Ledger, file_name: str) -> str:
+    return files.read(ledger.folder / file_name).decode("ascii", "replace")
 
 
 def _is_held(ledger: Ledger, file_name: str) -> bool:
@@ -134,7 +143,7 @@ def ask_back(ledger: Ledger, wait_s: float) -> bool:
     watch = Watch(ledger.folder)
     until_s = ledger.now() + wait_s
     try:
-        with _asking(ledger):
+        with _asking(ledger, _GIVEN_UP):
             while _is_held(ledger, owner):
                 if ledger.now() >= until_s:
                     what = f"the router still has {ledger.name}"

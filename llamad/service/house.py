@@ -66,6 +66,8 @@ class Outside:
     wanted: bool = False
     """Somebody asks the router for it."""
     enabled: bool = False
+    given_up: bool = False
+    """It is wanted by nobody who would serve it: `llamad unload`."""
 
 
 class Timers:

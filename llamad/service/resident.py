@@ -102,7 +102,8 @@ class Resident:
             return
         if self._task is not None:
             if outside.wanted:
-                self.unload(f"llamad@{self.name} takes it over")
+                unit = f"llamad@{self.name} takes it over"
+                self.unload("the admin wants it unloaded (llamad unload)" if outside.given_up else unit)
             return
         if outside.owned:
             self._forward()

@@ -160,7 +160,8 @@ class Router:
             return
         served = self._served
         for name, resident in self.residents.items():
-            resident.regard(Outside(name in served.owners, name in served.wanted, name in enabled))
+            owned, wanted, given_up = (name in names for names in (served.owners, served.wanted, served.given_up))
+            resident.regard(Outside(owned, wanted, name in enabled, given_up))
         self._make_room()
         self._report()
 

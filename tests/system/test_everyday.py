@@ -195,6 +195,7 @@ def test_the_routers_models_are_loaded_and_unloaded_by_name(bed: Bed) -> None:
         seen = models()["tiny"]
         assert (seen["state"], seen["served_by"]) == ("ready", "router")
         assert "is unloaded" in run("llamad", "unload", "tiny").stdout
+        assert "the admin wants it unloaded" in bed.events("tiny", "unloading")[0]["LLAMAD_CAUSE"]
         assert models()["tiny"]["state"] == "unloaded"
         assert not list(Path("/run/llamad/ledger").glob("*.wanted"))
         assert "is not loaded" in run("llamad", "unload", "tiny").stdout

@@ -24,7 +24,7 @@ from llamad.errors import (
     UsageError,
 )
 from llamad.ledger import folder as files
-from llamad.ledger.handover import ROUTER_NOTE, ask_back
+from llamad.ledger.handover import ROUTER_NOTE, ask_back, look
 from llamad.ledger.ledger import Ledger
 from llamad.service import upkeep
 from llamad.service.orders import ask_router, is_routers_to_load, keys_for, load, unload_from_router
@@ -268,8 +268,9 @@ def test_the_router_is_asked_to_let_go_and_nothing_is_taken(ledger: Path, etc: P
     wanted = ledger / "phi4.wanted"
 
     def let_go() -> None:
-        while not (wanted.exists() and files.is_held(str(wanted))):
+        while not (wanted.exists() and files.is_held(str(wanted)) and look(routers).given_up):
             pass
+        assert look(routers).wanted == look(routers).given_up == {"phi4"}
         routers.release()
 
     thread = threading.Thread(target=let_go)

@@ -12,7 +12,7 @@ _OF_THE_FRONT = (
     "max_concurrent_requests", "queue_requests", "wait_s", "head_bytes", "body_bytes", "replay_bytes",
     "client_idle_s", "max_input_tokens", "max_output_tokens", "max_total_tokens", "heartbeat_s",
 )  # fmt: skip
-_FIX = 'delete it, or front = "direct"'
+_FIX = 'delete it, or front = "relay"'
 
 
 def front_problems(definition: Definition) -> Iterator[Problem]:

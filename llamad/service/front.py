@@ -56,7 +56,9 @@ class RelayFront:
         await self._front.start(sockets, forwarding)
 
     def publish(self, folder: Path) -> None:
-        """Have everybody see there how many requests there are, from now on."""
+        """Have everybody see there how many requests there are, from now on; where they come by us, that is."""
+        if self._is_direct:
+            return
         self.gauges = Gauges(folder)
         self._front.watch(self.gauges.counts, self.gauges.token)
 

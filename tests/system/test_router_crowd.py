@@ -1,0 +1,182 @@
+"""The router's promises under a crowd: memory for fewer models than are asked for, a unit that takes its model and gives
+it back, a llama-server that dies under many streams."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests.support.models import build_tiny
+from tests.support.router_unit import Promises, Router, define, host_memory_of, routing
+from tests.support.streams import Streams, stream
+from tests.system.conftest import MODELS, Bed, post, run, wait_for
+
+MEMORY_MIB = 4096
+HALF = 'cache_ram = "1400MiB"\n'
+"""Two such models fit into the memory, with their margins of 256 MiB; three do not."""
+WHOLE = 'cache_ram = "2400MiB"\n'
+"""One does."""
+
+
+@pytest.fixture
+def router(bed: Bed) -> Iterator[Router]:
+    with host_memory_of(MEMORY_MIB), routing(bed) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def small() -> Path:
+    """A tenth of the other one: what is tested is not how fast the machine computes."""
+    path = MODELS / "crowd.gguf"
+    build_tiny(path, layers=2, embd=64)
+    path.chmod(0o644)
+    return path
+
+
+@pytest.fixture
+def promises() -> Iterator[Promises]:
+    made = Promises()
+    made.start()
+    yield made
+    made.stop()
+
+
+def at_s(record: dict[str, Any]) -> float:
+    """When it was written, on the clock of time.monotonic."""
+    return int(record["_SOURCE_MONOTONIC_TIMESTAMP"] if "_SOURCE_MONOTONIC_TIMESTAMP" in record else record["__MONOTONIC_TIMESTAMP"]) / 1e6
+
+
+def loads_s(router: Router) -> list[float]:
+    """How long each load took, from its start to ready."""
+    since: dict[str, float] = {}
+    found = []
+    for record in router.bed.journal("_SYSTEMD_UNIT=llamad.service"):
+        event, name = record.get("LLAMAD_EVENT"), record.get("LLAMAD_MODEL", "")
+        if event == "loading":
+            since[name] = at_s(record)
+        elif event == "ready":
+            found.append(at_s(record) - since.pop(name))
+    return found
+
+
+@pytest.mark.timeout(300)
+def test_a_hundred_clients_of_three_models_where_memory_holds_two(
+    router: Router, promises: Promises, small: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each client asks one model after the other, so that each model is wanted again when it has gone."""
+    drain_s = 5.0
+    names = ("one", "two", "three")
+    for name in names:
+        limits = f"[limits]\ndrain_s = {drain_s}\n"
+        define(router.bed, name, model=small, vulkan=False, extra=f"[server]\n{HALF}{limits}")
+    router.start("resident_s = 0")
+    address = urlsplit(router.url).netloc
+    waits_s: list[float] = []
+
+    def client(number: int) -> list[str]:
+        ends = []
+        for turn in range(len(names)):
+            began_s = time.monotonic()
+            ended = stream(address, 4, lambda: waits_s.append(time.monotonic() - began_s), model=names[(number + turn) % 3])  # noqa: B023
+            ends.append(ended)
+        return ends
+
+    with ThreadPoolExecutor(100) as pool:
+        outcomes = Counter(end for ends in pool.map(client, range(100)) for end in ends)
+    loads = loads_s(router)
+    bound_s = 2 * (drain_s + max(loads))
+    promises.stop()
+    with capsys.disabled():
+        print(
+            f"\n100 clients, 3 models, memory for 2: {outcomes.total()} answers, {len(loads)} loads of {min(loads):.2f} to "
+            f"{max(loads):.2f} s; longest wait {max(waits_s):.2f} s of {bound_s:.2f} s; at most "
+            f"{promises.most_bytes >> 20} of {MEMORY_MIB} MiB promised, {promises.copies} looks"
+        )
+    assert outcomes == {"done": 300}, outcomes
+    assert max(waits_s) <= bound_s
+    assert MEMORY_MIB * 3 // 4 << 20 < promises.most_bytes <= MEMORY_MIB << 20
+    assert max(map(len, promises.together)) == 2
+    assert len(loads) > len(names), "one that had gone came back"
+
+
+@pytest.mark.timeout(200)
+def test_a_unit_wins_and_gives_back_under_sixteen_clients_and_nothing_is_lost(
+    router: Router, promises: Promises, small: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    define(router.bed, "phi4", model=small, vulkan=False, extra=f"[server]\n{WHOLE}")
+    router.start("unit_grace_s = 30")
+    assert router.ask("phi4")[0] == 200
+    clients = Streams(router.url, 16, 4, model="phi4")
+    clients.more(20)
+    begun, ends = threading.Event(), []
+    address = urlsplit(router.url).netloc
+    long = threading.Thread(target=lambda: ends.append(stream(address, 1500, begun.set, model="phi4")), daemon=True)
+    long.start()
+    assert begun.wait(60)
+    router.bed.ctl("start", "llamad@phi4")
+    assert "llamad@phi4 takes it over" in router.events("unloading")[0]["LLAMAD_CAUSE"]
+    long.join(60)
+    assert ends == ["done"], "what was in flight is finished first"
+    router.until("phi4", "forwarded")
+    clients.more(40)
+    assert not run("pgrep", "-f", "router/phi4/engine", check=False).stdout, "it has no llama-server of the router's"
+    router.bed.ctl("restart", "llamad@phi4")
+    clients.more(40)
+    router.bed.ctl("enable", "llamad@phi4")
+    router.bed.ctl("stop", "llamad@phi4")
+    router.until("phi4", "awaited")
+    router.bed.ctl("disable", "llamad@phi4")
+    router.until("phi4", "ready")
+    clients.more(40)
+    outcomes = clients.end()
+    promises.stop()
+    with capsys.disabled():
+        print(
+            f"\n16 clients, a unit starts, restarts, stops, is disabled: {outcomes.total()} answers, longest wait "
+            f"{max(clients.waits_s):.2f} s, at most {promises.most_bytes >> 20} MiB promised, {promises.copies} looks"
+        )
+    assert outcomes.keys() == {"done"}, outcomes
+    assert promises.together == {(), ("phi4",)}
+    assert 2400 << 20 < promises.most_bytes < 2800 << 20, "one model's worth"
+
+
+POOL = "[placement]\nallow_cpu = true\ngpu_layers = 0\ncontext = 4096\nparallel = 32\nthreads = 1\n"
+STREAMS, QUEUED, TOKENS = 32, 12, 120
+
+
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize("through", ["router", "unit"])
+def test_a_death_under_thirty_two_streams_and_a_pool_that_sixteen_would_overfill(
+    router: Router, small: Path, through: str
+) -> None:
+    url = define(router.bed, "phi4", model=small, vulkan=False, placement=POOL)
+    if through == "router":
+        router.start()
+        url = router.url
+    else:
+        router.bed.ctl("start", "llamad@phi4")
+    prompt = {"model": "phi4", "prompt": "word " * 60, "max_tokens": 60}  # 300 tokens: 16 would take 5,760
+    with ThreadPoolExecutor(16) as pool:
+        statuses = list(pool.map(lambda _: post(f"{url}/v1/completions", prompt)[0], range(16)))
+    assert statuses == [200] * 16
+    begun = threading.Semaphore(0)
+    address = urlsplit(url).netloc
+    with ThreadPoolExecutor(STREAMS + QUEUED) as pool:
+        streams = [pool.submit(stream, address, TOKENS, begun.release, model="phi4") for _ in range(STREAMS)]
+        for _ in range(STREAMS):
+            assert begun.acquire(timeout=60)
+        body = {"model": "phi4", "prompt": [10, 11], "max_tokens": TOKENS}
+        queued = [pool.submit(post, f"{url}/v1/completions", body, 120) for _ in range(QUEUED)]
+        os.kill(int(run("pgrep", "-f", "llama-server.*--alias phi4").stdout.split()[-1]), signal.SIGKILL)
+        assert Counter(one.result(120) for one in streams) == {"error: 502 crash": STREAMS}
+        assert [one.result(120)[0] for one in queued] == [200] * QUEUED

@@ -3,6 +3,8 @@ it back, a llama-server that dies under many streams."""
 
 from __future__ import annotations
 
+import http.client
+import json
 import os
 import signal
 import threading
@@ -204,3 +206,77 @@ def test_sixteen_clients_that_would_overfill_the_cache_of_a_model_that_is_not_lo
     body = {"model": "phi4", "prompt": "word " * 60, "max_tokens": 60}  # 300 tokens: all together 5,760
     with ThreadPoolExecutor(16) as pool:
         assert [*pool.map(lambda _: post(f"{router.url}/v1/completions", body)[0], range(16))] == [200] * 16
+
+
+ALONE = "[placement]\nallow_cpu = true\ngpu_layers = 0\nthreads = 1\nparallel = 1\ncontext = 8192\n"
+LONG_PROMPT, BATCHES = [10 + place % 200 for place in range(4096)], 4096 // 512
+POLL_S = 1.0
+"""So often llama-server looks whether a client is there still, where it has nothing to send to it."""
+
+
+def event_s(router: Router, event: str, name: str) -> float:
+    """When the latest such event of a model was."""
+    return max(at_s(record) for record in router.events(event) if record["LLAMAD_MODEL"] == name)
+
+
+@pytest.mark.timeout(300)
+def test_a_busy_model_makes_room_within_its_bounds_and_a_pinned_one_never(router: Router, small: Path) -> None:
+    resident_s, drain_s = 2.0, 1.0
+    define(router.bed, "pinned", model=small, head='start = "always"', vulkan=False,
+           extra=f'[server]\n{HALF}[idle]\nkeep_alive = "1s"\n')  # fmt: skip
+    define(router.bed, "one", vulkan=False, placement=ALONE, extra=f"[server]\n{HALF}[limits]\ndrain_s = {drain_s}\n")
+    define(router.bed, "two", model=small, vulkan=False, extra=f"[server]\n{HALF}")
+    router.start(f"resident_s = {resident_s}")
+    router.until("pinned", "ready")
+    begun = threading.Event()
+    address = urlsplit(router.url).netloc
+    with ThreadPoolExecutor(1) as pool:
+        busy = pool.submit(stream, address, 8000, begun.set, model="one")
+        assert begun.wait(60)
+        began_s = time.monotonic()
+        assert router.ask("two", timeout=120)[0] == 200
+        waited_s = time.monotonic() - began_s
+        assert busy.result(60) == "error: unloaded server_error"
+    load_s = max(loads_s(router))
+    ready_s, left_s = event_s(router, "ready", "one"), event_s(router, "unloading", "one")
+    least_s = max(resident_s, 3 * load_s)
+    assert max(resident_s, 2 * load_s) <= left_s - ready_s, "it stays for as long as it is to"
+    assert waited_s <= least_s + 2 * (drain_s + load_s), f"two waited {waited_s:.1f} s; loads took {load_s:.1f} s"
+    assert router.states() == {"pinned": "ready", "one": "unloaded", "two": "ready"}
+    assert {record["LLAMAD_MODEL"] for record in router.events("unloading")} == {"one"}
+
+
+@pytest.mark.timeout(300)
+def test_a_long_prompt_keeps_its_model_to_the_first_byte_and_is_dropped_with_its_client(router: Router, small: Path) -> None:
+    define(router.bed, "long", vulkan=False, placement=ALONE, extra=f"[server]\n{WHOLE}")
+    define(router.bed, "other", model=small, vulkan=False, extra=f"[server]\n{WHOLE}")
+    router.start("resident_s = 0")
+    address = urlsplit(router.url).netloc
+    first_s: list[float] = []
+    with ThreadPoolExecutor(1) as pool:
+        read = pool.submit(stream, address, 4, lambda: first_s.append(time.monotonic()), model="long", prompt=LONG_PROMPT)
+        router.until("long", "ready")
+        assert router.ask("other", timeout=200)[0] == 200
+        assert read.result(60) == "done"
+    ready_s, left_s = event_s(router, "ready", "long"), event_s(router, "unloading", "long")
+    assert first_s[0] - ready_s > 3 * loads_s(router)[0], "it would have gone before, or the test says nothing"
+    assert left_s > first_s[0] - 0.05
+
+    assert router.ask("long", timeout=200)[0] == 200
+    prompt_s = first_s[0] - ready_s
+    body = {"model": "long", "prompt": LONG_PROMPT, "max_tokens": 4, "stream": True, "return_progress": True,
+            "cache_prompt": False}  # fmt: skip
+    client = http.client.HTTPConnection(address, timeout=120)
+    client.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
+    with client.getresponse() as answer:
+        line = answer.readline()
+    client.close()
+    left_s = time.monotonic()
+    assert b"prompt_progress" in line, line
+    assert router.ask("long", timeout=200)[0] == 200
+    answered_s = time.monotonic()
+    lines = router.bed.journal("SYSLOG_IDENTIFIER=llama-server@long")
+    dropped_s = max(at_s(record) for record in lines if "cancel task" in str(record["MESSAGE"]))
+    batch_s = prompt_s / BATCHES
+    assert dropped_s - left_s <= POLL_S + 2 * batch_s, "llama-server hears of it with its next look"
+    assert answered_s - dropped_s <= 2 * batch_s + 0.5, f"its slot is free after a micro-batch, of {batch_s:.2f} s"

@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import openai
 import pytest
 
 from tests.support.router_unit import ON_CPU, Router, define, large, routing
@@ -191,23 +189,3 @@ def test_keys_of_the_address_and_of_a_model(router: Router) -> None:
     assert [ask("two", "all-key"), ask("two", "own-key"), ask("two", "none")] == [401, 200, 401]
     router.bed.ctl("start", "llamad@two")  # which asks for its keys itself
     assert [ask("two", "all-key"), ask("two", "own-key"), ask("two", "none")] == [401, 200, 401]
-
-
-def test_curl_and_the_sdk(router: Router) -> None:
-    define(router.bed, "one", head='aliases = ["gpt-4o"]')
-    define(router.bed, "two")
-    router.start()
-    body = '{"messages": [{"role": "user", "content": "hello"}], "max_tokens": 3, "model": "two"}'
-    shown = run("curl", "-sS", "--fail-with-body", f"{router.url}/v1/chat/completions", "-d", body).stdout
-    assert json.loads(shown)["model"] == "two"
-    client = openai.OpenAI(base_url=f"{router.url}/v1", api_key="none", timeout=60)
-    assert [model.id for model in client.models.list()] == ["one", "gpt-4o", "two"]
-    hello: Any = [{"role": "user", "content": "hello"}]
-    assert client.chat.completions.create(model="gpt-4o", messages=hello, max_tokens=3).model == "one"
-    stream = client.chat.completions.create(model="two", messages=hello, max_tokens=6, stream=True)
-    chunks = list(stream)
-    assert {chunk.model for chunk in chunks} == {"two"} and chunks[-1].choices[0].finish_reason == "length"
-    assert client.completions.create(model="one", prompt="hello", max_tokens=3).usage is not None
-    with pytest.raises(openai.NotFoundError) as missing:
-        client.chat.completions.create(model="three", messages=hello)
-    assert missing.value.code == "model_not_found"

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 
+from tests.support.models import build_tiny
 from tests.support.router_unit import Router, define, routing
-from tests.system.conftest import Bed, run, wait_for
+from tests.system.conftest import MODELS, Bed, run, wait_for
 
 HELLO: Any = [{"role": "user", "content": "hello"}]
 TOOL: Any = {
@@ -21,12 +23,28 @@ TOOL: Any = {
         "parameters": {"type": "object", "properties": {"city": {"type": "string", "enum": ["Rome"]}}, "required": ["city"]},
     },
 }
+CALL = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Rome"}'}}
+TEMPLATE = (
+    "{% if tools %}<|im_start|>system\n<tools>{% for tool in tools %}\n{{ tool | tojson }}{% endfor %}\n</tools><|im_end|>\n{% endif %}"
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}{{ message.content or '' }}"
+    "{% for call in message.tool_calls or [] %}<tool_call>{{ call.function | tojson }}</tool_call>{% endfor %}"
+    "{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def caller() -> Path:
+    """A model whose template knows tools."""
+    path = MODELS / "caller.gguf"
+    build_tiny(path, layers=2, embd=64, chat_template=TEMPLATE)
+    path.chmod(0o644)
+    return path
 
 
 @pytest.fixture
-def router(bed: Bed) -> Iterator[Router]:
+def router(bed: Bed, caller: Path) -> Iterator[Router]:
     with routing(bed) as made:
-        define(bed, "one", head='aliases = ["gpt-4o"]', vulkan=False)
+        define(bed, "one", model=caller, head='aliases = ["gpt-4o"]', vulkan=False)
         define(bed, "two", vulkan=False, extra="[limits]\nqueue_requests = 0\n")
         define(bed, "embed", vulkan=False, extra='[server]\nembeddings = true\npooling = "mean"\n')
         define(bed, "rank", vulkan=False, extra="[server]\nreranking = true\n")
@@ -52,10 +70,16 @@ def test_the_openai_sdk(router: Router) -> None:
     assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices][-1] == "length"
     assert chunks[-1].usage is not None and chunks[-1].usage.completion_tokens == 6
 
-    called = chat.create(model="one", messages=HELLO, tools=[TOOL], tool_choice="required", max_tokens=200)
-    (call,) = called.choices[0].message.tool_calls or ()
-    assert call.type == "function" and call.function.name == "weather"
-    assert json.loads(call.function.arguments) == {"city": "Rome"}
+    # Random weights call no tool: that it is told of them, and takes the result of a call, can be seen from its prompts.
+    plain = chat.create(model="one", messages=HELLO, max_tokens=3).usage
+    told = chat.create(model="one", messages=HELLO, max_tokens=3, tools=[TOOL]).usage
+    assert plain and told and told.prompt_tokens > plain.prompt_tokens + 100
+    result: Any = [*HELLO, {"role": "assistant", "tool_calls": [CALL]}, {"role": "tool", "tool_call_id": "1", "content": "sun"}]
+    after = chat.create(model="one", messages=result, max_tokens=3, tools=[TOOL]).usage
+    assert after and after.prompt_tokens > told.prompt_tokens + len('{"city": "Rome"}')
+    shape: Any = {"type": "json_schema", "json_schema": {"name": "place", "schema": TOOL["function"]["parameters"]}}
+    shaped = chat.create(model="one", messages=HELLO, max_tokens=200, response_format=shape).choices[0].message.content
+    assert json.loads(shaped or "") == {"city": "Rome"}
 
     vectors = client.embeddings.create(model="embed", input=["hello", "world"]).data
     assert [len(vector.embedding) for vector in vectors] == [256, 256]

@@ -21,7 +21,7 @@ import pytest
 from tests.support.models import build_tiny
 from tests.support.router_unit import Promises, Router, define, host_memory_of, routing
 from tests.support.streams import Streams, stream
-from tests.system.conftest import MODELS, Bed, get, post, run, wait_for
+from tests.system.conftest import MODELS, Bed, post, run, wait_for
 
 MEMORY_MIB = 4096
 HALF = 'cache_ram = "1400MiB"\n'
@@ -209,7 +209,7 @@ def test_sixteen_clients_that_would_overfill_the_cache_of_a_model_that_is_not_lo
 
 
 ALONE = "[placement]\nallow_cpu = true\ngpu_layers = 0\nthreads = 1\nparallel = 1\ncontext = 8192\n"
-LONG_PROMPT, BATCHES = [10 + place % 200 for place in range(4096)], 4096 // 512
+LONG_PROMPT, BATCHES = [10 + place % 200 for place in range(3072)], 3072 // 512
 POLL_S = 1.0
 """So often llama-server looks whether a client is there still, where it has nothing to send to it."""
 

@@ -167,6 +167,8 @@ class Gate:
         elif self._target is not None and self._may_pass(waiter, self._target):
             self._admit(waiter, self._target, 0.0)
         elif len(self._queue) >= self.limits.queue_requests and not waiter.after:
+            if self._target is None:
+                self._tell_waiting()  # where nobody may wait, who comes again is to find the model loaded
             waiter.refused(self._full(), 0.0)
         else:
             insort(self._queue, _Place(waiter, self._clock.monotonic()), key=_rank)

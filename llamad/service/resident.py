@@ -113,6 +113,8 @@ class Resident:
         elif outside.enabled:
             self._regard_stopped_unit()
         else:
+            if before.enabled and self._is_awaited():  # nobody but a restart brings it back now
+                self._await("llamad@{0} has stopped, and is disabled", RESTART_S)
             self._regard_own()
 
     def change(self, read: Read) -> None:

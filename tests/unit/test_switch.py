@@ -154,6 +154,7 @@ async def test_the_limits_of_a_model_are_its_own() -> None:
         bench.add("two", queue_requests=0, wait_s=3.0)
         answer = await bench.chat(TWO)
         assert (answer.status, answer.code) == (503, "queue_full")
+        assert bench.observers["two"].waits == 1, "it is asked for all the same: who comes again finds it loaded"
 
 
 @scenario

@@ -217,15 +217,26 @@ _TELLING = (
     # what the signs of progress have in common
     *(b"prompt processing", b"memory_seq_rm [", b" slice", b"image batch"),
 )
+SEARCHED_BYTES = 28 << 10
+"""CPython searches a text of up to 30,000 bytes about twice as fast as a longer one."""
 
 
-def telling_lines(block: bytes) -> list[int] | None:
-    """Where those lines begin that may mean anything to who watches a child that serves. `block` is whole lines; None
-    where they must all be looked at, because not each is a record.
+class Telling(NamedTuple):
+    """What a block of records holds for who watches a child that serves."""
+
+    lines: int
+    places: list[int]
+    """Where those lines begin that may mean something."""
+
+
+def telling_lines(block: bytes) -> Telling | None:
+    """Which lines of `block`, which is whole lines, may mean something. None where they must all be looked at,
+    because not each is a record.
 
     A busy llama-server prints some fifty lines a request: here they cost a few searches together, not a parse each.
     """
-    if not block.startswith(_RECORD) or block.count(b"\n" + _RECORD) + 1 != block.count(b"\n"):
+    lines = block.count(b"\n")
+    if not block.startswith(_RECORD) or block.count(b"\n" + _RECORD) + 1 != lines:
         return None
     found: set[int] = set()
     for needle in _TELLING:
@@ -233,7 +244,7 @@ def telling_lines(block: bytes) -> list[int] | None:
         while at >= 0:
             found.add(block.rfind(b"\n", 0, at) + 1)
             at = block.find(needle, block.find(b"\n", at))
-    return sorted(found)
+    return Telling(lines, sorted(found))
 
 
 class AllocFailure(NamedTuple):

@@ -22,7 +22,7 @@ class Listener:
     """Accepts on one listening socket. Connections that wait in the kernel's queue when it stops stay there, for
     whoever reads the socket next."""
 
-    def __init__(self, sock: socket.socket, make: Callable[[bool], asyncio.Protocol], clock: Clock) -> None:
+    def __init__(self, sock: socket.socket, make: Callable[[bool], asyncio.BaseProtocol], clock: Clock) -> None:
         self.sock = sock
         self._is_unix = sock.family == socket.AF_UNIX
         self._make = make

@@ -36,6 +36,7 @@ def refusal(
     return None
 
 
+_REMEMBERED_BYTES = 1024
 _HOW = "a key of admin_keys_file is needed"
 _NO_ADMIN = "write admin_keys_file, or ask through a unix socket as root"
 
@@ -45,10 +46,15 @@ def answered_here(
 ) -> tuple[Answer, Outcome] | None:
     """The answer to a request that must not be relayed, or need not be; None for one that must. `path`: its local path.
     """
+    asked = (head.method, head.path, head.host, head.minor, head.origin, head.credentials, from_network)
+    if path is None and asked in shared.let_in and head.length <= shared.settings.body_bytes:
+        return None  # nearly always: the same client asks again
     problem = refusal(shared, head, path, request_id, from_network=from_network, by_owner=by_owner)
     if problem is not None:
         return problem, Outcome.REFUSED
     if path is None:
+        if not by_owner and len(head.forwarded) <= _REMEMBERED_BYTES:
+            shared.remember(asked)
         return None
     if shared.switch is not None:
         return shared.switch.answer(path, head, request_id), Outcome.LOCAL

@@ -68,6 +68,7 @@ class Switch:
     def renew(self) -> None:
         """Names or aliases have changed."""
         branches = self._branches
+        self._shared.let_in.clear()
         self.lanes = tuple(branch.lane for branch in branches.values())
         self.names = Names({name: branch.lane.settings.aliases for name, branch in branches.items()})
 

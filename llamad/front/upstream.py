@@ -14,6 +14,7 @@ from llamad.clock import Clock
 from llamad.front.body import BodyReader, reader
 from llamad.front.head import HeadError, ResponseHead, find_end
 from llamad.front.memo import read_response
+from llamad.front.reading import Reader
 
 _HEAD_BYTES = 64 * 1024
 _IDLE_CONNECTIONS = 64
@@ -65,7 +66,7 @@ class Receiver(Protocol):
         ...
 
 
-class UpstreamConnection(asyncio.Protocol):
+class UpstreamConnection(Reader):
     """One connection to llama-server."""
 
     def __init__(self, pool: Pool) -> None:

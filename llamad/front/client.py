@@ -135,8 +135,7 @@ class ClientConnection(Reader):
         self._writable().write(data)
 
     def may_keep_alive(self) -> bool:
-        whole = self._state is _State.ANSWER
-        return whole and (not self._shared.closing or bool(self._buffer))
+        return self._state is _State.ANSWER and (not self._shared.closing or bool(self._buffer))
 
     def pause_body(self, paused: bool) -> None:
         self._pause(_FOR_BODY, paused)

@@ -27,7 +27,7 @@ from llamad.service.records import LeaseRecorder
 from llamad.service.reporter import DaemonReporter
 from llamad.service.second import SecondServer, returning_devices
 from llamad.service.sharing import Sharing
-from llamad.service.threads import in_thread
+from llamad.threads import in_thread
 from llamad.service.turn import wait_for_change
 from llamad.supervision.growth import Offer
 from llamad.supervision.launch import Launch

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from llamad.errors import LlamadError
-from llamad.service.threads import in_thread
+from llamad.threads import in_thread
 from llamad.store import read_regular, store_cache
 
 FILE_NAME = "deaths.json"

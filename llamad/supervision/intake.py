@@ -10,7 +10,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from llamad.engine.log import LineSplitter, LoadObserver, LogLine, Sign, parse_line, shortened, telling_lines
+from llamad.engine.log import LineSplitter, LoadObserver, LogLine, Sign, parse_line, shortened
+from llamad.engine.telling import telling_lines
 from llamad.errors import BusyError
 from llamad.supervision.launch import Reporter
 from llamad.supervision.ring import Ring

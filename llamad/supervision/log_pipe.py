@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from typing import IO
 
-from llamad.engine.log import SEARCHED_BYTES
+from llamad.engine.telling import SEARCHED_BYTES
 
 READ_BYTES = SEARCHED_BYTES
 READS_AT_ONCE = 8

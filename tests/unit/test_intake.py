@@ -7,7 +7,8 @@ import random
 
 import pytest
 
-from llamad.engine.log import LineSplitter, Sign, telling_lines
+from llamad.engine.log import LineSplitter, Sign
+from llamad.engine.telling import telling_lines
 from llamad.supervision.intake import Intake
 from tests.support.fakes import FakeReporter
 

@@ -22,8 +22,8 @@ its caller has a deadline, and other work has threads of its own."""
 
 
 async def in_thread(work: Callable[..., T], *args: object) -> T:
-    """What `work(*args)` returns or raises, in a thread. Raises BusyError where the kernel gives none (TasksMax=, a fork
-    bomb beside us). A thread whose caller is cancelled is left behind with its work.
+    """What `work(*args)` returns or raises, in a thread. Raises BusyError where the kernel gives none (TasksMax=, a
+    fork bomb beside us). A thread whose caller is cancelled is left behind with its work.
     """
     loop = asyncio.get_running_loop()
     key = _key(work)

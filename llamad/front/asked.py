@@ -11,7 +11,6 @@ from llamad.front.holding import Refusal
 from llamad.front.kept import KeptBody
 
 
-
 def _nothing() -> None:
     """For a request that is over."""
 

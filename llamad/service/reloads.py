@@ -16,8 +16,8 @@ from llamad.config.watch import POLL_S, Watch, look
 from llamad.errors import LlamadError
 from llamad.front.keys import KeySet
 from llamad.service.move import Move, Relay
-from llamad.threads import in_thread
 from llamad.supervision.reload import Reverted
+from llamad.threads import in_thread
 
 CONFIG_READ_S = 10.0
 QUIET_S = 2.0

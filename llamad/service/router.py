@@ -42,8 +42,8 @@ from llamad.service.router_notify import NoRecords, ResidentNotifier, RouterRepo
 from llamad.service.router_paths import RouterPaths
 from llamad.service.sockets import Listening, listen_on, stored_sockets
 from llamad.service.start import UNDER_SYSTEMD, report_refusal
-from llamad.threads import in_thread
 from llamad.supervision.residency import choose
+from llamad.threads import in_thread
 
 LOOK_S = 5.0
 """Nothing tells that a unit was enabled."""

@@ -27,12 +27,12 @@ from llamad.service.paths import Paths
 from llamad.service.reporter import DaemonReporter
 from llamad.service.start import Start
 from llamad.service.status import StatusFile
-from llamad.threads import in_thread
 from llamad.supervision.child import Child, ProcessSpawner
 from llamad.supervision.host import oom_kills
 from llamad.supervision.intake import Intake
 from llamad.supervision.launch import Launch
 from llamad.supervision.machine import State
+from llamad.threads import in_thread
 from tests.support.fakes import a_plan, loaded_of
 from tests.unit.test_reloads import TEXT
 from tests.unit.test_reloads import Rig as ReloadRig

@@ -34,7 +34,7 @@ class Rig:
 
     async def until(self, text: bytes) -> None:
         async with asyncio.timeout(10):
-            while b"".join(self.heard) != text:
+            while b"".join(self.heard) != text:  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
 
 
@@ -67,7 +67,7 @@ def test_lines_that_come_one_by_one_are_taken_together() -> None:
         os.close(rig.write_fd)
         await rig.until(b"first\n" + b"line\n" * 50 + b"late\n")
         async with asyncio.timeout(10):
-            while not rig.ended:
+            while not rig.ended:  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
         assert rig.heard[-1] == b"" and rig.ended == [1]
 
@@ -125,7 +125,7 @@ def test_a_flood_leaves_the_others_their_turn() -> None:
         fcntl.fcntl(rig.write_fd, fcntl.F_SETPIPE_SZ, 1 << 20)
         flood = b"x" * (READ_BYTES * (READS_AT_ONCE + 2))
         rig.say(flood)
-        while not rig.heard:
+        while not rig.heard:  # noqa: ASYNC110
             await asyncio.sleep(0)
         assert list(map(len, rig.heard)) == [READ_BYTES] * READS_AT_ONCE
         await rig.until(flood)

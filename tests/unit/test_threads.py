@@ -35,7 +35,7 @@ class Mount:
 
 async def begun(mount: Mount, count: int) -> None:
     async with asyncio.timeout(10):
-        while len(mount.asked) < count:
+        while len(mount.asked) < count:  # noqa: ASYNC110
             await asyncio.sleep(0.001)
 
 

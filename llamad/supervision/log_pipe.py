@@ -10,8 +10,8 @@ from typing import IO
 from llamad.engine.telling import SEARCHED_BYTES
 
 READ_BYTES = SEARCHED_BYTES
-READS_AT_ONCE = 8
-"""Then others have their turn: a child may print faster than it can be read."""
+READS_AT_ONCE = 4
+"""Then others have their turn, before it goes on: a child may print faster than it can be read."""
 
 OnBytes = Callable[[int, bytes], float]
 """Takes stdout (1) or stderr (2) as it comes, b"" at its end; says for how many seconds the next bytes may wait."""
@@ -76,7 +76,9 @@ class LogPipe:
                     self._watch()
 
     def _read(self) -> float:
-        """Hand over what has come, within bounds: for how long the rest may wait; 0 where there was nothing."""
+        """Hand over what has come, within bounds: for how long the rest may wait; 0 where there was nothing, or where
+        there is more than that.
+        """
         pause_s = 0.0
         for _ in range(READS_AT_ONCE):
             try:
@@ -91,4 +93,6 @@ class LogPipe:
             pause_s = self._on_bytes(self._stream, data)
             if len(data) < READ_BYTES:
                 break
+        else:
+            return 0.0
         return pause_s

@@ -8,7 +8,7 @@ from llamad.front.access import is_for_admin
 from llamad.front.answers import Answer, answer_locally, error, is_public
 from llamad.front.head import RequestHead
 from llamad.front.settings import FrontObserver, Outcome, RequestRecord
-from llamad.front.shared import Shared
+from llamad.front.shared import REMEMBERED_BYTES, Shared
 
 
 def refusal(
@@ -36,7 +36,6 @@ def refusal(
     return None
 
 
-_REMEMBERED_BYTES = 1024
 _HOW = "a key of admin_keys_file is needed"
 _NO_ADMIN = "write admin_keys_file, or ask through a unix socket as root"
 
@@ -53,7 +52,7 @@ def answered_here(
     if problem is not None:
         return problem, Outcome.REFUSED
     if path is None:
-        if not by_owner and len(head.forwarded) <= _REMEMBERED_BYTES:
+        if not by_owner and len(head.forwarded) <= REMEMBERED_BYTES:
             shared.remember(asked)
         return None
     if shared.switch is not None:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 _SANE_ID = re.compile(rb"[0-9A-Za-z._-]{1,128}")
 _CLOSING_IDLE_S = 5.0
 _LET_IN = 128
+REMEMBERED_BYTES = 1024
+"""Of a head: what a longer one asked for is not remembered."""
 
 
 class Shared:

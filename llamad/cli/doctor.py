@@ -44,11 +44,10 @@ def run(args: argparse.Namespace) -> int:
     return 0 if report.is_well else 1
 
 
-def _in_sandbox(name: str, argv: Sequence[str], env: Mapping[str, str], deadline_s: float) -> list[str]:
+def _in_sandbox(name: str, argv: Sequence[str], deadline_s: float) -> list[str]:
     unit = f"llamad@{name}.service" if name else "llamad.service"
     bounds = (f"--property=RuntimeMaxSec={deadline_s:g}", "--property=TimeoutStopSec=2")
-    words = (f"--setenv={key}={value}" for key, value in env.items())
-    return sandbox_command(argv, unit, Path(CACHE_ROOT, name or ".router"), *bounds, *words)
+    return sandbox_command(argv, unit, Path(CACHE_ROOT, name or ".router"), *bounds)
 
 
 def _colours(environ: Mapping[str, str]) -> bool:

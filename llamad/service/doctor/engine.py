@@ -35,7 +35,7 @@ _PACKAGE = "llama.cpp-tools"
 _WANTED_FLAGS = ("--fit", "--log-jsonl", "--load-mode")
 """What a build lacks that cannot tell its memory before it loads, or is older than every build that was tried."""
 _SCRIPT = """
-part() { echo "== llamad: $1"; shift; "$@" 2>&1; echo "== llamad: status $?"; }
+part() { echo "== llamad: $1"; shift; "$@" 2>&1; printf '\n== llamad: status %d\n' $?; }
 [ -z "$2" ] || part model timeout --signal=KILL 3 head --bytes=4 -- "$2"
 part version "$1" --version
 part help "$1" --help
@@ -177,13 +177,12 @@ class _Look:
         has = ", ".join(sorted(self._backends)) or "built in"
         if devices:
             seen = ", ".join(device.name for device in devices)
-            return ok(NAME, f"llama-server {caps.words} sees {seen} in the sandbox" if
-                      self._host.sandbox.is_the_units else f"llama-server {caps.words} sees {seen}",
-                      about=self._about, why=f"backends: {has}")  # fmt: skip
+            where = " in the sandbox" if self._host.sandbox.is_the_units else ""
+            return ok(NAME, f"llama-server {caps.words} ({has}) sees {seen}{where}", about=self._about)
         placement = self._target.placement
         may_be_slow = placement is None or placement.allow_cpu
         if not driven and may_be_slow:
-            return ok(NAME, f"llama-server {caps.words}, on the CPU", about=self._about, why=f"backends: {has}")
+            return ok(NAME, f"llama-server {caps.words} ({has}), on the CPU", about=self._about)
         level = warn if may_be_slow else error
         what = f"llama-server {caps.words} sees no GPU" + (" and allow_cpu is not set" if not may_be_slow else "")
         why, cure = self._why_none(driven, has)

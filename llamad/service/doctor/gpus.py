@@ -61,8 +61,8 @@ def gpus(host: Host) -> list[Gpu]:
     found = []
     for address in host.tree.names(_PCI):
         folder = f"{_PCI}/{address}"
-        vendor = VENDORS.get(host.tree.proc_text(f"{folder}/vendor").strip())
-        if vendor and host.tree.proc_text(f"{folder}/class").startswith((_DISPLAY, _ACCELERATOR)):
+        vendor = VENDORS.get(host.tree.trusted_text(f"{folder}/vendor").strip())
+        if vendor and host.tree.trusted_text(f"{folder}/class").startswith((_DISPLAY, _ACCELERATOR)):
             found.append(Gpu(address, vendor, os.path.basename(host.tree.link(f"{folder}/driver"))))
     return found
 
@@ -137,7 +137,7 @@ def _nodes_of(host: Host, gpu: Gpu) -> Iterator[tuple[str, str]]:
 
 
 def _minor(host: Host, gpu: Gpu) -> str:
-    told = host.tree.proc_text(f"/proc/driver/nvidia/gpus/{gpu.address}/information")
+    told = host.tree.trusted_text(f"/proc/driver/nvidia/gpus/{gpu.address}/information")
     found = re.search(r"^Device Minor:\s*(\d{1,3})\s*$", told, re.MULTILINE)
     if found:
         return found[1]

@@ -36,8 +36,8 @@ class Answer:
 class Commands(Protocol):
     """Runs programs of the host."""
 
-    def ask(self, *argv: str, deadline_s: float = ASK_S) -> Answer | None:
-        """What a program says; None where it is not installed, cannot be run or does not answer in time."""
+    def ask(self, *argv: str, deadline_s: float = ASK_S, told: str = "") -> Answer | None:
+        """What a program says that is `told` this; None where it is not installed, cannot be run or does not answer in time."""
         ...
 
     def has(self, program: str) -> bool:
@@ -71,13 +71,13 @@ class Sandbox(Protocol):
 class SystemCommands:
     """The real ones, in the language that they are parsed in."""
 
-    def ask(self, *argv: str, deadline_s: float = ASK_S) -> Answer | None:
+    def ask(self, *argv: str, deadline_s: float = ASK_S, told: str = "") -> Answer | None:
         import subprocess
 
         env = {**os.environ, "LC_ALL": "C.UTF-8", "SYSTEMD_COLORS": "0", "SYSTEMD_PAGER": ""}
         try:
             done = subprocess.run(
-                argv, capture_output=True, check=False, timeout=deadline_s, env=env, stdin=subprocess.DEVNULL
+                argv, capture_output=True, check=False, timeout=deadline_s, env=env, input=told.encode()
             )
         except (OSError, ValueError, subprocess.TimeoutExpired):
             return None

@@ -38,7 +38,6 @@ _OF_THE_HOST: tuple[tuple[str, Check], ...] = (
     (others.NAME, others.check),
     (definitions.HOST_SETTINGS, definitions.check_host_settings),
     (addresses.NAME, addresses.check),
-    (units.UNITS, units.check_units),
 )
 
 
@@ -66,6 +65,8 @@ def _jobs(host: Host, deadline_s: float) -> Iterator[Job]:
             yield Job(engine.NAME, partial(engine.check, host, engine.target_of(host, found)), name, longest_s)
     if not host.names:
         yield from _engine_of_host(host, deadline_s)
+    # Last: its command is to start again what failed, once the reason is cured.
+    yield Job(units.UNITS, partial(units.check_units, host), deadline_s=deadline_s)
 
 
 def _engine_of_host(host: Host, deadline_s: float) -> Iterator[Job]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from llamad.service.doctor.finding import Finding, Seen, error, unseen
 from llamad.service.doctor.host import Host
 
-DEADLINE_S = 10.0
+DEADLINE_S = 6.0
 AT_ONCE = 6
 Check = Callable[[Host], Iterable[Seen]]
 

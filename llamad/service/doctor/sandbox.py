@@ -6,14 +6,19 @@ As root without systemd it is run as the service's user (see `engine/query.py`).
 from __future__ import annotations
 
 import os
+import re
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 
 from llamad.engine.query import run_query
 from llamad.errors import LlamadError
 from llamad.service.doctor.host import Answer, Commands
 
-Wrap = Callable[[str, Sequence[str], Mapping[str, str], float], list[str]]
-"""From a model's name, a command, what its environment has, and seconds to the command that runs it in the sandbox."""
+Wrap = Callable[[str, Sequence[str], float], list[str]]
+"""From a model's name, a command and seconds to the command that runs it in the sandbox, for so long at most."""
+_WITH_ENVIRONMENT = ("/bin/sh", "-c", 'eval "$(cat)"; exec "$@"', "sh")
+"""What a definition puts into the environment must appear in no command line, and never be root's."""
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _START_S = 3.0
 """What systemd may take to make the sandbox."""
 
@@ -28,8 +33,9 @@ class UnitSandbox:
         self._commands = commands
 
     def run(self, name: str, argv: Sequence[str], env: Mapping[str, str], deadline_s: float) -> Answer | None:
-        command = self._wrap(name, argv, env, deadline_s)
-        return self._commands.ask(*command, deadline_s=deadline_s + _START_S)
+        command = self._wrap(name, [*_WITH_ENVIRONMENT, *argv], deadline_s)
+        pairs = (f"export {key}={shlex.quote(value)}\n" for key, value in env.items() if _NAME.fullmatch(key))
+        return self._commands.ask(*command, deadline_s=deadline_s + _START_S, told="".join(pairs))
 
 
 class OwnSandbox:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import struct
 from collections.abc import Iterator
 from ipaddress import ip_address
@@ -39,7 +37,7 @@ class Process:
 def listening(tree: Tree) -> Iterator[Listening]:
     """Every listening TCP socket of this network."""
     for file in ("/proc/net/tcp", "/proc/net/tcp6"):
-        for line in tree.proc_text(file).splitlines()[1:]:
+        for line in tree.trusted_text(file).splitlines()[1:]:
             words = line.split()
             if len(words) > 9 and words[3] == _LISTEN:
                 host, _, port = words[1].partition(":")
@@ -47,11 +45,9 @@ def listening(tree: Tree) -> Iterator[Listening]:
 
 
 def _address(text: str) -> str:
-    """As /proc/net writes it: words of 32 bits in the order of this machine."""
-    raw = bytes.fromhex(text)
-    words = struct.unpack(f"={len(raw) // 4}I", raw)
-    packed = b"".join(struct.pack("!I", socket.ntohl(word)) for word in words)
-    return str(ip_address(packed))
+    """As /proc/net writes it: numbers of 32 bits, each as this machine has it in memory."""
+    numbers = (int(text[at : at + 8], 16) for at in range(0, len(text), 8))
+    return str(ip_address(b"".join(struct.pack("=I", number) for number in numbers)))
 
 
 def takes(other: Listen, wanted: Listen) -> bool:
@@ -73,8 +69,8 @@ def owners(tree: Tree, target: str) -> list[Process]:
 
 
 def _process(tree: Tree, pid: int) -> Process:
-    command = tree.proc_text(f"/proc/{pid}/comm").strip()
-    parts = [part for line in tree.proc_text(f"/proc/{pid}/cgroup").splitlines() for part in line.split("/")]
+    command = tree.trusted_text(f"/proc/{pid}/comm").strip()
+    parts = [part for line in tree.trusted_text(f"/proc/{pid}/cgroup").splitlines() for part in line.split("/")]
     units = [part for part in parts if part.endswith((".service", ".scope"))]
     service = next((unit for unit in reversed(units) if unit.endswith(".service")), "")
-    return Process(pid, command, os.fsdecode(service))
+    return Process(pid, command, service)

@@ -103,7 +103,7 @@ class Systemd:
         """The drop-in of an admin that says `setting=`, the last one if several do; "" where none does."""
         found = ""
         for path in unit["DropInPaths"].split():
-            if any(line.strip().startswith(f"{setting}=") for line in self._tree.text(path).splitlines()):
+            if any(line.strip().startswith(f"{setting}=") for line in self._tree.trusted_text(path).splitlines()):
                 found = path
         return found
 
@@ -112,7 +112,7 @@ class Systemd:
         words = []
         for setting in settings:
             for path in unit["DropInPaths"].split():
-                lines = self._tree.text(path).splitlines()
+                lines = self._tree.trusted_text(path).splitlines()
                 if any(line.strip().startswith(f"{setting}=") for line in lines):
                     words.append(f"sed -i '/^ *{setting}=/d' {shlex.quote(path)}")
         return " && ".join([*dict.fromkeys(words), "systemctl daemon-reload"]) if words else ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from llamad.service.doctor.finding import Finding, Report, Severity
 from llamad.service.overview import printable
@@ -13,7 +13,7 @@ _COLOURS = {Severity.ERROR: "31;1", Severity.WARN: "33;1", Severity.OK: "32"}
 
 def report_text(report: Report, *, colours: bool = False) -> str:
     """The whole report; it ends with a line that counts."""
-    rows = sorted(report.findings, key=lambda finding: _ORDER.index(finding.severity))
+    rows = sorted(_together(report.findings), key=lambda finding: _ORDER.index(finding.severity))
     words = [finding.check for finding in report.findings] + [one.check for one in report.unseen]
     width = max(map(len, words), default=0)
     lines = [line for finding in rows for line in _rows(finding, width, colours=colours)]
@@ -21,6 +21,16 @@ def report_text(report: Report, *, colours: bool = False) -> str:
         about = f"{one.about}: " if one.about else ""
         lines.append(f"{'-':<5}  {one.check:<{width}}  not seen: {printable(about + one.what)}")
     return "\n".join([*lines, "", _count(report)]) + "\n"
+
+
+def _together(findings: Iterable[Finding]) -> Iterator[Finding]:
+    """With one row for models of which the same is well."""
+    same: dict[tuple[object, ...], list[Finding]] = {}
+    for number, one in enumerate(findings):
+        alike = (one.check, one.what, one.why) if one.severity is Severity.OK and one.about else (number,)
+        same.setdefault(alike, []).append(one)
+    for rows in same.values():
+        yield rows[0].model_copy(update={"about": ", ".join(one.about for one in rows)})
 
 
 def _rows(finding: Finding, width: int, *, colours: bool) -> Iterator[str]:

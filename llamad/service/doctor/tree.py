@@ -54,14 +54,14 @@ class Tree:
         return self._root / path.lstrip("/")
 
     def text(self, path: str) -> str:
-        """The text of a file, at most 1 MiB; "" where there is none to be read."""
+        """The text of a file that others may have put there, at most 1 MiB: no link is followed, no pipe waited for."""
         try:
             return read_regular(self.path(path), _MOST_BYTES).decode("utf-8", "replace")
         except OSError:
             return ""
 
-    def proc_text(self, path: str) -> str:
-        """The text of a file of /proc or /sys, whose size is told as 0 or as a page."""
+    def trusted_text(self, path: str) -> str:
+        """The text of a file that root alone writes, or the kernel: links are followed."""
         try:
             return self.path(path).read_text("utf-8", "replace")
         except OSError:
@@ -119,7 +119,7 @@ class Tree:
     def mounts(self) -> list[Mount]:
         """What is mounted, in the order of mounting."""
         found = []
-        for line in self.proc_text("/proc/self/mountinfo").splitlines():
+        for line in self.trusted_text("/proc/self/mountinfo").splitlines():
             before, _, after = line.partition(" - ")
             left, right = before.split(), after.split()
             if len(left) >= 5 and len(right) >= 2:

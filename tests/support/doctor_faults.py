@@ -41,9 +41,12 @@ def sh(command: str) -> None:
     subprocess.run(["sh", "-ec", command], check=True, capture_output=True, timeout=60)
 
 
-def define(name: str, port: int, model: Path, extra: str = "") -> None:
-    """A definition that uses the software Vulkan device."""
-    text = f'model = "{model}"\nlisten = "127.0.0.1:{port}"\n{extra}[environment]\nGGML_VK_VISIBLE_DEVICES = "0"\n'
+VULKAN = '[environment]\nGGML_VK_VISIBLE_DEVICES = "0"\n'
+
+
+def define(name: str, port: int, model: Path, extra: str = "", device: str = VULKAN) -> None:
+    """A definition that uses the software Vulkan device, or another."""
+    text = f'model = "{model}"\nlisten = "127.0.0.1:{port}"\n{extra}{device}'
     (ETC / f"{name}.toml").write_text(text)
 
 
@@ -101,8 +104,9 @@ def units_and_addresses(ports: Iterator[int]) -> Iterator[list[Expected]]:
     by_process, by_unit = next(ports), next(ports)
     for name, port in (("taken", by_process), ("theirs", by_unit), ("masked", next(ports))):
         define(name, port, tiny)
-    define("failed", next(ports), tiny, "[placement]\ncontxt = 4096\n")
-    listen = f"import socket, time; s = socket.create_server(('127.0.0.1', %d)); print(flush=True); time.sleep(600)"
+    on_cpu = "allow_cpu = true\n"  # it is started
+    define("failed", next(ports), tiny, "[placement]\ncontxt = 4096\n", on_cpu)
+    listen = "import socket, time; s = socket.create_server(('127.0.0.1', %d)); print(flush=True); time.sleep(600)"
     holder = subprocess.Popen([sys.executable, "-c", listen % by_process], stdout=subprocess.PIPE)
     assert holder.stdout is not None and holder.stdout.readline()
     orphan = _holder(LEDGER / "taken.lock", "wait")
@@ -303,6 +307,7 @@ _HOLD = """
 import fcntl, os, signal, sys
 fd = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT, 0o600)
 fcntl.flock(fd, fcntl.LOCK_EX)
+os.ftruncate(fd, 0)
 os.pwrite(fd, f"phi4 (process {os.getpid()})\\n".encode(), 0)
 print(flush=True)
 if sys.argv[2] == "stop":

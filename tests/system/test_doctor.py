@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 
@@ -14,7 +12,7 @@ import pytest
 
 from llamad.service.doctor.finding import Finding, Report
 from tests.support import doctor_faults
-from tests.support.doctor_faults import ETC, SCRATCH, Expected
+from tests.support.doctor_faults import SCRATCH, Expected
 from tests.system.conftest import Bed, run
 
 Round = Callable[[Iterator[int]], AbstractContextManager[list[Expected]]]

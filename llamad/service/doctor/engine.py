@@ -124,7 +124,8 @@ class _Look:
         return error(NAME, what, about=self._about, why=why, cure=command)
 
     def findings(self, parts: Mapping[str, Answer]) -> Iterator[Seen]:
-        if "model" in parts and parts["model"].status != 0 and self._host.sandbox.is_the_units:
+        # 1: it cannot be read; killed, it hangs, which the definition's check tells without touching it again here.
+        if "model" in parts and parts["model"].status == 1 and self._host.sandbox.is_the_units:
             yield from self._unreadable(parts["model"])
         try:
             caps = self._capabilities(parts)

@@ -37,7 +37,7 @@ class Commands(Protocol):
     """Runs programs of the host."""
 
     def ask(self, *argv: str, deadline_s: float = ASK_S, told: str = "") -> Answer | None:
-        """What a program says that is `told` this; None where it is not installed, cannot be run or does not answer in time."""
+        """What a program says that is `told` this; None where it is not there, cannot be run or is late."""
         ...
 
     def has(self, program: str) -> bool:

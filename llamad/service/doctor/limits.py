@@ -17,7 +17,7 @@ NAME = "limits"
 LEAST_TASKS = 64
 OWN_BYTES = 64 * MIB
 """llamad itself, beside llama-server."""
-_PLAN_S = 8.0
+PLAN_S = 15.0
 
 
 def check(host: Host, loaded: Loaded) -> Iterable[Seen]:
@@ -103,7 +103,7 @@ def _slice_limits(host: Host, unit: Unit, limit_bytes: int) -> bool:
 def _planned_bytes(host: Host, name: str) -> int | None:
     """The host memory that the plan needs, with llamad's own. None where there is no plan."""
     command = (*host.own_command, "--config", str(host.config), "plan", "--json", "--computed", name)
-    answer = host.commands.ask(*command, deadline_s=_PLAN_S)
+    answer = host.commands.ask(*command, deadline_s=PLAN_S)
     try:
         plan = json.loads(answer.text if answer and answer.status == 0 else "")
         return int(float(plan["host"]["total_mib"]) * MIB) + OWN_BYTES

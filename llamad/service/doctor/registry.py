@@ -60,7 +60,7 @@ def _jobs(host: Host, deadline_s: float) -> Iterator[Job]:
         late = partial(definitions.hangs, host, found, deadline_s) if isinstance(found, Loaded) else None
         yield Job(definitions.NAME, partial(definitions.check, host, name), name, deadline_s, late)
         if isinstance(found, Loaded):
-            yield Job(limits.NAME, partial(limits.check, host, found), name, deadline_s, late)
+            yield Job(limits.NAME, partial(limits.check, host, found), name, deadline_s + limits.PLAN_S)
             longest_s = max(deadline_s, 4 * found.host.query_s)
             yield Job(engine.NAME, partial(engine.check, host, engine.target_of(host, found)), name, longest_s)
     if not host.names:

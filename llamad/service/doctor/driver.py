@@ -17,7 +17,7 @@ from llamad.service.doctor.host import Answer, Host
 
 DRIVER, KERNEL_LOG = "driver", "kernel-log"
 _RECENT_S = 86_400
-_XID = re.compile(r"Xid \((?:PCI:)?([0-9a-fA-F:.]+)\): (\d{1,4})")
+_XID = re.compile(r"Xid \((?:PCI:)?([0-9a-fA-F:.]+)\): (\d{1,4})\b")
 _OTHERS = re.compile(r"amdgpu .*(?:GPU reset|ring \S+ timeout)|i915 .*GPU HANG|xe .*GT.* reset")
 _GREP = r"NVRM: Xid|amdgpu.*(GPU reset|ring .* timeout)|GPU HANG|xe .*GT.* reset"
 

@@ -18,7 +18,6 @@ from llamad.engine.build import Capabilities
 from llamad.engine.capabilities import parse_capabilities
 from llamad.engine.devices import parse_devices
 from llamad.engine.environment import child_environment
-from llamad.engine.files import backends
 from llamad.engine.find import find_server
 from llamad.errors import AccessError, LlamadError
 from llamad.hardware.device import Device
@@ -113,7 +112,7 @@ class _Look:
         self._host = host
         self._target = target
         self._server = server
-        self._backends = backends(server, env)
+        self._backends = host.backends_of(server, env)
         self._about = target.name
 
     def silent(self, answer: Answer | None) -> Finding:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Severity(StrEnum):
@@ -34,6 +34,12 @@ class Finding(_Row):
     cure: Annotated[str, Field(description="A command of sh, for root, that cures it; empty where severity is ok.")] = (
         ""
     )
+
+    @model_validator(mode="after")
+    def _is_cured_where_it_is_wrong(self) -> Self:
+        if bool(self.cure) == (self.severity is Severity.OK):
+            raise ValueError(f"{self.check}: a command belongs to what is wrong, and only to that")
+        return self
 
 
 class Unseen(_Row):

@@ -16,6 +16,7 @@ from typing import Protocol
 from llamad.config.access import SERVICE_USER, Identity, SystemAccess
 from llamad.config.loaded import Loaded
 from llamad.config.names import DEFAULT_ROOT, definition_names
+from llamad.engine.files import backends
 from llamad.errors import LlamadError
 from llamad.hardware.device import Probe
 from llamad.service.doctor.systemd import Systemd
@@ -111,6 +112,8 @@ class Host:
     now_s: Callable[[], float] = time.time
     own_command: Sequence[str] = ("llamad",)
     """How llamad is run again."""
+    backends_of: Callable[[str, Mapping[str, str]], frozenset[str]] = backends
+    """The backends that an engine can load in an environment."""
     only: str = ""
     """The definition that is asked about; empty for all."""
 

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -324,9 +324,13 @@ def _holder(path: Path, how: str) -> subprocess.Popen[bytes]:
     return process
 
 
-ROUNDS: tuple[Callable[[Iterator[int]], object], ...] = (
-    files_and_users, units_and_addresses, limits, old_engine, engine_without_gpu, disks_devices_locks,
-)  # fmt: skip
+Plant = Callable[[Iterator[int]], AbstractContextManager[list[Expected]]]
+ROUNDS: dict[str, tuple[Plant, ...]] = {
+    "files-users-engine": (files_and_users, engine_without_gpu),
+    "units-addresses-old-engine": (old_engine, units_and_addresses),
+    "disks-devices-locks-limits": (disks_devices_locks, limits),
+}
+"""What is planted together: the doctor must name all of it at once."""
 
 
 def free_ports() -> Iterator[int]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
 
@@ -15,7 +15,6 @@ from tests.support import doctor_faults
 from tests.support.doctor_faults import SCRATCH, Expected
 from tests.system.conftest import Bed, run
 
-Round = Callable[[Iterator[int]], AbstractContextManager[list[Expected]]]
 MEND = "#!/bin/sh\nsed -i 's/contxt/context/; s/tny.gguf/tiny.gguf/' \"$2\"\n"
 AS_NOBODY = ("setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", "--")
 
@@ -62,9 +61,12 @@ def cure(finding: Finding) -> None:
     run("sh", "-c", finding.cure, env=environment)
 
 
-@pytest.mark.parametrize("plant", doctor_faults.ROUNDS, ids=lambda plant: plant.__name__)
-def test_faults_are_named_and_the_printed_command_cures_them(bed: Bed, scratch: None, plant: Round) -> None:
-    with plant(doctor_faults.free_ports()) as expected:
+@pytest.mark.parametrize("name", doctor_faults.ROUNDS)
+def test_faults_are_named_and_the_printed_command_cures_them(bed: Bed, scratch: None, name: str) -> None:
+    ports = doctor_faults.free_ports()
+    with ExitStack() as stack:
+        planted = [stack.enter_context(plant(ports)) for plant in doctor_faults.ROUNDS[name]]
+        expected = [one for some in planted for one in some]
         report = doctor()
         findings = [finding_of(report, one) for one in expected]
         for finding in findings:

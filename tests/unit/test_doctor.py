@@ -48,6 +48,27 @@ def test_a_check_that_hangs_is_told_and_holds_up_nobody() -> None:
     assert [one.check for one in others] == [f"c{n}" for n in range(20)]
 
 
+def test_one_that_ends_after_it_was_given_up_counts_as_late() -> None:
+    given_up, ended = threading.Event(), threading.Event()
+
+    def slow() -> Iterator[Seen]:
+        given_up.wait()
+        yield ok("slow", "too late")
+
+    def told() -> Finding:
+        given_up.set()
+        ended.set()
+        return error("slow", "late", cure="look")
+
+    def other() -> Iterator[Seen]:
+        ended.wait()  # so the slow one ends while others still run
+        time.sleep(0.1)
+        yield ok("other", "well")
+
+    seen = run_jobs([Job("slow", slow, deadline_s=0.1, late=told), Job("other", other)], at_once=2)
+    assert [one.what for one in seen] == ["late", "well"]
+
+
 def test_as_many_hang_as_like_to() -> None:
     never = threading.Event()
 

@@ -330,8 +330,8 @@ def test_debians_own_unit_and_the_file_that_llama_server_reads(tmp_path: Path) -
     assert unit.cure == "systemctl disable --now llama-server.service"
     assert ini.why.endswith("ctx-size, mlock")
     assert ini.cure == "mv /etc/llama.cpp/config.ini /etc/llama.cpp/config.ini.unused"
-    fakes.tree.write("/etc/llama.cpp/config.ini", "# nothing = here\n[*]\n")
     fakes = make_host(tmp_path / "again")
+    fakes.tree.write("/etc/llama.cpp/config.ini", "# nothing = here\n; nor = here\n[*]\n")
     assert wrong(others.check(fakes.host)) == []
 
 

@@ -190,7 +190,7 @@ def test_the_sandbox_gets_the_environment_by_no_command_line(tmp_path: Path) -> 
         return [*argv]
 
     sandbox = UnitSandbox(wrap, SystemCommands())
-    env = {"TOKEN": "s3cret 'x'\n$(touch /tmp/no)", "LD_PRELOAD_": "/x", "PATH": "/usr/bin:/bin", "bad name": "x"}
+    env = {"TOKEN": "s3cret 'x'\n$(touch /tmp/no)", "LD_PRELOAD_": "/x", "PATH": "/usr/bin:/bin", "x; exit 9; y": "x"}
     answer = sandbox.run("phi4", ["/bin/sh", "-c", 'printf %s "$TOKEN"'], env, 5)
     assert answer is not None and answer.text == env["TOKEN"]
     assert not any("s3cret" in word for word in wrapped)

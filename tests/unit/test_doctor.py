@@ -101,6 +101,16 @@ def test_a_host_where_nothing_is_wrong(tmp_path: Path) -> None:
     assert checks[-1] == "units"  # starting again what failed comes after the cures of the reasons
 
 
+def test_the_engine_is_looked_at_where_every_definition_is_broken(tmp_path: Path) -> None:
+    fakes = make_host(tmp_path)
+    fakes.define("phi4", "modle = 1\n")
+    findings = examine(fakes.host).findings
+    assert {one.check for one in wrong(findings)} == {"definition"}
+    assert [one.what for one in findings if one.check == "engine"] == [
+        "llama-server b11669 (cpu, vulkan) sees Vulkan0 in the sandbox"
+    ]
+
+
 def test_a_model_on_a_dead_file_system_names_the_mount(tmp_path: Path) -> None:
     from llamad.service.doctor.definitions import hangs
     from tests.support.doctor_host import Fakes

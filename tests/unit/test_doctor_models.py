@@ -364,6 +364,16 @@ def test_the_routers_port_counts_where_it_is_meant_to_run(tmp_path: Path) -> Non
     assert the_one(addresses.check(fakes.host)).about == "router"
 
 
+def test_a_model_without_an_address_that_only_the_router_serves_wants_no_port(tmp_path: Path) -> None:
+    for name, state, clashes in (("idle", {}, 0), ("failed", {"ActiveState": "failed"}, 1)):
+        fakes = make_host(tmp_path / name)
+        fakes.define("phi4", MODEL)
+        fakes.commands.units["llamad@phi4.service"] = state
+        fakes.tree.write("/proc/net/tcp", HEAD + row(LOCAL, 8080, 99))
+        process(fakes, 42, 99, "nginx", "/system.slice/nginx.service")
+        assert len(wrong(addresses.check(fakes.host))) == clashes
+
+
 def test_without_root_the_owner_is_not_seen(tmp_path: Path) -> None:
     fakes = make_host(tmp_path, is_root=False)
     fakes.define("phi4", f'{MODEL}listen = "127.0.0.1:8081"\n')

@@ -11,7 +11,7 @@ from llamad.errors import LlamadError
 from llamad.service.doctor.finding import Finding, Seen, error, ok, unseen
 from llamad.service.doctor.host import Host
 from llamad.service.doctor.sockets import Listening, Process, listening, owners, takes
-from llamad.service.doctor.systemd import unit_of
+from llamad.service.doctor.systemd import Unit, unit_of
 
 NAME = "addresses"
 ROUTER = "llamad.service"
@@ -34,14 +34,18 @@ def check(host: Host) -> Iterable[Seen]:
 
 
 def _wanted(host: Host) -> list[tuple[str, str, Listen]]:
-    """Unit, what it is about and address of each that is to be served; the router's only if it runs or is enabled."""
+    """Unit, what it is about and address of each that is to be served.
+
+    The router's, and that of a model that names none, only where the unit is meant to run.
+    """
     found = []
     for loaded in host.usable():
+        if loaded.definition.listen is None and not _is_meant_to_run(host.systemd.unit(unit_of(loaded.name))):
+            continue
         address = parse_listen(loaded.definition.listen or DEFAULT_LISTEN)
         if address.kind == "tcp":
             found.append((unit_of(loaded.name), loaded.name, address))
-    router = host.systemd.unit(ROUTER)
-    if not host.only and (router.is_active or router.is_enabled or router["ActiveState"] == "failed"):
+    if not host.only and _is_meant_to_run(host.systemd.unit(ROUTER)):
         try:
             address = parse_listen(load_host(host.config).settings.host.listen)
         except LlamadError:
@@ -49,6 +53,10 @@ def _wanted(host: Host) -> list[tuple[str, str, Listen]]:
         if address.kind == "tcp":
             found.append((ROUTER, "router", address))
     return found
+
+
+def _is_meant_to_run(unit: Unit) -> bool:
+    return unit.is_active or unit.is_enabled or unit["ActiveState"] == "failed"
 
 
 def _clash(host: Host, unit: str, about: str, address: Listen, other: Listening) -> Seen | None:

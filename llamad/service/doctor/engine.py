@@ -66,7 +66,7 @@ def target_of(host: Host, loaded: Loaded) -> Target:
 
 
 def target_of_host(host: Host) -> Target:
-    """For a host without definitions. Raises ConfigError for a llamad.toml with a mistake."""
+    """For a host without a definition that could be loaded. Raises ConfigError for a llamad.toml with a mistake."""
     settings = load_host(host.config).settings
     return Target("", "", settings.host, settings.environment, None, "", str(host.config / HOST_FILE))
 

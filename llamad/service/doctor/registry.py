@@ -63,7 +63,7 @@ def _jobs(host: Host, deadline_s: float) -> Iterator[Job]:
             yield Job(limits.NAME, partial(limits.check, host, found), name, deadline_s + limits.PLAN_S)
             longest_s = max(deadline_s, 4 * found.host.query_s)
             yield Job(engine.NAME, partial(engine.check, host, engine.target_of(host, found)), name, longest_s)
-    if not host.names:
+    if not host.usable():
         yield from _engine_of_host(host, deadline_s)
     # Last: its command is to start again what failed, once the reason is cured.
     yield Job(units.UNITS, partial(units.check_units, host), deadline_s=deadline_s)

@@ -172,6 +172,16 @@ def _add_views(verb: Verbs) -> None:
     top.add_argument("--every", metavar="S", type=_seconds, default=1.0, help="seconds between looks (default: 1)")
     top.add_argument("--once", action="store_true", help="print one picture and end")
 
+    doctor = verb(
+        "doctor",
+        "what is wrong on this host, why, and the command that cures it; changes nothing",
+        "llamad doctor                          # all models and the host, errors first; as root it sees all",
+        "llamad doctor phi4                     # one model and the host; exit status 1 if anything is wrong",
+        """llamad doctor --json | jq -r '.findings[] | select(.cure != "") | .cure'""",
+    )
+    doctor.add_argument("name", metavar="NAME", nargs="?", help="only this model, and the host (default: all)")
+    doctor.add_argument("--json", action="store_true", help="one JSON object")
+
     explain = verb(
         "explain", "the story of a model's memory: planned, real, learned, lost", "llamad explain phi4"
     )

@@ -29,7 +29,7 @@ def check_loaded(loaded: Loaded, root: Path, *, sandboxed: bool = True) -> list[
 
     `sandboxed`: whether it is served by the unit, which does not see /home and /tmp.
     """
-    from llamad.config.load import load_all
+    from llamad.config.load import load_all  # a start has no time for it
 
     read = FactsReader()
     problems: list[LlamadError] = list(

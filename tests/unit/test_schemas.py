@@ -37,7 +37,10 @@ def test_the_published_schema_is_the_codes(verb: str) -> None:
 def test_every_verb_that_prints_json_has_one() -> None:
     [verbs] = [action.choices for action in make_parser()._actions if action.dest == "verb"]
     assert isinstance(verbs, dict)
-    assert {verb for verb, words in verbs.items() if "--json" in words.format_help()} == set(DOCUMENTS)
+    published = {path.stem for path in (ROOT / "docs" / "schema").glob("*.json")}
+    assert {verb for verb, words in verbs.items() if "--json" in words.format_help()} == published
+    installed = (ROOT / "debian" / "llamad.install").read_text()
+    assert all(f"docs/schema/{verb}.json" in installed for verb in published)
 
 
 def keeps_to(verb: str, text: str) -> Any:

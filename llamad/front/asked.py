@@ -10,6 +10,11 @@ from llamad.front.head import RequestHead
 from llamad.front.holding import Refusal
 from llamad.front.kept import KeptBody
 
+
+def _nothing() -> None:
+    """For a request that is over."""
+
+
 _SLOT_NAMED = Refusal(400, "id_slot", "which slot computes is not for clients to say; leave out id_slot")
 
 
@@ -88,6 +93,10 @@ class Asked:
 
     def recounted(self) -> None:
         self._changed()
+
+    def end(self) -> None:
+        """The request is over: nobody is told of a count any more."""
+        self._changed = _nothing  # it led back here: without it all of the request goes with its last reference
 
     def _take(self, ask: Ask | Refusal) -> Refusal | None:
         if isinstance(ask, Refusal):

@@ -411,10 +411,10 @@ class Exchange:
         self._done = True
         self._leave_gate()
         self._body.give_up()
+        self.asked.end()
         now_s = self._shared.clock.monotonic()
         self._lane.finished(self, now_s)
-        self._lane.observer.request_finished(
-            self._trace.record(outcome, self.reply.status, self._request_id, self.reply.body_bytes, now_s)
-        )
+        record = self._trace.record(outcome, self.reply.status, self._request_id, self.reply.body_bytes, now_s)
+        self._lane.observer.request_finished(record)
         if tell_client:
             self._client.exchange_over(self.reply.keep_alive)

@@ -83,7 +83,7 @@ def test_the_model_unit_keeps_what_the_daemon_relies_on() -> None:
         "LimitCORE": "0",
     }
     assert {key: service[key] for key in expected} == {key: [value] for key, value in expected.items()}
-    assert service["ImportCredential"] == ["llamad.api-key.%i", "llamad.admin-key.%i"]
+    assert service["ImportCredential"] == ["llamad.api-key.%i", "llamad.admin-key.%i", "llamad.tls-key.%i"]
 
 
 def test_stopping_takes_longer_than_the_default_drain() -> None:

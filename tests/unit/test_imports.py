@@ -13,7 +13,7 @@ LEVELS = [
     {"errors", "units", "clock", "store", "frozen"},
     {"gguf", "hardware", "config"},
     {"planning"},
-    {"engine", "ledger"},
+    {"engine", "ledger", "models"},
     {"front", "supervision"},
     {"service"},
     {"cli"},

@@ -53,6 +53,8 @@ class Faults:
     content_encoding: str = ""
     chunked: bool = False
     drip_bytes_s: float = 0.0
+    stall_after_bytes: int = 0
+    """An answer with more content than this stops there, and the connection stays."""
     change_after_requests: int | None = None
     """From that request for content on, `changed` is there instead."""
     changed: bytes = b""
@@ -239,10 +241,14 @@ class _Exchange:
             faults.drops -= 1
             body = body[: faults.drop_after_bytes]
         if faults.drip_bytes_s and len(body) > 2048:
-            for at in range(0, len(body)):
+            for at in range(len(body)):
                 handler.wfile.write(body[at : at + 1])
                 if faults.stop.wait(1 / faults.drip_bytes_s):
                     return
+            return
+        if faults.stall_after_bytes and len(body) > faults.stall_after_bytes:
+            handler.wfile.write(body[: faults.stall_after_bytes])
+            faults.stop.wait()
             return
         if faults.chunked:
             body = b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)

@@ -111,3 +111,24 @@ def _add_models(verbs: argparse._SubParsersAction[_Parser]) -> None:
     verify.add_argument("--full", action="store_true", help="read every byte and compare its hash")
     verify.add_argument("--hub", metavar="REPO", help="compare with what this repository publishes")
     verify.add_argument("--json", action="store_true", help="one JSON object")
+
+    recommend = verbs.add_parser(
+        "recommend",
+        help="which well-known models would be worth having here",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="""examples:
+  llamad recommend                           for this machine, as it is now
+  llamad recommend --gpu "RTX 4090"          for a card that is not here; also --gpu 24GiB
+  llamad recommend --gpu 24GiB --allow-cpu --ram 128GiB    a part of the model may be on the CPU
+  llamad recommend --cpu --ram 32GiB --ram-bandwidth 80    without a GPU""",
+    )
+    recommend.add_argument("--gpu", metavar="SIZE|NAME=FREE|CARD", action="append", default=[],
+                           help="for this device instead (repeatable)")  # fmt: skip
+    recommend.add_argument("--cpu", action="store_true", help="without a GPU")
+    recommend.add_argument("--ram", metavar="SIZE", help="with so much host memory instead")
+    recommend.add_argument("--allow-cpu", action="store_true", help="a part of a model may run on the CPU")
+    recommend.add_argument("--bandwidth", metavar="GB/s", type=float, help="of the device's memory")
+    recommend.add_argument("--ram-bandwidth", metavar="GB/s", type=float, help="of the host's memory")
+    recommend.add_argument("--top", metavar="N", type=int, default=10, help="so many lines; default: 10")
+    recommend.add_argument("--all", action="store_true", help="all that fit")
+    recommend.add_argument("--json", action="store_true", help="one JSON object, of every model")

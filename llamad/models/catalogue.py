@@ -17,7 +17,7 @@ from llamad.gguf.facts import ModelFacts, Tensor
 from llamad.gguf.ggml_types import GGML_TYPES, type_id
 from llamad.gguf.header import Header, Value
 from llamad.gguf.read import model_facts
-from llamad.models.recipes import RECIPES, Blank, Kind, file_type_number, typed
+from llamad.models.recipes import RECIPES, Blank, Kind, blank, file_type_number, typed
 
 _FILE = "catalogue.toml"
 
@@ -31,7 +31,9 @@ class Shape:
         self.architecture: str = row["architecture"]
         self.released: str = row["released"]
         self.hub: str = row["hub"]
-        self.recipes: tuple[str, ...] = tuple(row.get("quantisations") or [r for r in RECIPES if r != "MXFP4"])
+        self.recipes: tuple[str, ...] = tuple(
+            row.get("quantisations") or [r for r in RECIPES if r != "MXFP4"]
+        )
         """What its files are made in, the largest first."""
         self._row = row
 
@@ -47,40 +49,24 @@ class Shape:
         kinds = {letter: _blanks(text) for letter, text in self._row["blocks"].items()}
         found = _blanks(self._row["ends"])
         for number, letter in enumerate(self._row["layers"]):
-            found += [Blank(f"blk.{number}.{one.name}", one.dims, one.kept) for one in kinds[letter]]
+            found += [one.in_layer(number) for one in kinds[letter]]
         return tuple(found)
 
     @cached_property
     def parameters(self) -> int:
         """All of them, but for blocks that only guess ahead."""
-        return sum(prod(one.dims) for one in self.blanks if not self.guesses(one.name))
+        return sum(prod(one.dims) for one in self.blanks if one.layer < self._layers)
 
     @cached_property
     def active_parameters(self) -> float:
         """Those that one token is computed with: a share of the experts, and no rows of other tokens."""
-        return sum(prod(one.dims) * self.share(one.name) for one in self.blanks)
+        return sum(prod(one.dims) * share for one, share in zip(self.blanks, self._shares, strict=True))
 
     @property
     def context_tokens(self) -> int:
         """What it was trained for."""
         tokens: int = self.keys["context_length"]
         return tokens
-
-    def share(self, tensor: str) -> float:
-        """How much of a tensor is read for a token."""
-        if self.guesses(tensor) or tensor.startswith("per_layer_token_embd"):
-            return 0.0
-        if tensor == "token_embd.weight":
-            return 1.0 if self._tied else 0.0
-        if "_exps." in tensor:
-            used: int = self.keys["expert_used_count"]
-            return used / int(self.keys["expert_count"])
-        return 1.0
-
-    def guesses(self, tensor: str) -> bool:
-        """Whether a tensor is of a block that predicts further tokens, which is not loaded."""
-        nextn = int(self.keys.get("nextn_predict_layers", 0))
-        return nextn > 0 and tensor.startswith("blk.") and int(tensor.split(".")[1]) >= len(self._row["layers"]) - nextn
 
     def least_bytes(self, recipe: str) -> int:
         """What its weights take at least: for a look at many shapes, without making their tensors."""
@@ -115,12 +101,30 @@ class Shape:
         )
 
     def active_bytes(self, tensors: Sequence[Tensor]) -> Mapping[str, float]:
-        """Bytes of each tensor that are read for a token."""
-        return {tensor.name: tensor.size_bytes * self.share(tensor.name) for tensor in tensors}
+        """Bytes of each tensor of a file that are read for a token."""
+        return {
+            tensor.name: tensor.size_bytes * share
+            for tensor, share in zip(tensors, self._shares, strict=True)
+        }
 
     @cached_property
-    def _tied(self) -> bool:
-        return not any(one.name == "output.weight" for one in self.blanks)
+    def _shares(self) -> tuple[float, ...]:
+        """How much of each tensor is read for a token."""
+        experts = int(self.keys.get("expert_count", 0))
+        expert_share = int(self.keys.get("expert_used_count", 0)) / experts if experts else 0.0
+        tied = not any(one.role == "output" for one in self.blanks)
+        found = []
+        for one in self.blanks:
+            share = expert_share if "_exps." in one.name else 1.0
+            if one.role == "embedding":
+                share = 1.0 if tied and one.name == "token_embd.weight" else 0.0
+            found.append(share if one.layer < self._layers else 0.0)
+        return tuple(found)
+
+    @property
+    def _layers(self) -> int:
+        """Without the blocks that predict further tokens, which are not loaded."""
+        return len(self._row["layers"]) - int(self.keys.get("nextn_predict_layers", 0))
 
     def _kind(self) -> Kind:
         heads, key_heads = (_first(self.keys.get(f"attention.head_count{end}", 0)) for end in ("", "_kv"))
@@ -147,5 +151,5 @@ def _blanks(text: str) -> list[Blank]:
         words, _, kept = part.strip().partition(":")
         name, *dims = words.split()
         full = name.removesuffix("!") if name.endswith("!") else f"{name}.weight"
-        found.append(Blank(full, tuple(map(int, dims)), kept))
+        found.append(blank(full, tuple(map(int, dims)), kept))
     return found

@@ -131,7 +131,7 @@ def test_what_there_is_is_told() -> None:
         choose(files("a-Q4_K_M.gguf", "b-Q4_K_M.gguf"), "o/r")
     with pytest.raises(ModelMissingError, match="holds no GGUF"):
         choose(files("model.safetensors", "mmproj-F16.gguf", "imatrix.gguf"), "o/r")
-    with pytest.raises(ModelMissingError, match="did you mean hf:o/r/a-Q4_K_M.gguf"):
+    with pytest.raises(ModelMissingError, match=r"did you mean hf:o/r/a-Q4_K_M\.gguf"):
         named(files("a-Q4_K_M.gguf"), "o/r", "a-Q4_K_S.gguf")
     with pytest.raises(ModelMissingError, match="no projector"):
         projector(files("a-Q4_K_M.gguf"), "o/r")

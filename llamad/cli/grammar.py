@@ -74,6 +74,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_models(verbs)
 
     listing = verbs.add_parser("list", help="the definitions, and the model files that are there")
+    listing.add_argument("--fit", action="store_true", help="what each file would get of this machine now")
     listing.add_argument("--json", action="store_true", help="one JSON object")
     return parser
 

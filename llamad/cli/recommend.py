@@ -14,6 +14,7 @@ from llamad.errors import UsageError
 from llamad.hardware.bandwidth import GB, Bandwidth, card_asked_for, speed_words
 from llamad.hardware.device import Device
 from llamad.models.recommend import Advice, Machine, rate_text
+from llamad.planning.plan import BuildGates
 from llamad.service.onlooker import Onlooker
 from llamad.service.overview import leases
 from llamad.service.paths import RUNTIME_ROOT
@@ -31,18 +32,23 @@ def run(args: argparse.Namespace) -> int:
         code = rerun_in_sandbox(_same_words(args), f"llamad@{BARE}.service", CACHE_ROOT / BARE)
         if code is not None:
             return code
-    with tempfile.TemporaryDirectory(prefix="llamad-recommend-") as scratch:
-        cache = cache_of(BARE) or Path(scratch)
-        loaded = bare(Path("/nonexistent.gguf"), args.config)
-        maker = PlanMaker(loaded, engine=RUNTIME_ROOT / BARE / "engine", cache=cache)
-        machine = look(asked, maker if asked.devices is None else None)
-        onlooker = Onlooker(BARE, leases()) if asked.devices is None else None
-        found = advice(machine, gates_of(maker), onlooker)
+    machine, gates, onlooker = looked_at(asked, args)
+    found = advice(machine, gates, onlooker)
     if args.json:
         print(json.dumps({"machine": _machine_json(machine), "models": [one.content() for one in found]}, indent=2))
         return 0
     _print(machine, found, args)
     return 0
+
+
+def looked_at(asked: Asked, args: argparse.Namespace) -> tuple[Machine, BuildGates, Onlooker | None]:
+    """The machine, what its llama-server does to its buffers, and what others were promised. Raises LlamadError."""
+    with tempfile.TemporaryDirectory(prefix="llamad-look-") as scratch:
+        cache = cache_of(BARE) or Path(scratch)
+        loaded = bare(Path("/nonexistent.gguf"), args.config)
+        maker = PlanMaker(loaded, engine=RUNTIME_ROOT / BARE / "engine", cache=cache)
+        machine = look(asked, maker if asked.devices is None else None)
+        return machine, gates_of(maker), Onlooker(BARE, leases()) if asked.devices is None else None
 
 
 def _asked(args: argparse.Namespace) -> Asked:

@@ -24,6 +24,7 @@ from llamad.models.web import Interrupted, Web, host_of
 from llamad.units import MIB
 
 _HASH_BYTES = 4 * MIB
+_WORTH_TELLING_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -148,13 +149,13 @@ class _Fetching:
 
     def _refuse(self, remote: Remote) -> None:
         wanted, name, host = self._wanted, self._part.target.name, host_of(self._wanted.url)
+        verdict = foreign(remote.first, name)
+        if verdict is not None:
+            raise BadModelError(f"what {host} offers as {name} is no model", why=verdict[0], fix=verdict[1])
         if wanted.size_bytes is not None and wanted.size_bytes != remote.size_bytes:
             why = f"{host} offers {remote.size_bytes} bytes, published are {wanted.size_bytes}"
             fix = "try again later, or without the mirror"
             raise BadModelError(f"{name} is not the published file", why=why, fix=fix)
-        verdict = foreign(remote.first, name)
-        if verdict is not None:
-            raise BadModelError(f"what {host} offers as {name} is no model", why=verdict[0], fix=verdict[1])
 
     def _probed(self) -> Remote:
         for failures in range(1, self._patience.first_tries + 1):
@@ -163,7 +164,10 @@ class _Fetching:
             except Interrupted as error:
                 if failures == self._patience.first_tries:
                     raise error.final(f"cannot fetch {self._part.target.name}") from error
-                time.sleep(self._patience.delay_s(failures, error.after_s))
+                delay_s = self._patience.delay_s(failures, error.after_s)
+                if delay_s >= _WORTH_TELLING_S:
+                    self._watcher.note(f"{error.why}: tried again in {delay_s:.0f} s")
+                time.sleep(delay_s)
         raise AssertionError
 
     def _proved(self, kept_bytes: int) -> str:

@@ -157,7 +157,8 @@ class Web:
         home = self._home
         if (place.scheme, place.hostname, place.port) != (home.scheme, home.hostname, home.port):
             return False
-        return place.scheme == "https" or is_this_machine(place.hostname or "")
+        host = place.hostname or ""
+        return place.scheme == "https" or (is_this_machine(host) and not _has_proxy(place.netloc))
 
     def _opener(self, scheme: str) -> urllib.request.OpenerDirector:
         """No redirects, no errors raised for a status, no other schemes: only what is needed here."""
@@ -229,6 +230,11 @@ def is_this_machine(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def _has_proxy(netloc: str) -> bool:
+    """Whether a request without encryption would go through somebody else's hands."""
+    return "http" in urllib.request.getproxies() and not urllib.request.proxy_bypass(netloc)
 
 
 def _retry_after_s(answer: Answer) -> float:

@@ -209,7 +209,10 @@ def test_stopped_by_hand_it_says_what_is_kept(sign: signal.Signals, server: HubS
     server.faults.drip_bytes_s = 2000
     env = dict(os.environ, HF_ENDPOINT=server.url, PYTHONUNBUFFERED="1")
     words = [sys.executable, "-m", "llamad", "pull", REPO, "--to", str(tmp_path)]
-    with subprocess.Popen(words, cwd=ROOT, env=env, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+    with subprocess.Popen(
+        words, cwd=ROOT, env=env, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # as in a terminal
+    ) as child:  # fmt: skip
         part = tmp_path / f"{FILE}.part"
         until(lambda: part.exists() and part.stat().st_size > 1500)
         child.send_signal(sign)

@@ -212,6 +212,17 @@ def test_a_redirect_within_the_hub_keeps_the_token(server: HubServer, token_file
     assert all("authorization" in one.fields for one in server.requests) and len(server.requests) == 3
 
 
+def test_the_token_goes_through_no_proxy_without_encryption(
+    server: HubServer, token_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", server.url)
+    fetched(server, tmp_path, token_file=str(token_file))  # the test server is the proxy of its own address
+    assert server.requests[0].path.startswith(server.url)
+    assert not [one for one in server.requests if "authorization" in one.fields]
+
+
 def test_no_token_without_encryption(token_file: Path, tmp_path: Path) -> None:
     environ = {"HF_ENDPOINT": "http://192.0.2.1"}
     with pytest.raises(UsageError, match="not encrypted"):

@@ -17,7 +17,7 @@ from pathlib import Path
 from llamad.errors import AccessError, BusyError, LlamadError, UsageError, Where, os_error
 from llamad.frozen import dataclass
 from llamad.gguf.header import shown
-from llamad.store import load_cache, store_cache
+from llamad.store import load_cache, store_cache, sync_folder
 from llamad.units import format_bytes
 
 _MODE = 0o644
@@ -235,15 +235,6 @@ def no_room(what: str, lacking_bytes: int, free_bytes: int, folder: Path) -> Bus
     """The error for a disk that is too small."""
     why = f"{format_bytes(max(0, lacking_bytes))} more are needed, {format_bytes(free_bytes)} are free in {folder}"
     return BusyError(f"no room for {what}", why=why, fix="make room, or --to another folder")
-
-
-def sync_folder(folder: Path) -> None:
-    """Have names in the folder outlive a power cut. Raises OSError."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _same(fd: int, path: Path) -> bool:

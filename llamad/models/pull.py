@@ -16,12 +16,13 @@ from llamad.gguf.header import shown
 from llamad.models.choose import HubFile, choose, named, projector
 from llamad.models.fetch import Wanted, Watcher, fetch, refuse_other, sha256_of
 from llamad.models.hub import Hub, Listing, endpoint_of, may_have_a_token
-from llamad.models.part import no_room, sync_folder
+from llamad.models.part import no_room
 from llamad.models.reading import Patience
 from llamad.models.source import HUB, HubSource, UrlSource, check_revision, file_name, parse_source
 from llamad.models.sums import write_sum, written_sum
 from llamad.models.token import Token, find_token
 from llamad.models.web import Web
+from llamad.store import sync_folder
 
 FOLDER = Path("/var/lib/llamad/models")
 _NAME_MOST = 48

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from llamad.models.pull import Order, pull
 from llamad.models.reading import Patience
 from llamad.models.source import HubSource, UrlSource, file_name, parse_source
 from llamad.models.token import find_token
+from tests.support.certificates import make_certificate
 from tests.support.hub_server import HubServer
 from tests.support.models import build_tiny
 from tests.unit.test_pull import QUICK, Notes, below
@@ -272,12 +272,8 @@ def test_tokens_that_everybody_may_read_and_folders(token_file: Path, tmp_path: 
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    folder = tmp_path_factory.mktemp("tls")
-    pair = (str(folder / "cert.pem"), str(folder / "key.pem"))
-    words = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "3650",
-             "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1", "-out", pair[0], "-keyout", pair[1]]  # fmt: skip
-    subprocess.run(words, check=True, capture_output=True, timeout=30)
-    return pair
+    made = make_certificate(tmp_path_factory.mktemp("tls"))
+    return str(made[0]), str(made[1])
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl")

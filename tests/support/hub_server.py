@@ -45,8 +45,8 @@ class Faults:
     """Every answer claims so many bytes more than there are."""
     wrong_at: int | None = None
     """One byte of every answer is another."""
-    shift: int = 0
-    """A partial answer begins so many bytes later than it says."""
+    tell_start: int = 0
+    """A partial answer that is not of the beginning is, and says to be, of so many bytes later."""
     statuses: list[int] = field(default_factory=list)
     """Answers to the next requests for files."""
     retry_after: str = ""
@@ -215,9 +215,10 @@ class _Exchange:
                 self._send(416, b"", {"Content-Range": f"bytes */{len(data)}"})
                 return
             total = len(data) + faults.claim_bytes
+            start += faults.tell_start if start else 0
             fields["Content-Range"] = f"bytes {start}-{end - 1}/{total}"
         status = 206 if "Content-Range" in fields else 200
-        body = data[start + faults.shift : end + faults.shift] if status == 206 and start else data[start:end]
+        body = data[start:end]
         if faults.wrong_at is not None and start <= faults.wrong_at < end:
             at = faults.wrong_at - start
             body = body[:at] + bytes([body[at] ^ 1]) + body[at + 1 :]

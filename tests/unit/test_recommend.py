@@ -82,6 +82,24 @@ def test_files_have_the_sizes_that_are_published(name: str, recipe: str) -> None
     assert size / 1e9 == pytest.approx(FILES[name, recipe], rel=0.01)
 
 
+# MiB of the weights, as `llama-quantize --dry-run` of build 11669 has them for a hollow BF16 file of the shape.
+QUANTISED = {
+    "qwen3-0.6b": {"Q8_0": 604.15, "Q6_K": 466.5, "Q5_K_M": 418.15, "Q4_K_M": 372.65, "IQ4_XS": 346.5, "Q3_K_M": 325.37},
+    "gemma3-1b": {"Q8_0": 1013.54, "Q6_K": 958.64, "Q5_K_M": 805.68, "Q4_K_M": 762.49, "IQ4_XS": 678.67, "Q3_K_M": 682.72},
+    "qwen3.5-0.8b": {"Q8_0": 763.78, "Q6_K": 590.12, "Q5_K_M": 540.77, "Q4_K_M": 494.32, "IQ4_XS": 471.92, "Q3_K_M": 434.17},
+    "granite4-h-tiny": {"Q8_0": 7044.55, "Q6_K": 5442.95, "Q5_K_M": 4715.87, "Q4_K_M": 4031.55, "IQ4_XS": 3612.54, "Q3_K_M": 3194.29},
+    "llama3.2-3b": {"Q8_0": 3255.9, "Q6_K": 2513.9, "Q5_K_M": 2207.1, "Q4_K_M": 1918.35, "IQ4_XS": 1748.15, "Q3_K_M": 1601.53},
+    "gemma4-e2b": {"Q8_0": 4703.14, "Q6_K": 3637.33, "Q5_K_M": 3434.08, "Q4_K_M": 3242.78, "IQ4_XS": 3130.42, "Q3_K_M": 3029.01},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", QUANTISED)
+def test_recipes_mix_as_llama_quantize_does(name: str) -> None:
+    shape = shape_named(name)
+    sizes = {recipe: sum(t.size_bytes for t in shape.header(recipe).tensors) / MIB for recipe in QUANTISED[name]}
+    assert sizes == pytest.approx(QUANTISED[name], abs=0.006)
+
+
 def test_shapes_are_those_whose_plans_were_compared_with_llama_server() -> None:
     """The zoo of the planner's tests spells them in its own way; its buffers were checked against the real program."""
     zoo = {shape.title: shape for shape in (*SHAPES.values(), *DENSE.values(), *MIXED.values())}

@@ -107,15 +107,19 @@ class Shape:
             for tensor, share in zip(tensors, self._shares, strict=True)
         }
 
+    @property
+    def least_share(self) -> float:
+        """Of any matrix that a token needs, it reads as much or more."""
+        experts = int(self.keys.get("expert_count", 0))
+        return int(self.keys["expert_used_count"]) / experts if experts else 1.0
+
     @cached_property
     def _shares(self) -> tuple[float, ...]:
         """How much of each tensor is read for a token."""
-        experts = int(self.keys.get("expert_count", 0))
-        expert_share = int(self.keys.get("expert_used_count", 0)) / experts if experts else 0.0
         tied = not any(one.role == "output" for one in self.blanks)
         found = []
         for one in self.blanks:
-            share = expert_share if "_exps." in one.name else 1.0
+            share = self.least_share if "_exps." in one.name else 1.0
             if one.role == "embedding":
                 share = 1.0 if tied and one.name == "token_embd.weight" else 0.0
             found.append(share if one.layer < self._layers else 0.0)

@@ -16,7 +16,7 @@ from llamad.gguf.facts import ModelFacts
 from llamad.hardware.bandwidth import Bandwidth
 from llamad.hardware.device import Device, HostMemory
 from llamad.models.catalogue import Shape
-from llamad.models.speed import tokens_s
+from llamad.models.speed import HOST_SHARE, tokens_s
 from llamad.planning.plan import Plan
 from llamad.units import format_bytes
 
@@ -28,6 +28,9 @@ ENOUGH_TOKENS = 16384
 """Fewer than four bits a weight cost more than a longer context is worth, once there is so much."""
 _BASE_YEAR = 2024
 _OFFERED = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS", "Q3_K_M", "MXFP4")
+
+_SMALLEST = ("IQ4_XS", "Q3_K_M", "MXFP4")
+"""Planned even if they cannot be quick: a slow model is better than none."""
 
 MakePlan = Callable[[ModelFacts], Plan]
 
@@ -113,6 +116,8 @@ def advise(shape: Shape, machine: Machine, make_plan: MakePlan) -> Advice:
         if shape.least_bytes(recipe) > room:
             refused.append(recipe)
             continue
+        if recipe not in _SMALLEST and not _may_be_quick(shape, recipe, machine):
+            continue
         found = _tried(shape, recipe, machine, make_plan)
         if found.plan is None:
             refused.append(recipe)
@@ -127,6 +132,12 @@ def advise(shape: Shape, machine: Machine, make_plan: MakePlan) -> Advice:
         return Advice(shape, last, least, why=why)
     best = max(tried, key=lambda one: (one.quick, min(_context(one), comfort), _place(one)))
     return _explained(best, [one for one in tried if one is not best], refused)
+
+
+def _may_be_quick(shape: Shape, recipe: str, machine: Machine) -> bool:
+    """Whether no bound speaks against it: what has no room on the devices is read from the host's memory."""
+    beyond = max(0, shape.least_bytes(recipe) - sum(device.free_bytes for device in machine.devices))
+    return beyond * shape.least_share / (HOST_SHARE * machine.host_speed.bytes_s) < 1 / QUICK_TOKENS_S
 
 
 def effective_size(shape: Shape) -> float:

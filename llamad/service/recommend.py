@@ -13,6 +13,7 @@ from llamad.hardware.bandwidth import GB, Bandwidth, bandwidth_of, driver_bandwi
 from llamad.hardware.deadline import Bounded
 from llamad.hardware.device import Device, HostMemory
 from llamad.hardware.host import host_memory
+from llamad.hardware.nvml import Nvml
 from llamad.models.catalogue import Shape, load_catalogue
 from llamad.models.recommend import Advice, Machine, placement_of, recommend
 from llamad.planning.plan import BuildGates, Plan
@@ -78,15 +79,14 @@ def advice(
 
 
 def _here(maker: PlanMaker | None) -> Sequence[Device]:
+    """As llama-server would have them; before there is one, NVIDIA's GPUs by their driver. Raises LlamadError."""
     if maker is None:
         return ()
     try:
-        return maker.devices()
+        maker.capabilities()
     except LlamadError:
-        glanced = maker.glance()  # without a llama-server the drivers may still tell
-        if glanced is None:
-            raise
-        return glanced
+        return Nvml().devices()
+    return maker.devices()
 
 
 def _speeds(devices: Sequence[Device], asked: Asked) -> dict[str, Bandwidth]:

@@ -145,12 +145,13 @@ def planned(where: Machine, path: Path) -> Plan:
 
 @pytest.mark.parametrize(("gib", "host_gib"), [(16, 32), (24, 32), (80, 128), (0, 32)])
 def test_contexts_are_those_of_the_files(gib: int, host_gib: int, tmp_path: Path) -> None:
-    """A file of each of the best models, and one of every fifth of the others, planned as any file is."""
+    """A file of each model of a third of the catalogue, another third for each machine, planned as any file is."""
     where = machine(gib, host_gib=host_gib)
-    found = advice(where, BuildGates(), None)
+    third = CATALOGUE[gib % 3 :: 3]
+    found = advice(where, BuildGates(), None, third)
     fitting = [one for one in found if one.plan is not None]
-    assert len(found) == len(CATALOGUE) and len(fitting) >= 40
-    for one in [*fitting[:8], *fitting[8::9]]:
+    assert len(found) == len(third) and len(fitting) >= 12
+    for one in fitting[:12]:
         assert one.plan is not None
         path = build_shape(tmp_path / "x.gguf", one.shape, one.recipe)
         real = planned(where, path)
@@ -158,7 +159,7 @@ def test_contexts_are_those_of_the_files(gib: int, host_gib: int, tmp_path: Path
             one.plan.context_tokens, one.plan.slots, one.plan.layers
         ), one.shape.name  # fmt: skip
         assert [d.parts for d in real.devices] == [d.parts for d in one.plan.devices], one.shape.name
-    for one in [one for one in found if one.plan is None][:3]:
+    for one in [one for one in found if one.plan is None][:2]:
         recipe = one.shape.recipes[-1]
         with pytest.raises(LlamadError):
             planned(where, build_shape(tmp_path / "x.gguf", one.shape, recipe))
@@ -208,7 +209,7 @@ def test_with_the_cpu_more_fits_and_it_says_what_is_where() -> None:
 
 
 def test_slow_ones_come_after_quick_ones_and_what_does_not_fit_last() -> None:
-    found = advice(machine(48, gb_s=100), BuildGates(), None, CATALOGUE[::2])
+    found = advice(machine(48, gb_s=100), BuildGates(), None, CATALOGUE[::3])
     order = [(one.fits, one.quick) for one in found]
     assert order == sorted(order, reverse=True) and {(True, True), (True, False), (False, False)} <= set(order)
     quick = [one for one in found if one.quick and one.plan and one.plan.context_tokens >= 8192]

@@ -108,6 +108,7 @@ def _host_speed(host: HostMemory, asked: Asked, *, needed: bool) -> Bandwidth:
     here = asked.ram_bytes is None and needed and host.available_bytes >= _LEAST_FOR_MEASURING_BYTES
     if here:
         with suppress(MemoryError, OSError, RuntimeError):  # no thread, no memory: it is assumed then
-            return measure_host(len(os.sched_getaffinity(0)))
+            if (found := measure_host(len(os.sched_getaffinity(0)))).bytes_s > 0:
+                return found
     return Bandwidth(ASSUMED_HOST_BYTES_S, "assumed")
 

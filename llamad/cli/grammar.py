@@ -58,6 +58,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_unit_verbs(add)
     _add_views(add)
     _add_planners(add)
+    _add_models(add)
     return parser
 
 
@@ -192,8 +193,10 @@ def _add_views(verb: Verbs) -> None:
         "list",
         "the definitions, and the model files that are there",
         "llamad list",
+        "llamad list --fit                      # and what each file would get of this machine now",
         "llamad list --json | jq -r '.files[].path'",
     )
+    listing.add_argument("--fit", action="store_true", help="what each file would get of this machine now")
     listing.add_argument("--json", action="store_true", help="one JSON object")
 
     show = verb("show", "the merged definition, with the origin of each value", "llamad show phi4")
@@ -232,6 +235,56 @@ def _add_planners(verb: Verbs) -> None:
         "forget", "forget what lack of memory taught about a model; it is tried again", "llamad forget phi4"
     )
     forget.add_argument("name", metavar="NAME")
+
+
+def _add_models(verb: Verbs) -> None:
+    """The verbs that get models and judge them."""
+    pull = verb(
+        "pull",
+        "fetch a model, whole and proved by its hash",
+        "llamad pull ggml-org/Qwen3-8B-GGUF              # its Q4_K_M, below /var/lib/llamad/models",
+        "llamad pull unsloth/Qwen3-8B-GGUF:Q6_K          # another quantisation",
+        "llamad pull hf:ggml-org/Qwen3-8B-GGUF/Qwen3-8B-Q8_0.gguf --to /srv/models",
+        "llamad pull https://example.org/model.gguf --sha256 9f86d0...",
+    )
+    pull.add_argument("source", metavar="REPO[:QUANT]|hf:REPO/FILE.gguf|URL")
+    pull.add_argument("--to", metavar="FOLDER", type=Path, help="a folder, or FOLDER/NAME.gguf")
+    pull.add_argument("--sha256", metavar="HASH", default="", help="refuse a file that has another hash")
+    pull.add_argument("--revision", metavar="REV", default="", help="a branch, tag or commit; default: main")
+    pull.add_argument("--mmproj", action="store_true", help="fetch the projector for pictures or sound as well")
+    pull.add_argument("--connections", metavar="N", type=int, default=1, choices=range(1, 17), help="1 to 16")
+    pull.add_argument("--token-file", metavar="FILE", help="a file with a token of the hub, for gated repositories")
+
+    verify = verb(
+        "verify",
+        "check that model files are whole",
+        "llamad verify                          # every model that a definition names: headers, shards, bounds",
+        "llamad verify phi4 --full              # every byte of it, against FILE.sha256 or SHA256SUMS",
+        "llamad verify --full --hub ggml-org/Qwen3-8B-GGUF /srv/models/Qwen3-8B-Q8_0.gguf",
+    )
+    verify.add_argument("targets", metavar="NAME|FILE", nargs="*", help="default: all definitions")
+    verify.add_argument("--full", action="store_true", help="read every byte and compare its hash")
+    verify.add_argument("--hub", metavar="REPO", help="compare with what this repository publishes")
+    verify.add_argument("--json", action="store_true", help="one JSON object")
+
+    recommend = verb(
+        "recommend",
+        "which well-known models would be worth having here",
+        "llamad recommend                       # for this machine, as it is now",
+        'llamad recommend --gpu "RTX 4090"      # for a card that is not here; also --gpu 24GiB',
+        "llamad recommend --gpu 24GiB --allow-cpu --ram 128GiB    # a part of the model may be on the CPU",
+        "llamad recommend --cpu --ram 32GiB --ram-bandwidth 80    # without a GPU",
+    )
+    gpu_help = "for this device instead (repeatable)"
+    recommend.add_argument("--gpu", metavar="SIZE|NAME=FREE|CARD", action="append", default=[], help=gpu_help)
+    recommend.add_argument("--cpu", action="store_true", help="without a GPU")
+    recommend.add_argument("--ram", metavar="SIZE", help="with so much host memory instead")
+    recommend.add_argument("--allow-cpu", action="store_true", help="a part of a model may run on the CPU")
+    recommend.add_argument("--bandwidth", metavar="GB/s", type=float, help="of the device's memory")
+    recommend.add_argument("--ram-bandwidth", metavar="GB/s", type=float, help="of the host's memory")
+    recommend.add_argument("--top", metavar="N", type=int, default=10, help="so many lines; default: 10")
+    recommend.add_argument("--all", action="store_true", help="all that fit")
+    recommend.add_argument("--json", action="store_true", help="one JSON object, of every model")
 
 
 def _seconds(text: str) -> float:

@@ -144,6 +144,8 @@ class ModelFile(Shape):
     context_tokens: Annotated[int | None, Field(description="that it was trained for")] = None
     shards: int | None = None
     file_bytes: Annotated[int | None, Field(description="of all its shards")] = None
+    fits_here_tokens: Annotated[int | None, Field(description="with --fit: the context that it gets; 0: none")] = None
+    fits_here: Annotated[str | None, Field(description="with --fit: where, or why not")] = None
 
 
 class Listing(Shape):
@@ -277,12 +279,100 @@ class Checked(Shape):
     problems: list[Problem]
 
 
+class VerifiedFile(Shape):
+    """One file of a model."""
+
+    path: str
+    size_bytes: int
+    sha256: Annotated[str, Field(description="empty where it was not computed")]
+    against: Annotated[str, Field(description="what the hash was compared with")]
+    problem: str
+
+
+class Verified(Shape):
+    """A model with all its shards."""
+
+    path: str
+    good: bool
+    proved: Annotated[bool, Field(description="whether every byte was compared with a published hash")]
+    problem: str
+    fix: str
+    kind: str
+    architecture: str
+    quantisation: str
+    size_bytes: int
+    notes: list[str]
+    files: list[VerifiedFile]
+
+
+class Verification(Shape):
+    """`llamad verify --json`."""
+
+    models: list[Verified]
+
+
+class MachineDevice(Shape):
+    """A device that advice is for."""
+
+    name: str
+    description: str
+    free_bytes: int
+    bytes_s: Annotated[float, Field(description="bandwidth of its memory, bytes a second")]
+    bytes_s_source: str
+
+
+class MachineHost(Shape):
+    """The host that advice is for."""
+
+    available_bytes: int
+    bytes_s: float
+    bytes_s_source: str
+
+
+class Machine(Shape):
+    """The machine that advice is for."""
+
+    devices: list[MachineDevice]
+    host: MachineHost
+    allow_cpu: bool
+
+
+class Advice(Shape):
+    """One well-known model."""
+
+    name: str
+    title: str
+    architecture: str
+    released: str
+    parameters: int
+    active_parameters: Annotated[int, Field(description="that a token uses")]
+    quantisation: str
+    weights_bytes: int
+    fits: bool
+    context_tokens: Annotated[int, Field(description="that it would get; 0 where it does not fit")]
+    context_train_tokens: int
+    tokens_s: Annotated[float, Field(description="of one stream, about")]
+    devices: list[str]
+    host_experts: int
+    layers: int
+    why: str
+    pull: Annotated[str, Field(description="for `llamad pull`")]
+
+
+class Recommendation(Shape):
+    """`llamad recommend --json`."""
+
+    machine: Machine
+    models: list[Advice]
+
+
 class Checks(RootModel[list[Checked]]):
     """`llamad check --json`."""
 
 
 DOCUMENTS: dict[str, type[BaseModel]] = {
     "status": Status, "list": Listing, "plan": Plan, "explain": Explanation, "show": Shown, "check": Checks,
+    "verify": Verification, "recommend": Recommendation,
 }  # fmt: skip
 """By verb."""
 

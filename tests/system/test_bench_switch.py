@@ -13,6 +13,7 @@ from tests.system.conftest import run
 BENCH = Path(__file__).parents[2] / "bench" / "switch"
 
 
+@pytest.mark.alone
 @pytest.mark.timeout(200)
 def test_a_switch_is_measured_beside_the_router_mode(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "figures.json"

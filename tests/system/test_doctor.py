@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
+import jsonschema
 import pytest
 
 from llamad.service.doctor.finding import Finding, Report
@@ -16,6 +19,7 @@ from tests.support.doctor_faults import SCRATCH, Expected
 from tests.system.conftest import Bed, run
 
 MEND = "#!/bin/sh\nsed -i 's/contxt/context/; s/tny.gguf/tiny.gguf/' \"$2\"\n"
+SCHEMA = Path("/usr/share/llamad/schema/doctor.json")
 AS_NOBODY = ("setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", "--")
 
 
@@ -30,9 +34,10 @@ def scratch() -> Iterator[None]:
 
 
 def doctor(*words: str) -> Report:
-    """What the doctor says now; its exit status says the same."""
+    """What the doctor says now, as the installed schema has it; its exit status says the same."""
     done = run("llamad", "doctor", "--json", *words, check=False)
     assert done.returncode in (0, 1), done.stderr
+    jsonschema.validate(json.loads(done.stdout), json.loads(SCHEMA.read_text()))
     report = Report.model_validate_json(done.stdout)
     assert done.returncode == (0 if report.is_well else 1)
     return report

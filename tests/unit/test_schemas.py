@@ -65,7 +65,8 @@ def etc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     ("verb", "words", "code"),
     [
         ("status", [], 0), ("list", [], 0), ("explain", ["phi4"], 0), ("show", ["phi4"], 0), ("check", [], 78),
-        ("plan", ["m.gguf", "--gpu", "CUDA0=8GiB"], 0), ("plan", ["m.gguf", "--gpu", "CUDA0=8GiB", "--gpu", "CUDA1=1GiB"], 0),
+        ("verify", ["m.gguf"], 0), ("verify", ["m.gguf", "bad.gguf", "--full"], 65), ("recommend", ["--gpu", "24GiB"], 0),
+        ("recommend", ["--cpu", "--ram", "32GiB", "--ram-bandwidth", "50"], 0), ("plan", ["m.gguf", "--gpu", "CUDA0=8GiB"], 0), ("plan", ["m.gguf", "--gpu", "CUDA0=8GiB", "--gpu", "CUDA1=1GiB"], 0),
     ],
 )  # fmt: skip
 def test_what_is_printed_keeps_to_it(etc: Path, capsys: pytest.CaptureFixture[str], verb: str, words: list[str], code: int) -> None:

@@ -49,6 +49,16 @@ class Address:
         if self._sweeper is None:
             self._sweeper = asyncio.get_running_loop().create_task(self._sweep_for_ever())
 
+    async def move(self, sockets: Sequence[socket.socket]) -> None:
+        """Accept on these sockets and no longer on those before, which are closed. Who waits in their queues is
+        served, and no connection is touched."""
+        former = [one for one in self._listeners if one.sock not in sockets]
+        self._listeners = [one for one in self._listeners if one.sock in sockets]
+        kept = {one.sock for one in self._listeners}
+        await self.start([sock for sock in sockets if sock not in kept])
+        for listener in former:
+            await listener.retire()
+
     @property
     def connections(self) -> int:
         """Clients' connections."""
@@ -166,16 +176,6 @@ class Front(Address):
         they do not exist."""
         super().__init__(Shared(settings, keys, observer, clock, describe, local), clock)
         self._lane = self._shared.lane
-
-    async def move(self, sockets: Sequence[socket.socket]) -> None:
-        """Accept on these sockets and no longer on those before, which are closed. Who waits in their queues is
-        served, and no connection is touched."""
-        former = [one for one in self._listeners if one.sock not in sockets]
-        self._listeners = [one for one in self._listeners if one.sock in sockets]
-        kept = {one.sock for one in self._listeners}
-        await self.start([sock for sock in sockets if sock not in kept])
-        for listener in former:
-            await listener.retire()
 
     # --- the gate --------------------------------------------------------------------------------------------
 

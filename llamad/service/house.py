@@ -10,6 +10,7 @@ from pathlib import Path
 
 from llamad.clock import Clock
 from llamad.config.loaded import Loaded
+from llamad.errors import BusyError
 from llamad.front.several import SwitchFront
 from llamad.hardware.nvml import Nvml
 from llamad.ledger.ledger import Ledger
@@ -17,6 +18,7 @@ from llamad.service.journal import Journal
 from llamad.service.life import Life, LifeSeams, Living
 from llamad.service.notify import Notifier
 from llamad.service.router_paths import RouterPaths
+from llamad.service.threads import in_thread
 
 
 class Way(StrEnum):
@@ -106,3 +108,11 @@ async def listens(path: str) -> bool:
         return False
     writer.transport.abort()
     return True
+
+
+async def release(ledger: Ledger) -> None:
+    """Give a model's name and its lease back."""
+    try:
+        await in_thread(ledger.release)
+    except BusyError:  # no thread can be had: the locks go all the same, and others clear away what they guarded
+        ledger.close()

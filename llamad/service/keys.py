@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from llamad.config.definition import Definition, Host
 from llamad.config.loaded import Loaded
 from llamad.errors import AccessError, ConfigError, Where
 from llamad.front.keys import KeySet
+
+
+def key_files(settings: Definition | Host) -> tuple[str, ...]:
+    """The files of keys that a definition, or the host's settings, names."""
+    admin = settings.admin_keys_file if isinstance(settings, Definition) else None
+    return tuple(filter(None, (settings.api_keys_file, admin)))
 
 
 def read_keys(loaded: Loaded, credential: Path | None, admin_credential: Path | None = None) -> KeySet:

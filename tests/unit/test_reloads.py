@@ -16,7 +16,7 @@ import pytest
 from llamad.clock import SystemClock
 from llamad.config.load import load_definition
 from llamad.config.loaded import Loaded
-from llamad.config.watch import look
+from llamad.config.watched import look
 from llamad.errors import BusyError, LlamadError
 from llamad.front.keys import KeySet
 from llamad.service.keys import read_keys
@@ -69,7 +69,7 @@ class Model:
         self.changed = asyncio.Event()
         self.said = ""
 
-    async def reload(self, loaded: Loaded, changed: str) -> None:
+    async def reload(self, loaded: Loaded, changed: str, *, replaced: bool) -> None:
         self.reloaded.append(changed)
         self.changed.set()
         await self.may_reload.wait()

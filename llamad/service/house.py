@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -56,6 +56,8 @@ class House:
     """Something is to be looked at: who serves what, who makes room."""
     always: Callable[[], frozenset[str]] = field(default=frozenset)
     """The models that plans leave room for."""
+    definitions: Callable[[], Sequence[Loaded]] = tuple
+    """See `LifeSeams`."""
     live: Callable[[Loaded, Ledger, LifeSeams, Clock, bool], Living] = Life
 
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from llamad.clock import Clock
-from llamad.config.apart import Apart
 from llamad.config.loaded import Loaded
 from llamad.errors import ExitCode, LlamadError
 from llamad.hardware.nvml import Nvml
@@ -49,6 +48,8 @@ class LifeSeams:
     unit_state: Path
     """Where the model's own unit keeps what it learned."""
     always: Callable[[], frozenset[str]]
+    definitions: Callable[[], Sequence[Loaded]]
+    """All that are on disk, as they were read last. Any thread may call it."""
 
 
 class Living(Protocol):
@@ -239,17 +240,14 @@ class Life:
         return are_replaced(launch, loaded, self._read)
 
     def _require_usable(self, loaded: Loaded) -> None:
-        paths = self._seams.paths
-        with Apart() as judge:
-            require_usable(
-                loaded,
-                self._read,
-                self._seams.config_root,
-                credential_present=paths.credential(loaded.name) is not None,
-                sandboxed=self._sandboxed,
-                neighbours_file=paths.cache / "neighbours.json",
-                judge=judge,
-            )
+        require_usable(
+            loaded,
+            self._read,
+            self._seams.config_root,
+            credential_present=self._seams.paths.credential(loaded.name) is not None,
+            sandboxed=self._sandboxed,
+            neighbours=self._seams.definitions(),
+        )
 
     async def _renew(self, supervisor: Supervisor, loaded: Loaded) -> None:
         with contextlib.suppress(LlamadError):  # the supervisor has told it: nothing else served

@@ -347,7 +347,7 @@ class Resident:
             self.way = Way.LOADED
             seams = LifeSeams(
                 house.config_root, self._paths, self._reporter, house.nvml, self.front,
-                house.paths.unit_state(self.name), house.always,
+                house.paths.unit_state(self.name), house.always, house.definitions,
             )  # fmt: skip
             assert self.loaded is not None
             self._life = house.live(self.loaded, ledger, seams, house.clock, house.sandboxed)

@@ -102,7 +102,7 @@ class Router:
         self._house = House(
             self._config_root, self._paths, self.front, self._reporter.journal,
             ResidentNotifier(self._notifier), self._nvml, self._clock, self._sandboxed, host.host.unit_grace_s,
-            self._again.set, self._always, self._live,
+            self._again.set, self._always, self._reloads.definitions, self._live,
         )  # fmt: skip
         self.use_host(host, keys)
         self._install_signals(loop)

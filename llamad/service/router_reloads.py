@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from llamad.clock import Clock
 from llamad.config.changes import differing
 from llamad.config.definition import HostSettings
+from llamad.config.loaded import Loaded
 from llamad.config.watch import Watch
 from llamad.config.watched import AllDefinitions
 from llamad.errors import LlamadError
@@ -126,6 +127,10 @@ class RouterReloads:
         if self._again:
             self._ask()
 
+    def definitions(self) -> list[Loaded]:
+        """Those on disk that can be used, as they were read last. Any thread may call it."""
+        return [read.loaded for read in self.reads.values() if read.loaded is not None]
+
     # -- who asks -----------------------------------------------------------------------------------------
 
     def hang_up(self) -> None:
@@ -222,7 +227,7 @@ class RouterReloads:
             self._models.reloaded()
 
     def _refused(self, why: str) -> None:
-        self.trouble = why
+        self.trouble = f"reload refused: {why}"
         self._reporter.reload_refused(why)
 
     def _read_first(self) -> dict[str, Read]:

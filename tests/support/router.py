@@ -255,7 +255,7 @@ class RouterBench:
         self.notifier = Signals()
         run = folder / "run"
         self.paths = RouterPaths(run, run / "router", folder / "state", folder / "cache", run / "ledger", None)
-        self.address = str(folder / "front.sock")
+        self.address: str | tuple[str, int] = str(folder / "front.sock")
         for made in (self.etc, self.enabled, run):
             made.mkdir()
         self.router: Router
@@ -286,6 +286,10 @@ class RouterBench:
 
     async def chat(self, model: str) -> Answer:
         return await ask(self.address, "POST", "/v1/chat/completions", b'{"model": "%b"}' % model.encode())
+
+    async def ask_with_key(self, model: str, key: str) -> Answer:
+        body = b'{"model": "%b"}' % model.encode()
+        return await ask(self.address, "POST", "/v1/chat/completions", body, Authorization=f"Bearer {key}")
 
     async def get(self, target: str) -> Answer:
         return await ask(self.address, "GET", target, None)

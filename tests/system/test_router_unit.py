@@ -4,60 +4,15 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 
-from tests.system.conftest import ETC, Bed, free_port, get, post, run, wait_for
+from tests.system.conftest import ETC, Bed, Router, get, post, run, wait_for
 
-DROP_IN = Path("/etc/systemd/system/llamad.service.d/bed.conf")
 ON_CPU = "[placement]\nallow_cpu = true\ngpu_layers = 0\ncontext = 2048\nparallel = 2\n"
-
-
-class Router:
-    """llamad.service on a port of its own."""
-
-    def __init__(self, bed: Bed) -> None:
-        self.bed = bed
-        self.url = f"http://127.0.0.1:{free_port()}"
-        self._settings = ETC / "llamad.toml"
-
-    def start(self, host: str = "") -> None:
-        address = self.url.removeprefix("http://")
-        self._settings.write_text(f'[host]\nlisten = "{address}"\n{host}\n')
-        self.bed.ctl("start", "llamad")
-
-    def ask(self, model: str, tokens: int = 4, timeout: float = 60, **more: Any) -> tuple[int, Any]:
-        body = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": tokens, "model": model, **more}
-        return post(f"{self.url}/v1/chat/completions", body, timeout)
-
-    def states(self) -> dict[str, str]:
-        _, answer = get(f"{self.url}/v1/models")
-        return {entry["id"]: entry["meta"]["state"] for entry in answer["data"]}
-
-    def until(self, name: str, state: str, timeout_s: float = 60.0) -> None:
-        wait_for(lambda: self.states().get(name) == state, f"{name} is {state}", timeout_s)
-
-    def events(self, event: str) -> list[dict[str, Any]]:
-        return self.bed.journal("_SYSTEMD_UNIT=llamad.service", f"LLAMAD_EVENT={event}")
-
-
-@pytest.fixture
-def router(bed: Bed) -> Iterator[Router]:
-    settings = ETC / "llamad.toml"
-    saved = settings.read_text()
-    DROP_IN.parent.mkdir(parents=True, exist_ok=True)
-    DROP_IN.write_text("[Service]\nMemoryDenyWriteExecute=no\n")
-    run("systemctl", "daemon-reload")
-    yield Router(bed)
-    bed.ctl("stop", "llamad", check=False)
-    bed.ctl("reset-failed", check=False)
-    settings.write_text(saved)
-    DROP_IN.unlink()
-    run("systemctl", "daemon-reload")
 
 
 def define(bed: Bed, name: str, *, head: str = "", placement: str = ON_CPU, extra: str = "") -> str:

@@ -96,6 +96,7 @@ class Model:
 
     def apply(self, loaded: Loaded, keys: KeySet) -> None:
         self.applied, self.keys = loaded, keys
+        self.changed.set()
 
     async def move(self, listening: Any) -> None:
         raise AssertionError("the move is a fake")
@@ -137,6 +138,11 @@ class Rig:
         """As the watch tells of it."""
         self.file.write_text(text)
         await self.noticed()
+
+    async def applied_keys(self, keys: list[str], admin: KeySet | None = None) -> None:
+        """Return when the relay asks for these."""
+        async with asyncio.timeout(20):
+            await self.model.until(lambda: self.model.keys == KeySet(keys, admin))
 
     async def noticed(self) -> None:
         self.reloads.edited(look(self.file, self.root).digest)
@@ -307,6 +313,45 @@ def test_keys_are_read_again_and_stay_when_the_next_reload_is_refused(rig: Rig) 
         assert rig.teller.names()[-2:] == ["reload-refused"] * 2
         assert str(file) in rig.teller.events[-1][1]
         assert rig.teller.told == ["reloading", "ready"] * 4
+
+    play(scene())
+
+
+def test_rotated_keys_are_in_force_by_themselves(rig: Rig) -> None:
+    """The watch sees the file that is named, also one that is named only since the last edit."""
+    file = with_keys(rig)
+
+    async def scene() -> None:
+        rig.reloads.watch()
+        await rig.applied_keys(["one"])
+        new = rig.root / "new"
+        new.write_text("two\n")
+        new.replace(file)
+        await rig.applied_keys(["two"])
+        file.unlink()
+        await rig.teller.until(lambda: "reload-refused" in rig.teller.names())
+        assert rig.model.keys == KeySet(["two"]) and str(file) in rig.model.said
+        other = rig.root / "folder"
+        other.mkdir()
+        (other / "keys").write_text("three\n")
+        rig.file.write_text(TEXT + f'admin_keys_file = "{other}/keys"\n')
+        await rig.applied_keys([], KeySet(["three"]))
+        (other / "keys").write_text("four\n")
+        await rig.applied_keys([], KeySet(["four"]))
+        assert rig.model.reloaded == [] and rig.model.said == ""
+        rig.reloads.close()
+        await asyncio.sleep(0)
+
+    play(scene())
+
+
+def test_a_replaced_file_of_the_model_is_loaded_at_a_hang_up_and_not_before(rig: Rig) -> None:
+    async def scene() -> None:
+        rig.reloads._sources = replace(rig.reloads._sources, replaced=lambda _loaded: True)
+        await rig.edit(TEXT + 'aliases = ["a"]\n')
+        assert rig.model.reloaded == []
+        await rig.hang_up()
+        assert rig.model.reloaded == ["the files of the model"]
 
     play(scene())
 

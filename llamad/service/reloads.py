@@ -20,7 +20,7 @@ from llamad.service import in_force
 from llamad.service.in_force import TOPIC, InForce
 from llamad.service.keys import key_files
 from llamad.service.move import Move, Relay
-from llamad.service.threads import in_thread
+from llamad.service.threads import in_thread, in_time
 
 CONFIG_READ_S = 10.0
 QUIET_S = 2.0
@@ -90,14 +90,16 @@ class Reloads:
         clock: Clock,
         keys: KeySet,
         quiet_s: float = QUIET_S,
+        read_s: float = CONFIG_READ_S,
     ) -> None:
-        """`keys` are in force."""
+        """`keys` are in force. `read_s`: how long files may take."""
         self._sources = sources
         self._model = model
         self._address = address
         self._teller = teller
         self._clock = clock
         self._quiet_s = quiet_s
+        self._read_s = read_s
         self._force = InForce(model, address, teller, keys)
         self._key_files = key_files(model.loaded.definition)
         self._file: Path = model.loaded.file
@@ -169,7 +171,8 @@ class Reloads:
         """Where nobody waits, systemd is told of a reload only if there is one to be seen."""
         told = hung_up
         try:
-            loaded, keys, replaced = await asyncio.wait_for(in_thread(self._read, hung_up), CONFIG_READ_S)
+            late = self.hang_up if hung_up else self._ask
+            loaded, keys, replaced = await in_time(in_thread(self._read, hung_up), self._read_s, late)
             if self._watcher is not None:
                 self._watcher.hint()  # for files that are named only now
             found = changes(self._model.loaded, loaded)
@@ -181,7 +184,7 @@ class Reloads:
         except LlamadError as error:
             self._refused(str(error))
         except TimeoutError:
-            self._refused(f"reading {self._file} takes longer than {CONFIG_READ_S:g} s")
+            self._refused(f"reading {self._file} takes longer than {self._read_s:g} s")
         if told and self._model.public_state in SETTLED:  # in all others what comes of it is still to come
             self._teller.still_ready(self._model.status_text())
         if self._watch is not None or (hung_up and self._model.public_state == READY):

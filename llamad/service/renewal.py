@@ -16,6 +16,7 @@ from llamad.service.definitions import Read
 from llamad.service.in_force import Address, InForce, Teller
 from llamad.service.life import Living
 from llamad.service.reloads import CONFIG_READ_S, raise_bug
+from llamad.service.threads import in_time
 
 
 class Owner(Protocol):
@@ -49,6 +50,7 @@ class Renewal:
         self._force = InForce(self, address, teller, read.keys)
         self._next: tuple[Read, bool] | None = None
         self._under_way = read
+        self._closed = False
         self._task: asyncio.Task[None] | None = None
 
     def ask(self, read: Read, *, asked: bool) -> None:
@@ -65,6 +67,7 @@ class Renewal:
 
     def close(self) -> None:
         """What is on its way comes too late."""
+        self._closed = True
         if self._task is not None:
             self._task.cancel()
 
@@ -88,15 +91,21 @@ class Renewal:
             self._address.apply(loaded, keys)
             self._use()
             return
+        read = self._under_way
         try:
-            async with asyncio.timeout(CONFIG_READ_S):
-                replaced = life is not None and await life.check(loaded)
+            replaced = life is not None and await in_time(
+                life.check(loaded), CONFIG_READ_S, lambda: self._ask_again(read, asked)
+            )
         except LlamadError as error:
             self._force.refused(str(error))
         except TimeoutError:
             self._force.refused(f"reading what it names takes longer than {CONFIG_READ_S:g} s")
         else:
             await self._force.change(loaded, keys, asked=asked, replaced=asked and replaced)
+
+    def _ask_again(self, read: Read, asked: bool) -> None:
+        if read is self._under_way and self._next is None and not self._closed:
+            self.ask(read, asked=asked)
 
     def _use(self) -> None:
         self.read = self._under_way

@@ -27,7 +27,7 @@ from llamad.service.resident import Resident
 from llamad.service.router_notify import RouterReporter
 from llamad.service.router_paths import RouterPaths
 from llamad.service.sockets import Listening
-from llamad.service.threads import in_thread
+from llamad.service.threads import in_thread, in_time
 
 READ_EACH_S = 1.0
 """More time to read for each model: headers of files that are somewhere else now."""
@@ -146,6 +146,7 @@ class RouterReloads:
 
     def close(self) -> None:
         """Watch no more; what is on its way comes too late."""
+        self._begun = False
         self._stop_watching()
         for task in self._tasks:
             task.cancel()
@@ -204,8 +205,8 @@ class RouterReloads:
                 self._reporter.reloading()
             bound_s = CONFIG_READ_S + READ_EACH_S * len(self.reads)
             try:
-                async with asyncio.timeout(bound_s):
-                    found = await in_thread(self._read, asked)
+                late = self.hang_up if asked else self._ask
+                found = await in_time(in_thread(self._read, asked), bound_s, late)
                 self.trouble = ""
                 await self._take_host(found)
                 self._take_models(found.reads, asked)

@@ -356,6 +356,29 @@ def test_a_replaced_file_of_the_model_is_loaded_at_a_hang_up_and_not_before(rig:
     play(scene())
 
 
+def test_what_could_not_be_read_in_time_is_read_once_more_when_that_has_ended(rig: Rig) -> None:
+    async def scene() -> None:
+        may_read, load = threading.Event(), rig.load
+
+        def slowly() -> Loaded:
+            found = load()
+            may_read.wait(20)
+            return found
+
+        rig.reloads._sources = replace(rig.reloads._sources, load=slowly)
+        rig.reloads._read_s = 0.2
+        await rig.edit(TEXT + 'aliases = ["a"]\n')
+        assert rig.teller.names() == ["reload-refused"] and "0.2 s" in rig.model.said
+        rig.reloads._read_s = 20.0
+        may_read.set()
+        async with asyncio.timeout(20):
+            await rig.model.until(lambda: rig.model.loaded.definition.aliases == ("a",))
+        await rig.rest()
+        assert rig.model.said == "" and rig.loads == 2
+
+    play(scene())
+
+
 def test_ten_thousand_hang_ups_are_at_most_one_reload_more(rig: Rig) -> None:
     async def scene() -> None:
         rig.reloads.hang_up()

@@ -23,7 +23,7 @@ from llamad.service.engine import ServerEngine
 from llamad.service.facts import are_replaced
 from llamad.service.figures import ModelFigures
 from llamad.service.front import RelayFront
-from llamad.service.keys import read_keys
+from llamad.service.keys import read_all_keys
 from llamad.service.move import Move, place_of
 from llamad.service.notify import watchdog_interval_s
 from llamad.service.planner import SLOTS
@@ -92,8 +92,7 @@ class Service:
             )  # fmt: skip
 
         def keys(loaded: Loaded) -> KeySet:
-            paths, name = start.paths, start.name
-            return read_keys(loaded, paths.credential(name), paths.credential(name, "admin-key"))
+            return read_all_keys(loaded, start.paths.credential)
 
         def replaced(loaded: Loaded) -> bool:
             return are_replaced(self.supervisor.launch, loaded, start.read)

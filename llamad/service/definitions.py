@@ -19,7 +19,7 @@ from llamad.config.watched import look
 from llamad.errors import ConfigError, LlamadError, Where, os_error
 from llamad.front.keys import KeySet
 from llamad.service.facts import CACHE_NAME, FactsReader
-from llamad.service.keys import keys_of, read_keys
+from llamad.service.keys import certificate_of, keys_of, read_api_keys
 from llamad.service.router_paths import HOST_CREDENTIAL, RouterPaths
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def read_one(name: str, root: Path, paths: RouterPaths, judge: Judge) -> Read:
     try:
         folders.make(under_systemd=False)
         loaded = load_kept(name, root, folders.cache / "definition.json", judge=judge)
-        keys = read_keys(loaded, folders.credential(name))
+        keys = read_api_keys(loaded, folders.credential(name))  # its certificate is of its own address
     except LlamadError as problem:
         return Read(name, None, problem, KeySet())
     size, trained = _about(loaded, folders.cache)
@@ -75,7 +75,7 @@ def _read_again(former: Read | None, name: str, root: Path, paths: RouterPaths, 
     if former is None or loaded is None or look(root / f"{name}.toml", root).digest != loaded.digest:
         return read_one(name, root, paths, judge)
     try:
-        return replace(former, keys=read_keys(loaded, paths.of_model(name).credential(name)))
+        return replace(former, keys=read_api_keys(loaded, paths.of_model(name).credential(name)))
     except LlamadError as problem:
         return Read(name, None, problem, KeySet())
 
@@ -102,6 +102,9 @@ def host_keys(found: LoadedHost, root: Path, paths: RouterPaths) -> KeySet:
     where = found.origins.get(("host", "api_keys_file"))
     credential = paths.of_model(HOST_CREDENTIAL).credential(HOST_CREDENTIAL)
     keys = keys_of(host.api_keys_file, credential, where)
+    tls_credential = paths.of_model(HOST_CREDENTIAL).credential(HOST_CREDENTIAL, "tls-key")
+    shown = certificate_of(host.tls_cert, host.tls_key, tls_credential, found.origins.get(("host", "tls_cert")))
+    keys = keys.with_certificate(shown)
     if not (keys or host.insecure or parse_listen(host.listen).is_local):
         place = found.origins.get(("host", "listen")) or Where(str(root / "llamad.toml"), 1, 1)
         raise ConfigError(

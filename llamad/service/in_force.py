@@ -11,6 +11,7 @@ from llamad.config.changes import Takes, changes, in_words, takes
 from llamad.config.loaded import Loaded
 from llamad.errors import LlamadError
 from llamad.front.keys import KeySet
+from llamad.service.keys import new_in
 from llamad.service.move import Move, Relay, carry_over
 from llamad.supervision.reload import Reverted
 
@@ -124,7 +125,7 @@ class InForce:
             raise
         if moving is not None and move is not None:
             await carry_over(moving, move[1], lambda some: self._address.apply(loaded, some), keys, self.keys)
-        words = in_words(found) or ("the API keys" if keys != self.keys else "")
+        words = in_words(found) or new_in(keys, self.keys)
         self.keys = keys
         if words and not restarts:
             self._teller.event(

@@ -134,6 +134,6 @@ async def carry_over(
     What is meant for the new address must not open the old one: an address that all can reach is not served without
     the keys it had, nor a new one without its own.
     """
-    apply(keys or former)
+    apply((keys or former).with_certificate(keys.certificate))
     await move.carry_out(relay)
     apply(keys)

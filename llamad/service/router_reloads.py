@@ -19,7 +19,7 @@ from llamad.config.watched import AllDefinitions
 from llamad.errors import LlamadError
 from llamad.front.keys import KeySet
 from llamad.service.definitions import Read, changed, host_keys, load_host, read_again, read_all
-from llamad.service.keys import key_files
+from llamad.service.keys import key_files, new_in
 from llamad.service.move import Move, Relay, carry_over, place_of
 from llamad.service.notify import Notifier
 from llamad.service.reloads import CONFIG_READ_S, QUIET_S, raise_bug, tell_blind
@@ -32,7 +32,7 @@ from llamad.service.threads import in_thread, in_time
 READ_EACH_S = 1.0
 """More time to read for each model: headers of files that are somewhere else now."""
 _OWN = frozenset(
-    "listen listen_mode insecure api_keys_file allowed_hosts resident_s unit_grace_s watch".split()  # noqa: SIM905
+    "listen listen_mode insecure api_keys_file tls_cert tls_key allowed_hosts resident_s unit_grace_s watch".split()  # noqa: SIM905
 )
 """The keys of `[host]` that are the router's."""
 
@@ -256,8 +256,8 @@ class RouterReloads:
             return
         before, after = address.host.host, found.host.host
         words = [key for key in differing(before, after, "") if key in _OWN]
-        if found.keys != address.keys and not words:
-            words.append("the API keys")
+        if not words and (new := new_in(found.keys, address.keys)):
+            words.append(new)
         try:
             await self._move(found.host, found.keys)
         except LlamadError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable, Coroutine
@@ -22,6 +23,7 @@ from llamad.front.keys import KeySet
 from llamad.service.keys import read_keys
 from llamad.service.reloads import Reloads, Sources
 from llamad.supervision.reload import Reverted
+from tests.support.certificates import make_certificate
 from tests.support.fakes import FakeReporter
 from tests.unit.test_config_watch import STYLES, open_fds
 
@@ -339,6 +341,35 @@ def test_rotated_keys_are_in_force_by_themselves(rig: Rig) -> None:
         (other / "keys").write_text("four\n")
         await rig.applied_keys([], KeySet(["four"]))
         assert rig.model.reloaded == [] and rig.model.said == ""
+        rig.reloads.close()
+        await asyncio.sleep(0)
+
+    play(scene())
+
+
+def made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+def test_a_renewed_certificate_is_in_force_by_itself(rig: Rig) -> None:
+    first, second = (make_certificate(made(rig.root / name)) for name in ("first", "second"))
+
+    async def scene() -> None:
+        for source in first:
+            shutil.copy(source, rig.root / source.name)
+        cert, key = (rig.root / source.name for source in first)
+        rig.file.write_text(TEXT + f'tls_cert = "{cert}"\ntls_key = "{key}"\n')
+        await rig.hang_up()
+        rig.reloads.watch()
+        shown = rig.model.keys
+        assert shown is not None and shown.certificate is not None
+        for source in second:
+            shutil.copy(source, rig.root / source.name)
+        async with asyncio.timeout(20):
+            await rig.model.until(lambda: rig.model.keys not in (None, shown))
+        await rig.rest()
+        assert rig.teller.events[-1][2]["CHANGED"] == "the certificate" and rig.model.reloaded == ["tls_cert, tls_key"]
         rig.reloads.close()
         await asyncio.sleep(0)
 

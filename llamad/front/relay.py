@@ -185,6 +185,10 @@ class Front(Address):
         super().__init__(Shared(settings, keys, observer, clock, describe, local), clock)
         self._lane = self._shared.lane
 
+    def pass_keys(self) -> None:
+        """llama-server asks for the keys as well: it is told those of its requests."""
+        self._lane.passes_keys = True
+
     # --- the gate --------------------------------------------------------------------------------------------
 
     def open(

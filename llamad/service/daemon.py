@@ -19,6 +19,7 @@ from llamad.front.keys import KeySet
 from llamad.service.admin import Orders, OwnAnswers
 from llamad.service.background import BackgroundPlanner
 from llamad.service.deaths import DeathLog
+from llamad.service.direct import write_keys
 from llamad.service.engine import ServerEngine
 from llamad.service.facts import are_replaced
 from llamad.service.figures import ModelFigures
@@ -92,7 +93,9 @@ class Service:
             )  # fmt: skip
 
         def keys(loaded: Loaded) -> KeySet:
-            return read_all_keys(loaded, start.paths.credential)
+            keys = read_all_keys(loaded, start.paths.credential)
+            write_keys(loaded.definition, keys, start.paths.engine, runs=True)
+            return keys
 
         def replaced(loaded: Loaded) -> bool:
             return are_replaced(self.supervisor.launch, loaded, start.read)

@@ -7,13 +7,13 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llamad.config.apart import Apart
-from llamad.config.definition import HostSettings
+from llamad.config.definition import Definition, HostSettings
 from llamad.config.kept import Judge, load_kept
 from llamad.config.listen import parse_listen
-from llamad.config.loaded import Loaded
+from llamad.config.loaded import Loaded, values_of
 from llamad.config.names import definition_names
 from llamad.config.watched import look
 from llamad.errors import ConfigError, LlamadError, Where, os_error
@@ -51,6 +51,7 @@ def read_one(name: str, root: Path, paths: RouterPaths, judge: Judge) -> Read:
     try:
         folders.make(under_systemd=False)
         loaded = load_kept(name, root, folders.cache / "definition.json", judge=judge)
+        loaded = _behind_us(loaded)
         keys = read_api_keys(loaded, folders.credential(name))  # its certificate is of its own address
     except LlamadError as problem:
         return Read(name, None, problem, KeySet())
@@ -113,6 +114,14 @@ def host_keys(found: LoadedHost, root: Path, paths: RouterPaths) -> KeySet:
             fix=f'write api_keys_file = "{root}/llamad.keys" in [host], or insecure = true',
         )
     return keys
+
+
+def _behind_us(loaded: Loaded) -> Loaded:
+    """The router's llama-servers are behind its address, whatever holds for the model's own unit."""
+    if not loaded.definition.is_direct:
+        return loaded
+    values: dict[str, Any] = {**dict(values_of(loaded.definition)), "front": "relay"}
+    return replace(loaded, definition=Definition(**values))
 
 
 def _about(loaded: Loaded, cache: Path) -> tuple[int | None, int | None]:

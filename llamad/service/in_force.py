@@ -9,7 +9,7 @@ from typing import Protocol
 
 from llamad.config.changes import Takes, changes, in_words, takes
 from llamad.config.loaded import Loaded
-from llamad.errors import LlamadError
+from llamad.errors import ConfigError, LlamadError
 from llamad.front.keys import KeySet
 from llamad.service.keys import new_in
 from llamad.service.move import Move, Relay, carry_over
@@ -59,6 +59,14 @@ class Teller(Protocol):
         ...
 
 
+def _is_told_keys(running: Loaded, loaded: Loaded) -> bool:
+    """Whether llama-server owns the address: it reads its key file once. Raises ConfigError where that changes."""
+    if running.definition.front != loaded.definition.front:
+        fix = f"systemctl restart llamad@{loaded.name}"
+        raise ConfigError("front: who owns the address is settled when the unit starts", fix=fix)
+    return loaded.definition.is_direct
+
+
 class InForce:
     """See the module. To be called on the loop, for one change at a time."""
 
@@ -106,15 +114,17 @@ class InForce:
     ) -> None:
         running = self._model.loaded
         found = changes(running, loaded)
-        needs = takes(found)
-        restarts = replaced or Takes.RESTART in needs
+        needs, new_keys = takes(found), new_in(keys, self.keys)
+        told_keys = _is_told_keys(running, loaded) and bool(new_keys)
+        restarts = replaced or told_keys or Takes.RESTART in needs
         moving = move[0](running, loaded) if move and Takes.REBIND in needs else None
         if moving is None:
             self._address.apply(loaded, keys)
         try:
             if asked or restarts:
-                words = ", ".join(filter(None, (in_words(found), FILES if replaced else "")))
-                await self._model.reload(loaded, words, replaced=replaced)
+                parts = in_words(found), FILES if replaced else "", new_keys if told_keys else ""
+                changed = ", ".join(filter(None, parts))
+                await self._model.reload(loaded, changed, replaced=replaced or told_keys)
             else:
                 self._model.adopt(loaded)
         except LlamadError:
@@ -125,9 +135,8 @@ class InForce:
             raise
         if moving is not None and move is not None:
             await carry_over(moving, move[1], lambda some: self._address.apply(loaded, some), keys, self.keys)
-        words = in_words(found) or new_in(keys, self.keys)
         self.keys = keys
-        if words and not restarts:
+        if (words := in_words(found) or new_keys) and not restarts:
             self._teller.event(
                 "reload-applied", f"In force, without touching llama-server: {words}", CHANGED=words
             )

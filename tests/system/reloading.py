@@ -206,7 +206,7 @@ class Scene(ABC):
         assert f"{file}:{line}:1: placement.contxt" in mistake("contxt = 1\n", 1)
         assert self.context() == 6144 and f"{file}:{line}:1" in self.status()
         self.unchanged(lambda: os.utime(file))
-        assert f"{file}:{line}" in mistake("kv_offload = [\n", 2)
+        assert f"{file}:{line + 1}:1: " in mistake("kv_offload = [\n", 2)
         assert "GPU-0000" in mistake('gpus = ["GPU-00000000-0000-0000-0000-000000000000"]\n', 3)
         assert len(self.told("reload-refused")) == refused + 3, "each mistake is told once"
 

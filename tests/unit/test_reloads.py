@@ -410,6 +410,23 @@ def test_what_could_not_be_read_in_time_is_read_once_more_when_that_has_ended(ri
     play(scene())
 
 
+def test_a_llama_server_that_owns_the_address_is_started_again_for_new_keys(rig: Rig) -> None:
+    file = with_keys(rig)
+    direct = rig.file.read_text() + 'front = "direct"\n'
+
+    async def scene() -> None:
+        await rig.edit(direct)
+        assert rig.teller.names() == ["reload-refused"] and "systemctl restart" in rig.teller.events[0][1]
+        rig.file.write_text(direct)
+        rig.model.loaded = load_definition("tiny", rig.root)
+        await rig.hang_up()
+        file.write_text("two\n")
+        await rig.hang_up()
+        assert rig.model.reloaded[-1] == "the API keys"
+
+    play(scene())
+
+
 def test_ten_thousand_hang_ups_are_at_most_one_reload_more(rig: Rig) -> None:
     async def scene() -> None:
         rig.reloads.hang_up()

@@ -11,6 +11,16 @@ from llamad.cli.main import config_root
 from llamad.config.names import DEFAULT_ROOT
 from llamad.errors import ExitCode
 
+_DOCTOR_EXAMPLES = """\
+exit status: 0 if nothing is wrong, 1 if there is a warning or an error
+
+examples:
+  sudo llamad doctor              all models and the host, errors first
+  sudo llamad doctor phi4         one model and the host
+  llamad doctor                   without root: says what it could not see
+  sudo llamad doctor --json | jq -r '.findings[] | select(.cure != "") | .cure'
+"""
+
 
 class _Parser(argparse.ArgumentParser):
     """argparse exits with 2; sysexits has a code for wrong usage."""
@@ -70,6 +80,13 @@ def make_parser() -> argparse.ArgumentParser:
 
     forget = verbs.add_parser("forget", help="forget what lack of memory taught about a model; it is tried again")
     forget.add_argument("name", metavar="NAME")
+
+    doctor = verbs.add_parser(
+        "doctor", help="what is wrong on this host, why, and the command that cures it; changes nothing",
+        formatter_class=argparse.RawDescriptionHelpFormatter, epilog=_DOCTOR_EXAMPLES,
+    )  # fmt: skip
+    doctor.add_argument("name", metavar="NAME", nargs="?", help="only this model, and the host (default: all)")
+    doctor.add_argument("--json", action="store_true", help="one JSON object: /usr/share/llamad/schema/doctor.json")
 
     listing = verbs.add_parser("list", help="the definitions, and the model files that are there")
     listing.add_argument("--json", action="store_true", help="one JSON object")

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from llamad.clock import Clock
 from llamad.config.watched import Seen, Subject
 from llamad.errors import BusyError
+from llamad.threads import in_thread
 
 DEBOUNCE_S = 0.3
 """An edit is over when nothing has moved for so long,"""
@@ -58,7 +59,7 @@ class Watch:
         edited: Callable[[str], None],
         blind: Callable[[OSError | ImportError], None],
         hints: Callable[[Callable[[], None]], Hints] | None = None,
-        off_the_loop: OffTheLoop = asyncio.to_thread,
+        off_the_loop: OffTheLoop = in_thread,
     ) -> None:
         """`edited` is called with the digest of new contents; `blind` once when folders cannot be watched and only
         the poll is left, and again when that happens after it had worked. `off_the_loop` runs blocking work, and may

@@ -26,7 +26,7 @@ from llamad.front.lane import Lane
 from llamad.front.reply import ClientSide
 from llamad.front.routing import Names, RoutingError, model_in_query, split_upstream
 from llamad.front.settings import ModelDescription
-from llamad.front.shared import Shared
+from llamad.front.shared import REMEMBERED_BYTES, Shared
 
 _READY = b"/ready"
 
@@ -75,6 +75,7 @@ class Switch:
 
     def renew(self) -> None:
         """Names or aliases have changed."""
+        self._shared.let_in.clear()
         self.lanes = tuple(branch.lane for branch in self._branches.values())
         self._there = {name: branch for name, branch in self._branches.items() if not branch.leaves}
         self.names = Names({name: branch.lane.settings.aliases for name, branch in self._there.items()})
@@ -100,9 +101,13 @@ class Switch:
         """The lane of the model that a request names. Raises RoutingError: 400, 401 or 404."""
         hint = "" if head.method == b"POST" else f" ({head.raw_path.decode()}?model=NAME, or /upstream/NAME/...)"
         branch = self._there[self.names.only(hint) if model is None else self.names.find(model)]
-        keys = branch.keys or self._shared.keys
-        if keys and not keys.allows(head.credentials):
-            raise RoutingError(401, "invalid_api_key", "a valid API key for this model is needed")
+        asked = (branch.lane, head.credentials)
+        if asked not in self._shared.let_in:
+            keys = branch.keys or self._shared.keys
+            if keys and not keys.allows(head.credentials):
+                raise RoutingError(401, "invalid_api_key", "a valid API key for this model is needed")
+            if len(head.forwarded) <= REMEMBERED_BYTES:
+                self._shared.remember(asked)
         return branch.lane
 
     def may_let_in(self, head: RequestHead) -> bool:

@@ -18,7 +18,7 @@ from llamad.service.journal import Journal
 from llamad.service.life import Life, LifeSeams, Living
 from llamad.service.notify import Notifier
 from llamad.service.router_paths import RouterPaths
-from llamad.service.threads import in_thread
+from llamad.threads import in_thread
 
 
 class Way(StrEnum):

@@ -20,7 +20,7 @@ from llamad.service import in_force
 from llamad.service.in_force import TOPIC, InForce
 from llamad.service.keys import key_files
 from llamad.service.move import Move, Relay
-from llamad.service.threads import in_thread, in_time
+from llamad.threads import in_thread, in_time
 
 CONFIG_READ_S = 10.0
 QUIET_S = 2.0
@@ -140,7 +140,7 @@ class Reloads:
             self.close()
         elif self._watch is None:
             subject = OneDefinition(self._file, self._file.parent, lambda: self._key_files)
-            self._watcher = Watch(subject, self._clock, edited=self.edited, blind=self._blind, off_the_loop=in_thread)
+            self._watcher = Watch(subject, self._clock, edited=self.edited, blind=self._blind)
             self._watch = asyncio.create_task(self._run(self._watcher))
             self._watch.add_done_callback(raise_bug)
 

@@ -16,7 +16,7 @@ from llamad.service.definitions import Read
 from llamad.service.in_force import Address, InForce, Teller
 from llamad.service.life import Living
 from llamad.service.reloads import CONFIG_READ_S, raise_bug
-from llamad.service.threads import in_time
+from llamad.threads import in_time
 
 
 class Owner(Protocol):

@@ -44,8 +44,8 @@ from llamad.service.router_paths import RouterPaths
 from llamad.service.router_reloads import AddressInForce, RouterReloads, troubles
 from llamad.service.sockets import Listening, listen_on, stored_sockets
 from llamad.service.start import UNDER_SYSTEMD, report_refusal
-from llamad.service.threads import in_thread
 from llamad.supervision.residency import choose
+from llamad.threads import in_thread
 
 LOOK_S = 5.0
 """Nothing tells that a unit was enabled."""
@@ -107,7 +107,7 @@ class Router:
         self.use_host(host, keys)
         self._install_signals(loop)
         await self._reloads.begin(self, AddressInForce(host, keys, listening, self.front))
-        await asyncio.to_thread(forget_requests, self._ledger)
+        await in_thread(forget_requests, self._ledger)
         await self.front.start(listening.sockets)
         self._start(self._watch())
         self._start(self._feed_watchdog())

@@ -27,7 +27,7 @@ from llamad.service.resident import Resident
 from llamad.service.router_notify import RouterReporter
 from llamad.service.router_paths import RouterPaths
 from llamad.service.sockets import Listening
-from llamad.service.threads import in_thread, in_time
+from llamad.threads import in_thread, in_time
 
 READ_EACH_S = 1.0
 """More time to read for each model: headers of files that are somewhere else now."""
@@ -119,7 +119,7 @@ class RouterReloads:
     async def begin(self, models: Models, address: AddressInForce) -> None:
         """Read all definitions for the first time, add them, and watch from now on."""
         self._models, self._address = models, address
-        self.reads = await asyncio.to_thread(self._read_first)
+        self.reads = await in_thread(self._read_first)
         for read in self.reads.values():
             models.add(read)
         self._watch_or_not()
@@ -170,9 +170,7 @@ class RouterReloads:
         if not self._address.host.host.watch:
             self._stop_watching()
         elif self._watch is None:
-            self._watcher = Watch(
-                self._subject, self._clock, edited=self.edited, blind=self._blind, off_the_loop=in_thread
-            )
+            self._watcher = Watch(self._subject, self._clock, edited=self.edited, blind=self._blind)
             self._watch = self._start(self._run(self._watcher))
         elif self._watcher is not None:
             self._watcher.hint()  # for files that are named only now

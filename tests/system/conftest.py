@@ -26,7 +26,6 @@ ETC = Path("/etc/llamad")
 MODELS = Path("/var/lib/llamad/models")
 DROP_IN = Path("/etc/systemd/system/llamad@.service.d/bed.conf")
 KEEP = {"llamad.toml"}
-ROUTER_DROP_IN = Path("/etc/systemd/system/llamad.service.d/bed.conf")
 VULKAN = '[environment]\nGGML_VK_VISIBLE_DEVICES = "0"\n'
 
 
@@ -130,34 +129,6 @@ def chat(url: str, tokens: int = 8, timeout: float = 60) -> tuple[int, Any]:
     return post(f"{url}/v1/chat/completions", body, timeout)
 
 
-class Router:
-    """llamad.service on a port of its own."""
-
-    def __init__(self, bed: Bed) -> None:
-        self.bed = bed
-        self.url = f"http://127.0.0.1:{free_port()}"
-        self._settings = ETC / "llamad.toml"
-
-    def start(self, host: str = "") -> None:
-        address = self.url.removeprefix("http://")
-        self._settings.write_text(f'[host]\nlisten = "{address}"\n{host}\n')
-        self.bed.ctl("start", "llamad")
-
-    def ask(self, model: str, tokens: int = 4, timeout: float = 60, **more: Any) -> tuple[int, Any]:
-        body = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": tokens, "model": model, **more}
-        return post(f"{self.url}/v1/chat/completions", body, timeout)
-
-    def states(self) -> dict[str, str]:
-        _, answer = get(f"{self.url}/v1/models")
-        return {entry["id"]: entry["meta"]["state"] for entry in answer["data"]}
-
-    def until(self, name: str, state: str, timeout_s: float = 60.0) -> None:
-        wait_for(lambda: self.states().get(name) == state, f"{name} is {state}", timeout_s)
-
-    def events(self, event: str) -> list[dict[str, Any]]:
-        return self.bed.journal("_SYSTEMD_UNIT=llamad.service", f"LLAMAD_EVENT={event}")
-
-
 def tiny_model() -> Path:
     """Built where it is not there yet."""
     path = MODELS / "tiny.gguf"
@@ -212,21 +183,6 @@ def in_bed() -> Iterator[Bed]:
 def bed(tiny: Path) -> Iterator[Bed]:
     yield Bed(tiny)
     _clean()
-
-
-@pytest.fixture
-def router(bed: Bed) -> Iterator[Router]:
-    settings = ETC / "llamad.toml"
-    saved = settings.read_text()
-    ROUTER_DROP_IN.parent.mkdir(parents=True, exist_ok=True)
-    ROUTER_DROP_IN.write_text("[Service]\nMemoryDenyWriteExecute=no\n")
-    run("systemctl", "daemon-reload")
-    yield Router(bed)
-    bed.ctl("stop", "llamad", check=False)
-    bed.ctl("reset-failed", check=False)
-    settings.write_text(saved)
-    ROUTER_DROP_IN.unlink()
-    run("systemctl", "daemon-reload")
 
 
 def _clean() -> None:

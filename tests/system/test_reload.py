@@ -12,8 +12,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from tests.support.streams import stream
 from tests.system.conftest import ETC, Bed, get, post, wait_for
-from tests.system.reloading import FIRST, ROOM, Scene, stream
+from tests.system.reloading import FIRST, ROOM, Scene
 
 
 class UnitScene(Scene):

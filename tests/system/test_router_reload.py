@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.system.conftest import Bed, Router, get, wait_for
+from tests.support.router_unit import Router, routing
+from tests.system.conftest import Bed, get, wait_for
 from tests.system.reloading import FIRST, ROOM, Scene, router_child
 
 
@@ -20,7 +21,7 @@ class RouterScene(Scene):
         for name in ("one", "two"):
             assert router.ask(name)[0] == 200
         self.bed, self.router = bed, router
-        super().__init__(bed, f"{router.url}/upstream/one", f"{router.url}/upstream/two")
+        super().__init__(bed, router.url, router.url)
 
     def main_pids(self) -> tuple[int, ...]:
         return (int(self.bed.show("llamad", "MainPID")),)
@@ -40,13 +41,14 @@ class RouterScene(Scene):
 
 
 @pytest.fixture
-def scene(router: Router) -> Iterator[RouterScene]:
-    one = RouterScene(router, router.bed)
-    for streams in one.streams:
-        streams.more()
-    yield one
-    for streams in one.streams:
-        streams.end()
+def scene(bed: Bed) -> Iterator[RouterScene]:
+    with routing(bed) as router:
+        one = RouterScene(router, bed)
+        for streams in one.streams:
+            streams.more()
+        yield one
+        for streams in one.streams:
+            streams.end()
 
 
 @pytest.mark.timeout(900)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 
 import pytest
 
+from llamad.front.keys import KeySet
 from llamad.front.settings import Outcome
 from tests.support.fake_upstream import Call
 from tests.support.http import scenario, yield_to_loop
@@ -155,6 +157,7 @@ async def test_the_limits_of_a_model_are_its_own() -> None:
         bench.add("two", queue_requests=0, wait_s=3.0)
         answer = await bench.chat(TWO)
         assert (answer.status, answer.code) == (503, "queue_full")
+        assert bench.observers["two"].waits == 1, "it is asked for all the same: who comes again finds it loaded"
 
 
 @scenario
@@ -245,3 +248,25 @@ async def test_a_model_that_leaves_is_found_by_nobody_and_answers_what_it_has() 
         assert (await answer).status == 200
         bench.front.remove(bench.lanes["one"])
         assert (await bench.chat(b'{"model": "two"}')).status == 200
+
+
+@scenario
+async def test_who_was_let_in_is_shut_out_with_the_key() -> None:
+    async with switching(keys="address") as bench, await bench.client() as client:
+        own = bench.add("own", keys="mine")
+        await bench.load("own")
+
+        async def status(key: str, **fields: str) -> int:
+            answer = await client.ask("POST", "/v1/chat/completions", b'{"model":"own"}', X_Api_Key=key, **fields)
+            return answer.status
+
+        for _ in range(3):
+            assert (await status("mine"), await status("address"), await status("none")) == (200, 401, 401)
+        assert await status("mine", Origin="https://evil.example") == 403
+        bench.front.change(own, own.settings, KeySet(["new"]))
+        for _ in range(2):
+            assert (await status("mine"), await status("new")) == (401, 200)
+        bench.front.change(own, own.settings, KeySet())
+        assert (await status("new"), await status("address")) == (401, 200)
+        bench.front.apply(replace(own.settings, name="llamad"), KeySet(["other"]))
+        assert (await status("address"), await status("other")) == (401, 200)

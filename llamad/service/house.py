@@ -73,6 +73,10 @@ class Outside:
     given_up: bool = False
     """It is wanted by nobody who would serve it: `llamad unload`."""
 
+    def why_wanted(self, name: str) -> str:
+        """Why the router is to let go of it, in words."""
+        return "the admin wants it unloaded (llamad unload)" if self.given_up else f"llamad@{name} takes it over"
+
 
 class Timers:
     """Calls to be made later, one of each name at a time."""

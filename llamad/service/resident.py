@@ -120,8 +120,7 @@ class Resident:
             return
         if self._task is not None:
             if outside.wanted:
-                unit = f"llamad@{self.name} takes it over"
-                self.unload("the admin wants it unloaded (llamad unload)" if outside.given_up else unit)
+                self.unload(outside.why_wanted(self.name))
             return
         if outside.owned:
             self._forward()

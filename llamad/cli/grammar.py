@@ -15,7 +15,6 @@ from llamad.errors import ExitCode
 from llamad.units import parse_duration
 
 
-
 class _Parser(argparse.ArgumentParser):
     """argparse exits with 2; sysexits has a code for wrong usage."""
 
@@ -113,7 +112,7 @@ def _add_tune(verbs: Verbs) -> None:
     )  # fmt: skip
     tune.add_argument("name", metavar="NAME")
     tune.add_argument("--for", dest="goal", choices=("throughput", "latency", "prompt"), default="throughput",
-                      help="what is to be faster: all requests together (default), one alone, or reading prompts")  # fmt: skip
+                      help="what is to be faster: all requests together, one alone, or reading a prompt")  # fmt: skip
     tune.add_argument("--apply", action="store_true", help="write what is better to NAME.toml.d/50-tune.toml")
     tune.add_argument("--force", action="store_true", help="replace a 50-tune.toml that was written by hand")
     tune.add_argument("--stop", action="store_true", help="stop the running unit meanwhile")

@@ -21,6 +21,7 @@ _SANDBOX_PREFIXES = (
     "Protect", "Private", "Restrict", "SystemCall", "Device", "Capability", "Ambient", "NoNewPrivileges",
     "LockPersonality", "MemoryDenyWriteExecute", "RemoveIPC", "UMask", "LimitMEMLOCK", "LimitNOFILE", "LimitCORE",
     "SupplementaryGroups", "ReadOnlyPaths", "ReadWritePaths", "InaccessiblePaths", "TasksMax", "Environment",
+    "Nice", "CPU", "NUMA", "Memory",  # a measurement is to have what the service has
 )  # fmt: skip
 
 
@@ -94,15 +95,15 @@ def rerun_in_sandbox(argv: list[str], unit: str, cache: Path | None) -> int | No
 def _in_sandbox(unit: str, properties: list[str], *options: str) -> list[str]:
     """What to put before a command that is to run in the sandbox of `unit`, with these properties of its own."""
     command = ["systemd-run", "--pipe", "--wait", "--collect", "--quiet", "--service-type=exec", *options]
-    for text in (f"User={USER}", "WorkingDirectory=/", *sandbox_of(unit), *properties):
-        command.append(f"--property={text}")
-    return [*command, "--"]
+    found = (f"User={USER}", "WorkingDirectory=/", *sandbox_of(unit), *properties)
+    return [*command, *(f"--property={text}" for text in found), "--"]
 
 
 def run_as_service(
     config: Path, argv: list[str], name: str, *, sandboxed: bool, words: str, limit_s: float
 ) -> tuple[int, str]:
-    """As root, run `llamad ARGV` (a verb and its words) over the definitions of `config` as the service's user: its exit code and what it wrote to stdout.
+    """As root, run `llamad ARGV`, a verb and its words, over the definitions of `config` as the service's user: its
+    exit code and what it wrote to stdout.
 
     `sandboxed`: in the sandbox of the model's unit, with the unit's state and cache folders and its devices, where
     there is systemd; it sees no other process there. `words` is what it reads from stdin. It is stopped when we are
@@ -118,8 +119,8 @@ def run_as_service(
         gpu = f"llamad-gpu@{name}.service"
         properties = [
             f"StateDirectory=llamad/state/{name}", "StateDirectoryMode=0700", f"CacheDirectory=llamad/{name}",
-            "CacheDirectoryMode=0700", f"Wants={gpu}", f"After={gpu}", f"RuntimeMaxSec={limit_s:.0f}", "KillMode=mixed",
-            "UMask=0077",
+            "CacheDirectoryMode=0700", f"Wants={gpu}", f"After={gpu}", f"RuntimeMaxSec={limit_s:.0f}",
+            "KillMode=mixed", "UMask=0077",
         ]  # fmt: skip
         command = [*_in_sandbox(f"llamad@{name}.service", properties, f"--unit={own_unit}"), *command]
     else:

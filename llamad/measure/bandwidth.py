@@ -39,7 +39,9 @@ def bytes_a_token(facts: ModelFacts) -> int:
     return int(total)
 
 
-def expected(size_bytes: int, shares: Mapping[str, float], bandwidths: Mapping[str, tuple[float, str]]) -> Expected | None:
+def expected(
+    size_bytes: int, shares: Mapping[str, float], bandwidths: Mapping[str, tuple[float, str]]
+) -> Expected | None:
     """The bound for weights that are spread over places by `shares`; None where a place's bandwidth is not known. Pure.
 
     `bandwidths`: bytes a second of each place, with where that is from. Places are read one after the other.

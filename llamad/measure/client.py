@@ -1,4 +1,4 @@
-"""One completion over HTTP, streamed, with the time of each event. The server is not trusted: all it says is bounded."""
+"""One completion over HTTP, streamed, with the time of each event. All that the server says is bounded."""
 
 from __future__ import annotations
 
@@ -193,7 +193,7 @@ class _Events:
             if event.startswith(b"data:"):
                 self.event_s.append(now_s)
                 self.last = event
-            elif event.startswith(b"error:") or event.startswith(b"event: error"):
+            elif event.startswith((b"error:", b"event: error")):
                 raise RequestFailed("the stream ended with an error", why=_message(event.partition(b":")[2]))
 
 

@@ -122,8 +122,9 @@ class Instances:
         """What the service learned about its memory counts here too; what is learned here, for bytes of others, not."""
         state = folder / "state"
         state.mkdir(mode=0o700)
+        learned = Paths.of(self._loaded.name, dict(self._environ)).state / "learned.toml"
         with contextlib.suppress(OSError):
-            shutil.copyfile(Paths.of(self._loaded.name, dict(self._environ)).state / "learned.toml", state / "learned.toml")
+            shutil.copyfile(learned, state / learned.name)
 
     async def _start(self, folder: Path) -> _Daemon:
         env = {name: self._environ[name] for name in _KEPT_VARIABLES if name in self._environ}

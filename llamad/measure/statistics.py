@@ -61,7 +61,14 @@ def beats(before: Sequence[float], after: Sequence[float], *, min_gain: float = 
 
     With fewer than three values on a side nothing can be told apart from chance.
     """
-    return gain(before, after) >= min_gain and chance(before, after) <= MOST_CHANCE
+    return chance(before, after) <= MOST_CHANCE and gain(before, after) >= min_gain
+
+
+def is_promising(before: Sequence[float], after: Sequence[float]) -> bool:
+    """Whether a few values of each are better by more than they spread: enough to go on with, not to decide."""
+    if not before or not after:
+        return False
+    return gain(before, after) >= max(MIN_GAIN, (spread(before) + spread(after)) / 2)
 
 
 @cache

@@ -2,55 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
 
 from llamad.errors import LlamadError
-from llamad.front.metrics import Family, parse
 from llamad.measure.client import Target, get_text
+from llamad.units import sane_number
+
+_SAMPLE = re.compile(r"^(llamad_[a-z_]+)\{([^{}]*)\} ([0-9.e+]+)$", re.M)
 
 
 class Traffic:
-    """Counts what was not ours. An address that does not tell (`front` of another program, no key) counts nothing."""
+    """Counts what was not ours. An address that does not tell (another program, no key for it) counts nothing."""
 
     def __init__(self, target: Target, model: str) -> None:
         self._target = target
-        self._model = model
-        self._finished: float | None = None
-        self.told = False
+        self._label = f'model="{model}"'
+        self._finished: int | None = None
 
     async def begin(self) -> int:
         """Start counting; how many requests of others are there now."""
-        families = await self._families()
-        self._finished = _sum(families, "llamad_requests_total", self._model)
-        self.told = bool(families)
-        return _present(families, self._model)
+        text = await self._text()
+        if text:
+            self._finished = self._sum(text, "llamad_requests_total")
+        return self._present(text)
 
     async def others(self, own: int) -> int:
         """How many requests of others ended since `begin` or are there now, `own` having been ours."""
-        families = await self._families()
-        if not families or self._finished is None:
+        text = await self._text()
+        if not text or self._finished is None:
             return 0
-        finished = _sum(families, "llamad_requests_total", self._model) - self._finished
-        return max(0, int(finished) - own) + _present(families, self._model)
+        return max(0, self._sum(text, "llamad_requests_total") - self._finished - own) + self._present(text)
 
-    async def _families(self) -> list[Family]:
+    async def _text(self) -> str:
         try:
-            return parse(await get_text(self._target, "/metrics"))
+            return await get_text(self._target, "/metrics")
         except LlamadError:
-            return []
+            return ""
 
+    def _present(self, text: str) -> int:
+        return self._sum(text, "llamad_active_requests") + self._sum(text, "llamad_waiting_requests")
 
-def _present(families: Iterable[Family], model: str) -> int:
-    found = list(families)
-    return int(_sum(found, "llamad_active_requests", model) + _sum(found, "llamad_waiting_requests", model))
-
-
-def _sum(families: Iterable[Family], name: str, model: str) -> float:
-    """All samples of a name that are of this model."""
-    return sum(
-        value
-        for family in families
-        if family.name == name
-        for _suffix, labels, value in family.samples
-        if dict(labels).get("model", model) == model
-    )
+    def _sum(self, text: str, name: str) -> int:
+        """All samples of a name that are of this model."""
+        found = (match for match in _SAMPLE.finditer(text) if match[1] == name)
+        return int(sum(sane_number(match[3]) for match in found if self._label in match[2].split(",")))

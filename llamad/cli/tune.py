@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
             result = to_end(run_tune(here, _machine(), options, progress))
         print(result.model_dump_json(indent=2) if args.json else tune_text(result), end="\n" if args.json else "")
         if args.apply and result.best:
-            path = apply(result, loaded, args.config, force=args.force)
+            path = apply(result, loaded, args.config, force=args.force, may_change=args.may_change)
             if not args.json:
                 print(f"wrote {path}; undo it with: rm {path}")
     return 0

@@ -7,17 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
-from llamad.measure.results import PlanInForce, Setting
+from llamad.measure.results import Key, PlanInForce, Setting
 
 Goal = Literal["throughput", "latency", "prompt"]
-Settings = Mapping[str, Setting]
+Settings = Mapping[Key, Setting]
 
-KEYS = ("parallel", "flash_attention", "ubatch", "kv_cache", "threads", "threads_batch")
+KEYS: tuple[Key, ...] = get_args(Key)
 """All keys of `[placement]` that are tried."""
 
-_ORDER: Mapping[Goal, Sequence[str]] = {
+_ORDER: Mapping[Goal, Sequence[Key]] = {
     "throughput": ("parallel", "threads", "flash_attention", "ubatch", "kv_cache"),
     "latency": ("threads", "threads_batch", "flash_attention", "ubatch", "kv_cache"),
     "prompt": ("ubatch", "threads_batch", "flash_attention", "kv_cache"),
@@ -40,7 +40,7 @@ class Machine:
 class Axis:
     """A key with the values that it may have, in their order; `current` is the place of the one in force."""
 
-    key: str
+    key: Key
     values: tuple[Setting, ...]
     current: int
 
@@ -81,7 +81,7 @@ def axes(
     return found, untouched
 
 
-def _axis(key: str, question: Question) -> tuple[Axis | None, str]:
+def _axis(key: Key, question: Question) -> tuple[Axis | None, str]:
     plan = question.plan
     match key:
         case "parallel":
@@ -99,7 +99,6 @@ def _axis(key: str, question: Question) -> tuple[Axis | None, str]:
             return _cache_axis(question)
         case "threads" | "threads_batch":
             return _threads_axis(key, question)
-    raise ValueError(key)
 
 
 def _cache_axis(question: Question) -> tuple[Axis | None, str]:
@@ -110,7 +109,7 @@ def _cache_axis(question: Question) -> tuple[Axis | None, str]:
     return Axis("kv_cache", ("f16", "q8_0"), 0), ""
 
 
-def _threads_axis(key: str, question: Question) -> tuple[Axis | None, str]:
+def _threads_axis(key: Key, question: Question) -> tuple[Axis | None, str]:
     if not question.host_computes:
         return None, "no layer runs on the CPU"
     machine = question.machine
@@ -120,7 +119,7 @@ def _threads_axis(key: str, question: Question) -> tuple[Axis | None, str]:
     return _ordered(key, sorted(values), current), ""
 
 
-def _ordered(key: str, values: Sequence[int], current: int) -> Axis:
+def _ordered(key: Key, values: Sequence[int], current: int) -> Axis:
     """The axis with the value in force put in its place."""
     found = tuple(sorted({*values, current}))
     return Axis(key, found, found.index(current))

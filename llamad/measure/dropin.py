@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from llamad.config.files import read_definition, read_file
@@ -14,7 +14,7 @@ from llamad.config.write import replace_file
 from llamad.errors import ConfigError, Where
 from llamad.measure.candidates import KEYS
 from llamad.measure.report import toml_value
-from llamad.measure.results import Setting, TuneResult
+from llamad.measure.results import Key, Setting, TuneResult
 from llamad.measure.statistics import gain
 
 FILE_NAME = "50-tune.toml"
@@ -34,7 +34,7 @@ def is_ours(content: bytes) -> bool:
     return mark is not None and mark[1] == _digest(text[mark.end() :])
 
 
-def own_keys(loaded: Loaded) -> frozenset[str]:
+def own_keys(loaded: Loaded) -> frozenset[Key]:
     """The keys of `[placement]` that an earlier `llamad tune` wrote: they are no promises of the admin."""
     file = drop_in_of(loaded)
     content = read_file(file)
@@ -44,7 +44,7 @@ def own_keys(loaded: Loaded) -> frozenset[str]:
     return frozenset(key for key, place in places if place is not None and place.path == str(file))
 
 
-def drop_in_text(result: TuneResult, settings: Mapping[str, Setting], path: Path) -> str:
+def drop_in_text(result: TuneResult, settings: Mapping[Key, Setting], path: Path) -> str:
     """The text of the drop-in. Pure."""
     assert result.before is not None
     assert result.after is not None
@@ -64,14 +64,22 @@ def drop_in_text(result: TuneResult, settings: Mapping[str, Setting], path: Path
     return f"{_FIRST}{_digest(body)}\n{body}"
 
 
-def apply(result: TuneResult, loaded: Loaded, root: Path, *, force: bool) -> Path:
+def apply(
+    result: TuneResult, loaded: Loaded, root: Path, *, force: bool, may_change: Collection[str] = ()
+) -> Path:
     """Write what is better into the drop-in, beside what an earlier tune wrote there; its path.
 
-    Raises ConfigError for a file that was written or edited by hand (unless `force`), for settings that another
-    drop-in would override, and for what would be no definition any more; AccessError. Nothing is written then.
+    Raises ConfigError for a file that was written or edited by hand (unless `force`), for keys that the admin wrote
+    and that are not in `may_change`, for settings that another drop-in would override, and for what would be no
+    definition any more; AccessError. Nothing is written then.
     """
     path = require_writable(loaded, force=force)
-    kept = {key: getattr(loaded.definition.placement, key) for key in sorted(own_keys(loaded))}
+    own = own_keys(loaded)
+    for key in result.best:
+        place = loaded.origins.get(("placement", key))
+        if place is not None and key not in own and key not in may_change:
+            raise ConfigError(f"placement.{key} is written here", where=place, fix=f"--may-change {key}")
+    kept: dict[Key, Setting] = {key: getattr(loaded.definition.placement, key) for key in sorted(own)}
     settings = {**kept, **result.best}
     text = drop_in_text(result, settings, path)
     _require_in_force(loaded, root, path, text, settings)
@@ -89,7 +97,7 @@ def require_writable(loaded: Loaded, *, force: bool) -> Path:
     return path
 
 
-def _require_in_force(loaded: Loaded, root: Path, path: Path, text: str, settings: Mapping[str, Setting]) -> None:
+def _require_in_force(loaded: Loaded, root: Path, path: Path, text: str, settings: Mapping[Key, Setting]) -> None:
     contents = read_definition(loaded.file, root)
     others = {file: content for file, content in contents.items() if file != path}
     first = {file: content for file, content in others.items() if file.parent != path.parent or file.name < path.name}

@@ -107,6 +107,9 @@ class BenchResult(Record):
     remarks: tuple[Text, ...] = ()
 
 
+Key = Literal["parallel", "flash_attention", "ubatch", "kv_cache", "threads", "threads_batch"]
+"""A key of `[placement]` that is tried, and may be written."""
+
 Setting = int | bool | Annotated[str, Field(max_length=20, pattern=r"^[a-z0-9_]+$")]
 """The value of a key of `[placement]`."""
 
@@ -114,7 +117,7 @@ Setting = int | bool | Annotated[str, Field(max_length=20, pattern=r"^[a-z0-9_]+
 class Tried(Record):
     """One candidate of `llamad tune`."""
 
-    settings: dict[Annotated[str, Field(pattern=r"^[a-z_]{1,40}$")], Setting]
+    settings: dict[Key, Setting]
     """What differs from the settings in force."""
     speed: Figure | None = None
     context_tokens: Count = 0
@@ -138,7 +141,7 @@ class TuneResult(Record):
     tried: Annotated[tuple[Tried, ...], Field(max_length=500)]
     untouched: tuple[Text, ...] = ()
     """Keys that were left alone, with the reason."""
-    best: dict[Annotated[str, Field(pattern=r"^[a-z_]{1,40}$")], Setting] = {}
+    best: dict[Key, Setting] = {}
     """What is better than the settings in force beyond chance; empty where nothing is."""
     before: Figure | None = None
     after: Figure | None = None

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from llamad.measure.candidates import Axis, Settings
-from llamad.measure.results import Figure, Setting, Tried
+from llamad.measure.results import Figure, Key, Setting, Tried
 from llamad.measure.statistics import is_promising
 
 DUEL_ROUNDS = 3
@@ -48,7 +48,7 @@ class Search:
     async def climb(self, base: Measured, axes: Sequence[Axis]) -> Settings:
         """The best settings found, those in force being `base`; {} where nothing is better. `tried` has all."""
         self.tried.append(_tried({}, base, kept=False))
-        best: dict[str, Setting] = {}
+        best: dict[Key, Setting] = {}
         speed = base
         for axis in axes:
             for direction in (1, -1):
@@ -58,8 +58,8 @@ class Search:
         return best
 
     async def _along(
-        self, axis: Axis, direction: int, best: dict[str, Setting], speed: Measured
-    ) -> tuple[bool, dict[str, Setting], Measured]:
+        self, axis: Axis, direction: int, best: dict[Key, Setting], speed: Measured
+    ) -> tuple[bool, dict[Key, Setting], Measured]:
         """Go along an axis for as long as each step is better."""
         moved = False
         place = axis.current + direction

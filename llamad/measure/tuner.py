@@ -109,7 +109,7 @@ class InstanceTrial:
         try:
             async with (
                 asyncio.timeout(left_s),
-                self.instances.serve(settings, lambda _text: None, left_s) as serving,
+                self.instances.serve({**settings}, lambda _text: None, left_s) as serving,
             ):
                 found = await self._measure(serving, repeats)
         except TimeoutError:
@@ -183,7 +183,7 @@ class InstanceTrial:
 
 def with_settings(loaded: Loaded, settings: Settings) -> Loaded:
     """The definition with these keys of `[placement]` written down. Pure."""
-    values: dict[str, object] = dict(settings)
+    values: dict[str, object] = {**settings}
     placement = replace(loaded.definition.placement, **values)  # type: ignore[arg-type]
     written = loaded.written | {f"placement.{key}" for key in settings}
     return replace(loaded, definition=replace(loaded.definition, placement=placement), written=written)

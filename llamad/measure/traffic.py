@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 
 from llamad.errors import LlamadError
+from llamad.front.settings import Outcome
 from llamad.measure.client import Target, get_text
 from llamad.units import sane_number
 
+_NO_WORK = tuple(f'outcome="{one.value}"' for one in (Outcome.LOCAL, Outcome.REFUSED, Outcome.REPEATED))
+"""Health checks, `/metrics` and the like: they cost the model nothing."""
 _SAMPLE = re.compile(r"^(llamad_[a-z_]+)\{([^{}]*)\} ([0-9.e+]+)$", re.M)
 
 
@@ -45,4 +48,7 @@ class Traffic:
     def _sum(self, text: str, name: str) -> int:
         """All samples of a name that are of this model."""
         found = (match for match in _SAMPLE.finditer(text) if match[1] == name)
-        return int(sum(sane_number(match[3]) for match in found if self._label in match[2].split(",")))
+        return int(sum(sane_number(match[3]) for match in found if self._is_ours(match[2].split(","))))
+
+    def _is_ours(self, labels: list[str]) -> bool:
+        return self._label in labels and not any(label in _NO_WORK for label in labels)

@@ -104,12 +104,13 @@ class InstanceTrial:
         refused = self._plan_problem(settings) if settings else ""
         if refused:
             return Measured(refused=refused)
+        keys = {str(key): value for key, value in settings.items()}
         begun_s = self.clock.monotonic()
         left_s = self.end_s - begun_s
         try:
             async with (
                 asyncio.timeout(left_s),
-                self.instances.serve({**settings}, lambda _text: None, left_s) as serving,
+                self.instances.serve(keys, lambda _text: None, left_s) as serving,
             ):
                 found = await self._measure(serving, repeats)
         except TimeoutError:
@@ -183,7 +184,7 @@ class InstanceTrial:
 
 def with_settings(loaded: Loaded, settings: Settings) -> Loaded:
     """The definition with these keys of `[placement]` written down. Pure."""
-    values: dict[str, object] = {**settings}
+    values: dict[str, object] = {str(key): value for key, value in settings.items()}
     placement = replace(loaded.definition.placement, **values)  # type: ignore[arg-type]
     written = loaded.written | {f"placement.{key}" for key in settings}
     return replace(loaded, definition=replace(loaded.definition, placement=placement), written=written)

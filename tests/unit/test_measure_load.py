@@ -201,6 +201,7 @@ def test_out_of_time_says_how_many_rounds_there_were(tmp_path: Path) -> None:
 
 METRICS = """# TYPE llamad_requests_total counter
 llamad_requests_total{model="phi4",outcome="finished"} %d
+llamad_requests_total{model="phi4",outcome="local"} 9%d
 llamad_requests_total{model="other",outcome="finished"} 50
 # TYPE llamad_active_requests gauge
 llamad_active_requests{model="phi4"} %d
@@ -208,12 +209,12 @@ llamad_active_requests{model="phi4"} %d
 
 
 def test_requests_of_others_are_counted_without_ours(tmp_path: Path) -> None:
-    server = FakeServer(tmp_path / "s", metrics=METRICS % (10, 0))
+    server = FakeServer(tmp_path / "s", metrics=METRICS % (10, 1, 0))
 
     async def go() -> tuple[int, int, int]:
         traffic = Traffic(server.target, "phi4")
         present = await traffic.begin()
-        server._metrics = METRICS % (15, 1)
+        server._metrics = METRICS % (15, 4, 1)
         return present, await traffic.others(5), await traffic.others(3)
 
     assert run(server, go) == (0, 1, 3)

@@ -6,6 +6,7 @@ One thread each: several wait for each other at every step, and a neighbour of t
 from __future__ import annotations
 
 import json
+import os
 import signal
 import statistics
 import subprocess
@@ -20,7 +21,7 @@ from tests.system.conftest import ETC, Bed, run, wait_for
 ONE_THREAD = "[placement]\nallow_cpu = true\nthreads = 1\nthreads_batch = 1\nparallel = 1\nflash_attention = true\n"
 ATTEMPTS = 3
 CLOSE = 0.10
-PROMPT, GENERATE = 256, 32
+PROMPT, GENERATE = 128, 16
 
 
 def bench(name: str, *words: str) -> dict[str, Any]:
@@ -106,24 +107,33 @@ def test_a_running_model_is_measured_with_its_key_and_others_are_noticed(bed: Be
     keys.unlink()
 
 
-@pytest.mark.timeout(600)
-def test_a_planted_bad_setting_is_found_written_and_taken_by_the_service(bed: Bed, mid: Path) -> None:
-    bed.define("slow", model=mid, vulkan=False, extra=ONE_THREAD + "context = 256\nubatch = 1\n")
-    words = ("--for", "prompt", "--may-change", "ubatch")
-    done = run("llamad", "tune", "slow", *words, "--apply", timeout=500)
+@pytest.mark.timeout(900)
+def test_a_planted_bad_setting_is_found_written_and_taken_by_the_service(bed: Bed) -> None:
+    """More threads than the machine has processors: they wait for each other at every step."""
+    processors = len(os.sched_getaffinity(0))
+    planted = ONE_THREAD.replace("threads = 1", f"threads = {4 * processors}", 1)
+    bed.define("slow", vulkan=False, extra=planted + "context = 256\n")
+    words = ("--for", "latency", "--may-change", "threads")
     file = ETC / "slow.toml.d/50-tune.toml"
-    assert f"wrote {file}" in done.stdout, done.stdout
-    assert "better: ubatch = " in done.stdout
+    for _ in range(ATTEMPTS):
+        done = run("llamad", "tune", "slow", *words, "--apply", timeout=280)
+        if file.exists():
+            break
+    assert "better: threads = " in done.stdout, done.stdout
+    assert f"wrote {file}" in done.stdout
     assert "threads_batch: written in /etc/llamad/slow.toml:" in done.stdout
-    shown = json.loads(run("llamad", "show", "slow", "--json").stdout)
-    assert "ubatch" in json.dumps(shown)
-    assert run("llamad", "check", "slow").returncode == 0
-    bed.ctl("start", "llamad@slow")
-    status = json.loads(run("llamad", "status", "slow", "--json").stdout)["models"][0]
-    assert status["ubatch_tokens"] >= 64
+    assert "Undo: rm" in file.read_text()
+    shown = run("llamad", "show", "slow").stdout
+    (line,) = [line for line in shown.splitlines() if line.startswith("placement.threads = ")]
+    assert line.endswith(f"# {file}:{line_of(file, 'threads')}:1") and f"= {4 * processors} " not in line
     file.write_text(file.read_text() + "# mine\n")
     refused = run("llamad", "tune", "slow", *words, "--apply", check=False)
     assert (refused.returncode, "by hand" in refused.stderr) == (78, True)
+
+
+def line_of(file: Path, key: str) -> int:
+    """The number of the line that a key is written in."""
+    return next(n for n, line in enumerate(file.read_text().splitlines(), 1) if line.startswith(f"{key} = "))
 
 
 def test_ctrl_c_leaves_nothing_and_a_stopped_unit_is_started_again(bed: Bed) -> None:

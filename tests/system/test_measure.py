@@ -9,6 +9,7 @@ import json
 import signal
 import statistics
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,11 @@ from tests.support.models import build_tiny
 from tests.system.conftest import ETC, Bed, run, wait_for
 
 ONE_THREAD = "[placement]\nallow_cpu = true\nthreads = 1\nthreads_batch = 1\nparallel = 1\nflash_attention = true\n"
-ATTEMPTS = 3
+TURNS = 9
 CLOSE = 0.10
-PROMPT, GENERATE = 128, 16
+GENERATE = 16
+OWN_GROUP = "/proc/self/autogroup"
+"""The kernel shares processors among sessions first: what is to be compared must come before the machine's others."""
 
 
 def bench(name: str, *words: str) -> dict[str, Any]:
@@ -28,10 +31,11 @@ def bench(name: str, *words: str) -> dict[str, Any]:
     return found
 
 
-def llama_bench(model: Path, kind: str) -> list[float]:
+def llama_bench(model: Path, kind: str, prompt_tokens: int) -> list[float]:
     """Tokens a second of reading (`-p`) or generating (`-n`) with llama.cpp's own program of the same build."""
-    sizes = ["-p", str(PROMPT), "-n", "0"] if kind == "prompt" else ["-p", "0", "-n", str(GENERATE), "-d", str(PROMPT)]
-    out = run("llama-bench", "-m", str(model), *sizes, "-t", "1", "-ngl", "0", "-fa", "1", "-r", "3", "-o", "json")
+    sizes = ["-p", str(prompt_tokens), "-n", "0"] if kind == "prompt" else ["-p", "0", "-n", str(GENERATE), "-d", str(prompt_tokens)]
+    words = ["llama-bench", "-m", str(model), *sizes, "-t", "1", "-ngl", "0", "-fa", "1", "-r", "3", "-o", "json"]
+    out = run("setsid", "--wait", "sh", "-c", f'echo -19 >{OWN_GROUP} || exit; exec "$@"', "sh", *words)
     (found,) = json.loads(out.stdout)
     return [float(value) for value in found["samples_ts"]]
 
@@ -51,22 +55,22 @@ def test_it_agrees_with_llama_bench(bed: Bed, mid: Path, size: str, capsys: pyte
     model = bed.tiny if size == "tiny" else mid
     bed.define("phi4", model=model, vulkan=False, extra=ONE_THREAD + "context = 1024\n")
     bed.ctl("start", "llamad@phi4")
-    kinds = ["prompt"] if size == "tiny" else ["prompt", "generated"]
-    for _ in range(ATTEMPTS):
-        ours: dict[str, list[float]] = {kind: [] for kind in kinds}
-        theirs: dict[str, list[float]] = {kind: [] for kind in kinds}
-        for _turn in range(3):
-            words = ("--prompt", str(PROMPT), "--generate", str(GENERATE), "--repeats", "3", "--concurrency", "1")
-            point = bench("phi4", *words)["points"][0]
-            for kind in kinds:
-                ours[kind] += point[f"{kind}_tokens_s"]["values"]
-                theirs[kind] += llama_bench(model, kind)
-        ratios = {kind: statistics.median(ours[kind]) / statistics.median(theirs[kind]) for kind in kinds}
-        with capsys.disabled():
-            print(f"\n{size}: llamad bench / llama-bench:", {kind: f"{ratio:.3f}" for kind, ratio in ratios.items()})
-        if all(abs(ratio - 1) <= CLOSE for ratio in ratios.values()):
-            return
-    raise AssertionError((ours, theirs))
+    for pid in (bed.main_pid("phi4"), "self"):
+        Path(f"/proc/{pid}/autogroup").write_text("-19")
+    prompt_tokens, kinds = (512, ["prompt"]) if size == "tiny" else (128, ["prompt", "generated"])
+    words = ("--prompt", str(prompt_tokens), "--generate", str(GENERATE), "--repeats", "3", "--concurrency", "1")
+    ratios: dict[str, list[float]] = {kind: [] for kind in kinds}
+    for turn in range(TURNS):
+        point = bench("phi4", *words)["points"][0]
+        for kind in kinds:
+            theirs = statistics.median(llama_bench(model, kind, prompt_tokens))
+            ratios[kind].append(point[f"{kind}_tokens_s"]["median"] / theirs)
+        if turn >= 2 and all(abs(statistics.median(found) - 1) <= CLOSE for found in ratios.values()):
+            break
+    medians = {kind: statistics.median(found) for kind, found in ratios.items()}
+    with capsys.disabled():
+        print(f"\n{size}: llamad bench / llama-bench:", {kind: f"{ratio:.3f}" for kind, ratio in medians.items()})
+    assert all(abs(ratio - 1) <= CLOSE for ratio in medians.values()), ratios
 
 
 def test_a_stopped_model_is_measured_in_an_instance_that_leaves_nothing(bed: Bed, tmp_path: Path) -> None:
@@ -107,7 +111,7 @@ def test_a_running_model_is_measured_with_its_key_and_others_are_noticed(bed: Be
 
 
 @pytest.fixture
-def slow_batches(bed: Bed) -> None:
+def slow_batches(bed: Bed) -> Iterator[None]:
     """The real llama-server, every batch of which costs 60 ms more, as over a slow link to a device."""
     folder = Path("/opt/slow-batches")
     folder.mkdir(exist_ok=True)
@@ -116,7 +120,11 @@ def slow_batches(bed: Bed) -> None:
     server = folder / "llama-server"
     server.write_text(f'#!/bin/sh\nLD_PRELOAD={folder}/slow.so SLOW_BATCH_MS=60 exec /usr/bin/llama-server "$@"\n')
     server.chmod(0o755)
-    (ETC / "llamad.toml").write_text(f'[host]\nserver = "{server}"\n')
+    settings = ETC / "llamad.toml"
+    before = settings.read_text()
+    settings.write_text(f'[host]\nserver = "{server}"\n')
+    yield
+    settings.write_text(before)
 
 
 @pytest.mark.timeout(900)

@@ -11,7 +11,7 @@ import os
 import pwd
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from llamad.errors import AccessError
@@ -81,22 +81,31 @@ def rerun_in_sandbox(argv: list[str], unit: str, cache: Path | None) -> int | No
     """
     if os.geteuid() != 0:
         return None
-    import shutil  # not for `serve`: it brings the compressors along
-    import subprocess
+    import subprocess  # not for `serve`
 
-    if not Path("/run/systemd/system").is_dir() or shutil.which("systemd-run") is None:
+    if not can_sandbox():
         drop_root()
         return None
-    own = [f"ReadWritePaths={cache}"] if cache is not None and cache.is_dir() else []
+    command = sandbox_command([*own_command(), *argv], unit, cache)
     sys.stdout.flush()
-    return subprocess.run([*_in_sandbox(unit, own), *own_command(), *argv], check=False).returncode
+    return subprocess.run(command, check=False).returncode
 
 
-def _in_sandbox(unit: str, properties: list[str], *options: str) -> list[str]:
-    """What to put before a command that is to run in the sandbox of `unit`, with these properties of its own."""
-    command = ["systemd-run", "--pipe", "--wait", "--collect", "--quiet", "--service-type=exec", *options]
-    found = (f"User={USER}", "WorkingDirectory=/", *sandbox_of(unit), *properties)
-    return [*command, *(f"--property={text}" for text in found), "--"]
+def can_sandbox() -> bool:
+    """Whether systemd is here to make a sandbox."""
+    import shutil  # not for `serve`: it brings the compressors along
+
+    return Path("/run/systemd/system").is_dir() and shutil.which("systemd-run") is not None
+
+
+def sandbox_command(argv: Sequence[str], unit: str, cache: Path | None, *more: str) -> list[str]:
+    """What root runs to have `argv` in the sandbox of `unit`, as its user. `more`: options of systemd-run."""
+    properties = [f"User={USER}", "WorkingDirectory=/", *sandbox_of(unit)]
+    if cache is not None and cache.is_dir():
+        properties.append(f"ReadWritePaths={cache}")
+    command = ["systemd-run", "--pipe", "--wait", "--collect", "--quiet", "--service-type=exec"]
+    command += [f"--property={text}" for text in properties]
+    return [*command, *more, "--", *argv]
 
 
 def run_as_service(
@@ -109,12 +118,11 @@ def run_as_service(
     there is systemd; it sees no other process there. `words` is what it reads from stdin. It is stopped when we are
     interrupted, and after `limit_s` seconds. Raises AccessError without that user.
     """
-    import shutil
     import subprocess
 
     own_unit = f"llamad-{argv[0]}-{name}-{os.getpid()}.service"
     command = [*own_command(), "--config", str(config.absolute()), *argv]
-    under_systemd = sandboxed and Path("/run/systemd/system").is_dir() and shutil.which("systemd-run") is not None
+    under_systemd = sandboxed and can_sandbox()
     if under_systemd:
         gpu = f"llamad-gpu@{name}.service"
         properties = [
@@ -122,7 +130,8 @@ def run_as_service(
             "CacheDirectoryMode=0700", f"Wants={gpu}", f"After={gpu}", f"RuntimeMaxSec={limit_s:.0f}",
             "KillMode=mixed", "UMask=0077",
         ]  # fmt: skip
-        command = [*_in_sandbox(f"llamad@{name}.service", properties, f"--unit={own_unit}"), *command]
+        more = (f"--unit={own_unit}", *(f"--property={text}" for text in properties))
+        command = sandbox_command(command, f"llamad@{name}.service", None, *more)
     else:
         command = [*_as_user(name), *command]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, process_group=0)

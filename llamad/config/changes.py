@@ -31,9 +31,9 @@ def _each(takes: Takes, table: str, keys: str) -> dict[str, Takes]:
 
 
 TAKES: Mapping[str, Takes] = {
-    **_each(Takes.RESTART, "", "model environment"),
+    **_each(Takes.RESTART, "", "model front environment"),
     **_each(Takes.REBIND, "", "listen listen_mode"),
-    **_each(Takes.NOTHING, "", "aliases start insecure api_keys_file admin_keys_file allowed_hosts"),
+    **_each(Takes.NOTHING, "", "aliases start insecure api_keys_file admin_keys_file tls_cert tls_key allowed_hosts"),
     **_each(
         Takes.RESTART,
         "placement",
@@ -105,7 +105,7 @@ TAKES: Mapping[str, Takes] = {
         "host",
         """
         models parallel_loads query_s watch
-        listen listen_mode insecure api_keys_file allowed_hosts resident_s unit_grace_s
+        listen listen_mode insecure api_keys_file tls_cert tls_key allowed_hosts resident_s unit_grace_s
         """,  # the second line is the router's own
     ),
 }
@@ -121,8 +121,9 @@ class Change(NamedTuple):
 
 def changes(old: Loaded, new: Loaded) -> tuple[Change, ...]:
     """The keys whose values differ, in the order of the schema; () where only comments or places do."""
-    found = [*_differing(old.definition, new.definition, ""), *_differing(old.host, new.host, "host.")]
-    return tuple(Change(key, TAKES[key]) for key in found)
+    found = [*differing(old.definition, new.definition, ""), *differing(old.host, new.host, "host.")]
+    rebind = Takes.RESTART if new.definition.is_direct else Takes.REBIND  # it is llama-server that is bound
+    return tuple(Change(key, rebind if TAKES[key] is Takes.REBIND else TAKES[key]) for key in found)
 
 
 def takes(found: tuple[Change, ...]) -> frozenset[Takes]:
@@ -142,12 +143,13 @@ def in_words(found: tuple[Change, ...], most: int = 8) -> str:
     return ", ".join(names[:most]) + more
 
 
-def _differing(old: Table, new: Table, prefix: str) -> Iterator[str]:
+def differing(old: Table, new: Table, prefix: str) -> Iterator[str]:
+    """The dotted keys of a table whose values differ, in its order."""
     after = dict(values_of(new))
     for key, value in values_of(old):
         if value == after[key]:
             continue
         if isinstance(value, Table):
-            yield from _differing(value, after[key], f"{prefix}{key}.")  # type: ignore[arg-type]
+            yield from differing(value, after[key], f"{prefix}{key}.")  # type: ignore[arg-type]
         else:
             yield f"{prefix}{key}"

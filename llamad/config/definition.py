@@ -325,10 +325,13 @@ class Definition(Table):
     aliases: tuple[Annotated[str, Field(min_length=1, max_length=200)], ...] = ()
     listen: ListenText | None = None
     listen_mode: Literal["0600", "0660", "0666"] = "0600"
+    front: Literal["relay", "direct"] = "relay"
     start: Literal["on-demand", "always", "manual"] = "on-demand"
     insecure: bool = False
     api_keys_file: FilePath | None = None
     admin_keys_file: FilePath | None = None
+    tls_cert: FilePath | None = None
+    tls_key: FilePath | None = None
     allowed_hosts: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     placement: Placement = Placement()
     limits: Limits = Limits()
@@ -343,6 +346,11 @@ class Definition(Table):
     environment: dict[str, str] = field(default_factory=dict)
     idle: Idle = Idle()
 
+    @property
+    def is_direct(self) -> bool:
+        """Whether clients reach llama-server itself, and not llamad's front."""
+        return self.front == "direct"
+
 
 class Host(Table):
     """`[host]` of `llamad.toml`."""
@@ -356,6 +364,8 @@ class Host(Table):
     listen_mode: Literal["0600", "0660", "0666"] = "0600"
     insecure: bool = False
     api_keys_file: FilePath | None = None
+    tls_cert: FilePath | None = None
+    tls_key: FilePath | None = None
     allowed_hosts: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     resident_s: Seconds = 30.0
     unit_grace_s: Seconds = 10.0

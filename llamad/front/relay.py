@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from llamad.clock import Clock
 from llamad.front.client import ClientConnection
@@ -21,7 +22,11 @@ from llamad.front.responses import ResponseCache
 from llamad.front.settings import FrontObserver, FrontSettings, ModelDescription
 from llamad.front.shared import Shared
 
+if TYPE_CHECKING:
+    from ssl import SSLContext
+
 _SWEEP_S = 1.0
+_SLICE = 128
 _EXPECTED_S = 0.5
 _FAREWELL_S = 1.0
 
@@ -43,11 +48,25 @@ class Address:
         """
         for sock in (*sockets, *forwarding):
             make = self._make_forwarder if sock in forwarding else self._make_client
-            listener = Listener(sock, make, self._clock)
+            listener = Listener(sock, make, self._clock, self._tls)
             listener.start()
             self._listeners.append(listener)
         if self._sweeper is None:
             self._sweeper = asyncio.get_running_loop().create_task(self._sweep_for_ever())
+
+    async def move(self, sockets: Sequence[socket.socket]) -> None:
+        """Accept on these sockets and no longer on those before, which are closed. Who waits in their queues is
+        served, and no connection is touched."""
+        former = [one for one in self._listeners if one.sock not in sockets]
+        self._listeners = [one for one in self._listeners if one.sock in sockets]
+        kept = {one.sock for one in self._listeners}
+        await self.start([sock for sock in sockets if sock not in kept])
+        for listener in former:
+            await listener.retire()
+
+    def _tls(self) -> SSLContext | None:
+        certificate = self._shared.keys.certificate
+        return certificate.context if certificate is not None else None
 
     @property
     def connections(self) -> int:
@@ -131,10 +150,19 @@ class Address:
             now_s = self._clock.monotonic()
             for lane in shared.lanes:
                 lane.sweep()
-            for client in list(shared.clients):
-                self._tick(client, now_s)
+            await self._tick_all(now_s)
             if not shared.clients and all(lane.is_quiet for lane in shared.lanes):
                 shared.work.clear()
+
+    async def _tick_all(self, now_s: float) -> None:
+        """In slices: for thousands of connections it takes some milliseconds, and requests have their turn between."""
+        clients = list(self._shared.clients)
+        for start in range(0, len(clients), _SLICE):
+            if start:
+                await asyncio.sleep(0)
+            for client in clients[start : start + _SLICE]:
+                if client in self._shared.clients:
+                    self._tick(client, now_s)
 
     def _tick(self, client: ClientConnection, now_s: float) -> None:
         """A bug met by one connection ends that connection, not the time-outs of all the others."""
@@ -167,15 +195,9 @@ class Front(Address):
         super().__init__(Shared(settings, keys, observer, clock, describe, local), clock)
         self._lane = self._shared.lane
 
-    async def move(self, sockets: Sequence[socket.socket]) -> None:
-        """Accept on these sockets and no longer on those before, which are closed. Who waits in their queues is
-        served, and no connection is touched."""
-        former = [one for one in self._listeners if one.sock not in sockets]
-        self._listeners = [one for one in self._listeners if one.sock in sockets]
-        kept = {one.sock for one in self._listeners}
-        await self.start([sock for sock in sockets if sock not in kept])
-        for listener in former:
-            await listener.retire()
+    def pass_keys(self) -> None:
+        """llama-server asks for the keys as well: it is told those of its requests."""
+        self._lane.passes_keys = True
 
     # --- the gate --------------------------------------------------------------------------------------------
 

@@ -26,7 +26,7 @@ from llamad.front.lane import Lane
 from llamad.front.reply import ClientSide
 from llamad.front.routing import Names, RoutingError, model_in_query, split_upstream
 from llamad.front.settings import ModelDescription
-from llamad.front.shared import Shared
+from llamad.front.shared import REMEMBERED_BYTES, Shared
 
 _READY = b"/ready"
 
@@ -38,6 +38,8 @@ class Branch:
     lane: Lane
     keys: KeySet
     describe: Callable[[], ModelDescription]
+    leaves: bool = False
+    """Whether it only finishes what it has: nobody finds it any more."""
 
 
 class Switch:
@@ -49,6 +51,7 @@ class Switch:
         self._shared = shared
         self._not_ready = not_ready
         self._branches: dict[str, Branch] = {}
+        self._there = self._branches
 
     def put(self, name: str, branch: Branch) -> None:
         """Have a branch, or another one of this name."""
@@ -60,6 +63,11 @@ class Switch:
         self._branches[name].keys = keys
         self.renew()
 
+    def leave(self, name: str) -> None:
+        """Let nobody find a branch any more; what is on its lane goes on."""
+        self._branches[name].leaves = True
+        self.renew()
+
     def remove(self, name: str) -> None:
         """Have a branch no more. Its lane must be quiet."""
         del self._branches[name]
@@ -67,9 +75,10 @@ class Switch:
 
     def renew(self) -> None:
         """Names or aliases have changed."""
-        branches = self._branches
-        self.lanes = tuple(branch.lane for branch in branches.values())
-        self.names = Names({name: branch.lane.settings.aliases for name, branch in branches.items()})
+        self._shared.let_in.clear()
+        self.lanes = tuple(branch.lane for branch in self._branches.values())
+        self._there = {name: branch for name, branch in self._branches.items() if not branch.leaves}
+        self.names = Names({name: branch.lane.settings.aliases for name, branch in self._there.items()})
 
     # --- requests --------------------------------------------------------------------------------------------
 
@@ -91,16 +100,20 @@ class Switch:
     def lane_for(self, model: str | None, head: RequestHead) -> Lane:
         """The lane of the model that a request names. Raises RoutingError: 400, 401 or 404."""
         hint = "" if head.method == b"POST" else f" ({head.raw_path.decode()}?model=NAME, or /upstream/NAME/...)"
-        branch = self._branches[self.names.only(hint) if model is None else self.names.find(model)]
-        keys = branch.keys or self._shared.keys
-        if keys and not keys.allows(head.credentials):
-            raise RoutingError(401, "invalid_api_key", "a valid API key for this model is needed")
+        branch = self._there[self.names.only(hint) if model is None else self.names.find(model)]
+        asked = (branch.lane, head.credentials)
+        if asked not in self._shared.let_in:
+            keys = branch.keys or self._shared.keys
+            if keys and not keys.allows(head.credentials):
+                raise RoutingError(401, "invalid_api_key", "a valid API key for this model is needed")
+            if len(head.forwarded) <= REMEMBERED_BYTES:
+                self._shared.remember(asked)
         return branch.lane
 
     def may_let_in(self, head: RequestHead) -> bool:
         """Whether any model may be meant for a client with these keys: what it asks for is in the body."""
         own = self._shared.keys
-        sets = [branch.keys or own for branch in self._branches.values()] or [own]
+        sets = [branch.keys or own for branch in self._there.values()] or [own]
         return any(not keys or keys.allows(head.credentials) for keys in sets)
 
     # --- the address's own answers ---------------------------------------------------------------------------
@@ -115,7 +128,7 @@ class Switch:
             return self._ready(request_id)
         if path in HEALTH_PATHS:
             return OK
-        branches = self._branches.values()
+        branches = self._there.values()
         entries = [entry for one in branches for entry in entries_of(one.lane.settings, one.describe())]
         if path in MODELS_PATHS:
             return list_answer(entries)

@@ -99,31 +99,6 @@ class Nvml:
                 found[str(nvml.nvmlDeviceGetUUID(handle))] = reading.held(handle, 1 << 50)
         return found
 
-    def bandwidths(self) -> dict[str, float]:
-        """Bytes a second that each GPU's memory can move, by UUID: of those whose driver tells clock and bus width.
-
-        Two transfers a clock, as the driver counts it for GDDR and HBM alike.
-        """
-        if self._nvml is None:
-            self.devices()
-        nvml = self._nvml
-        if nvml is None:
-            return {}
-
-        def ask() -> dict[str, float]:
-            found: dict[str, float] = {}
-            for index in range(nvml.nvmlDeviceGetCount()):
-                with suppress(nvml.NVMLError):
-                    handle = nvml.nvmlDeviceGetHandleByIndex(index)
-                    clock_mhz = nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_MEM)
-                    bus_bits = nvml.nvmlDeviceGetMemoryBusWidth(handle)
-                    found[str(nvml.nvmlDeviceGetUUID(handle))] = 2e6 * clock_mhz * bus_bits / 8
-            return found
-
-        with suppress(DeviceError):
-            return self._bounded.call(ask)
-        return {}
-
     def close(self) -> None:
         """Let go of the driver, so that it can be unloaded. The next read opens it again. Does not wait for one
         that hangs.

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import re
-import threading
-import time
 from collections.abc import Mapping
 
 from llamad.gguf.facts import ModelFacts
 from llamad.measure.results import Expected
-from llamad.units import MIB
 
 _EXPERTS = re.compile(r"\.ffn_(?:up|down|gate|gate_up)_(?:ch|)exps\.")
 _BLOCK = re.compile(r"blk\.(\d+)\.")
 _INPUT = ("token_embd.", "position_embd.", "token_types.", "per_layer_token_embd.")
-_SOURCE_BYTES = 256 * MIB
-"""Larger than what most caches hold."""
-_PIECE_BYTES = MIB // 4
-_MEASURE_S = 0.2
 
 
 def bytes_a_token(facts: ModelFacts) -> int:
@@ -56,36 +48,3 @@ def expected(
     return Expected(
         bytes_a_token=size_bytes, bandwidth_bytes_s=size_bytes / seconds, source=source, tokens_s=1 / seconds
     )
-
-
-def host_bandwidth_bytes_s(threads: int, duration_s: float = _MEASURE_S) -> float:
-    """Bytes a second that so many threads read from the host's memory at once, measured. Blocking.
-
-    The kernel copies pages into pieces that stay in a core's cache, without holding Python's lock. What it costs to
-    enter the kernel makes this a little less than the memory can do.
-    """
-    fd = os.memfd_create("llamad-bandwidth", os.MFD_CLOEXEC)
-    try:
-        zeros = bytes(MIB)
-        for _ in range(_SOURCE_BYTES // MIB):
-            os.write(fd, zeros)
-        read = [0] * threads
-        end_s = time.monotonic() + duration_s
-        workers = [threading.Thread(target=_read, args=(fd, n, read, end_s)) for n in range(threads)]
-        begun_s = time.monotonic()
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            worker.join()
-        return sum(read) / (time.monotonic() - begun_s)
-    finally:
-        os.close(fd)
-
-
-def _read(fd: int, number: int, read: list[int], end_s: float) -> None:
-    piece = bytearray(_PIECE_BYTES)
-    at = number * (_SOURCE_BYTES // len(read))
-    while time.monotonic() < end_s:
-        for _ in range(16):
-            read[number] += os.preadv(fd, [piece], at)
-            at = (at + _PIECE_BYTES) % _SOURCE_BYTES

@@ -21,9 +21,9 @@ from llamad.clock import SystemClock
 from llamad.config.loaded import Loaded
 from llamad.errors import UsageError
 from llamad.gguf.facts import ModelFacts
-from llamad.hardware.nvml import Nvml
+from llamad.hardware.bandwidth import driver_bandwidths, measure_host
 from llamad.measure import bench, history
-from llamad.measure.bandwidth import bytes_a_token, expected, host_bandwidth_bytes_s
+from llamad.measure.bandwidth import bytes_a_token, expected
 from llamad.measure.bench import Bench, Room, Workload
 from llamad.measure.instance import Instances
 from llamad.measure.load import Load
@@ -168,14 +168,14 @@ def expectation(facts: ModelFacts, plan: PlanInForce, shares: Sequence[DeviceSha
     buffers_mib = sum(share.buffers_mib for share in shares) or 1.0
     spread = {share.name: on_devices * share.buffers_mib / buffers_mib for share in shares}
     bandwidths: dict[str, tuple[float, str]] = {}
-    told = Nvml().bandwidths() if any(share.uuid for share in shares) else {}
+    told = driver_bandwidths() if any(share.uuid for share in shares) else {}
     for share in shares:
         if share.uuid in told:
             bandwidths[share.name] = told[share.uuid], "as the driver tells"
     if on_devices < 1:
         spread["host"] = 1 - on_devices
         threads = len(os.sched_getaffinity(0))
-        bandwidths["host"] = host_bandwidth_bytes_s(threads), f"measured with {threads} threads"
+        bandwidths["host"] = measure_host(threads).bytes_s, f"measured with {threads} threads"
     return expected(bytes_a_token(facts), spread, bandwidths)
 
 

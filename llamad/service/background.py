@@ -18,21 +18,22 @@ from llamad.hardware.host import host_memory
 from llamad.ledger.booking import Booking, MustWait
 from llamad.ledger.lease import Phase
 from llamad.service.desk import Desk
-from llamad.service.facts import FactsReader
+from llamad.service.direct import remove_stale
+from llamad.service.facts import FactsReader, are_replaced
 from llamad.service.lessons import Lessons
 from llamad.service.lookout import Lookout
 from llamad.service.paths import Paths
-from llamad.service.planner import SOCKET_NAME, PlanMaker, make_launch, remove_stale
+from llamad.service.planner import SOCKET_NAME, PlanMaker, make_launch
 from llamad.service.records import LeaseRecorder
 from llamad.service.reporter import DaemonReporter
 from llamad.service.second import SecondServer, returning_devices
 from llamad.service.sharing import Sharing
-from llamad.service.threads import in_thread
 from llamad.service.turn import wait_for_change
 from llamad.supervision.growth import Offer
 from llamad.supervision.launch import Launch
 from llamad.supervision.learned import LearnedFile
 from llamad.supervision.step_down import ENVIRONMENT_BYTES, Failure
+from llamad.threads import in_thread
 
 if TYPE_CHECKING:
     from llamad.engine.log import Observed
@@ -326,8 +327,8 @@ class BackgroundPlanner:
         return self._wait_for(maker, wanted) and self._take_again(maker, loaded, previous)
 
     def _take_again(self, maker: PlanMaker, loaded: Loaded, previous: Launch) -> bool:
-        if maker.capabilities().key != previous.engine_key:
-            return False  # another engine may want other flags
+        if maker.capabilities().key != previous.engine_key or are_replaced(previous, loaded, self._read):
+            return False  # another engine may want other flags, and another file other bytes
         plan = previous.plan
         self._booking.look()
         desk = Desk(self._booking, loaded, maker.devices() if plan.devices else [], host_memory())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from llamad.config.access import access_problem
@@ -19,15 +20,22 @@ CREDENTIAL_STORES = ("/etc/credstore", "/run/credstore", "/usr/lib/credstore", "
 
 def check_name(name: str, root: Path) -> list[LlamadError]:
     """Every problem of one definition of a folder. Raises what `load_definition` does."""
-    from llamad.config.load import load_all, load_definition  # a start has no time for them
+    from llamad.config.load import load_definition  # a start has no time for it
 
-    loaded, read = load_definition(name, root), FactsReader()
+    return check_loaded(load_definition(name, root), root)
+
+
+def check_loaded(loaded: Loaded, root: Path) -> list[LlamadError]:
+    """Every problem of a definition that could be loaded."""
+    from llamad.config.load import load_all  # a start has no time for it
+
+    read = FactsReader()
     problems: list[LlamadError] = list(
         check_definition(
             loaded,
             World(read_model=read),
             neighbours=load_all(root),
-            credential_present=credential_stored(name),
+            credential_present=credential_stored(loaded.name),
         )
     )
     return [*problems, *_beside_problems(loaded, read)]
@@ -65,6 +73,7 @@ def require_usable(
     *,
     credential_present: bool,
     sandboxed: bool,
+    neighbours: Sequence[Loaded] | None = None,
     neighbours_file: Path | None = None,
     judge: Judge = judge_definition,
 ) -> None:
@@ -73,7 +82,8 @@ def require_usable(
     An unreadable, missing or bad model file is 77, 66 or 65 and comes first, then a missing file of weights that go
     with it (66: it may be on a file system that comes later); all else is 78, all problems at once. A bad file of
     what goes with the model is 65 and comes last.
-    `neighbours_file` keeps the other definitions of the folder, and `judge` judges them (see `load_all_kept`).
+    `neighbours` are the definitions of the folder, where they are known. Else `neighbours_file` keeps them, and `judge`
+    judges them (see `load_all_kept`).
     """
     refused = access_problem(loaded.definition.model, sandboxed=sandboxed)
     if refused is not None:
@@ -83,7 +93,8 @@ def require_usable(
     facts = located_facts(loaded, read)
     _require_weights(loaded, sandboxed=sandboxed)
     world = World(read_model=read, sandboxed=sandboxed)
-    neighbours = load_all_kept(root, neighbours_file, judge=judge)
+    if neighbours is None:
+        neighbours = load_all_kept(root, neighbours_file, judge=judge)
     problems = check_definition(loaded, world, neighbours=neighbours, credential_present=credential_present)
     if problems:
         raise problems[0] if len(problems) == 1 else ConfigErrors(problems)

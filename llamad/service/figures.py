@@ -5,7 +5,7 @@ llama-server's own.
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -26,10 +26,10 @@ SCRAPE_S = 2.0
 FRESH_S = 1.0
 WINDOW_S = 15.0
 _RATES = {
-    "llamacpp:prompt_tokens_seconds": ("llamacpp:prompt_tokens_total", "llamacpp:prompt_seconds_total"),
-    "llamacpp:predicted_tokens_seconds": (
-        "llamacpp:tokens_predicted_total",
-        "llamacpp:tokens_predicted_seconds_total",
+    "llamacpp_prompt_tokens_seconds": ("llamacpp_prompt_tokens_total", "llamacpp_prompt_seconds_total"),
+    "llamacpp_predicted_tokens_seconds": (
+        "llamacpp_tokens_predicted_total",
+        "llamacpp_tokens_predicted_seconds_total",
     ),
 }
 """llama-server averages these since it was last asked, by whomever: they are computed anew from its counters."""
@@ -56,7 +56,7 @@ class ChildFigures:
                 self._text = await metrics(socket_path, SCRAPE_S)
             except ApiError:
                 self._text = ""
-        found = parse(self._text, model=model)
+        found = [_well_named(family) for family in parse(self._text, model=model)]
         self._own_rates(found, now_s)
         return found
 
@@ -77,6 +77,14 @@ class ChildFigures:
                 family.samples = [(suffix, labels, rate) for suffix, labels, _ in family.samples]
 
 
+def _well_named(family: Family) -> Family:
+    """As Prometheus wants it: colons belong to recording rules, and what is no total is no counter."""
+    family.name = family.name.replace(":", "_")
+    if family.kind == "counter" and not family.name.endswith("_total"):
+        family.kind = "gauge"
+    return family
+
+
 @dataclass
 class ModelFigures:
     """What the figures of one model are made of."""
@@ -89,7 +97,7 @@ class ModelFigures:
     launch: Callable[[], Launch | None]
     """What is served now."""
     observed: Callable[[], Observed | None]
-    free_bytes: Callable[[Launch], Awaitable[dict[str, int]]]
+    free_bytes: Callable[[Launch], Awaitable[Mapping[str, int]]]
 
     def __post_init__(self) -> None:
         self._child = ChildFigures()
@@ -130,7 +138,7 @@ class ModelFigures:
         hits = {"hit": responses.hits, "miss": responses.misses}
         yield counters("llamad_kept_response_lookups_total", "Looks for a kept answer.", "result", hits, model=model)
 
-    def _places(self, launch: Launch, free: dict[str, int]) -> Iterable[Family]:
+    def _places(self, launch: Launch, free: Mapping[str, int]) -> Iterable[Family]:
         plan, model = launch.plan, self.name
         tokens = Family("llamad_context_tokens", "gauge", "Tokens of context of the llama-server that runs.")
         yield tokens.add(plan.context_tokens, model=model)

@@ -13,7 +13,7 @@ from llamad.config.load import load_definition
 from llamad.errors import ChildError, ConfigError
 from llamad.gguf.facts import ModelFacts, Tensor
 from llamad.measure import history
-from llamad.measure.bandwidth import bytes_a_token, expected, host_bandwidth_bytes_s
+from llamad.measure.bandwidth import bytes_a_token, expected
 from llamad.measure.dropin import apply, drop_in_of, is_ours, own_keys, require_writable
 from llamad.measure.report import bench_text, tune_text
 from llamad.measure.results import BenchResult, Figure, PlanInForce, Point, Tried, TuneResult, read_result
@@ -135,10 +135,6 @@ def test_the_bound_of_weights_on_two_places_is_that_of_reading_both() -> None:
     assert found.tokens_s == pytest.approx(1 / (0.0005 + 0.005))
     assert found.source == "CUDA0: told, host: measured"
     assert expected(10**9, {"Vulkan0": 1.0}, {}) is None
-
-
-def test_the_hosts_bandwidth_is_measured() -> None:
-    assert 5e7 < host_bandwidth_bytes_s(1, 0.05) < 1e12
 
 
 def test_a_device_of_an_unknown_bandwidth_has_no_bound() -> None:

@@ -18,6 +18,7 @@ from llamad.service.reporter import EventCounts
 from llamad.service.requests import RequestFigures
 from llamad.service.router_answers import RouterAnswers, lane_figures
 from tests.support.fake_upstream import Call, FakeUpstream
+from tests.support.fakes import a_plan
 from tests.support.front import running
 from tests.support.http import scenario
 
@@ -30,6 +31,9 @@ llamacpp:prompt_seconds_total {seconds}
 # HELP llamacpp:prompt_tokens_seconds Average prompt throughput in tokens/s.
 # TYPE llamacpp:prompt_tokens_seconds gauge
 llamacpp:prompt_tokens_seconds 99
+# HELP llamacpp:n_tokens_max Largest observed n_tokens.
+# TYPE llamacpp:n_tokens_max counter
+llamacpp:n_tokens_max 42
 """
 LINE = re.compile(r'[a-zA-Z_:][\w:]*(\{([a-z_]\w*="(\\[\\"n]|[^"\\\n])*",?)+\})? (-?[\d.]+(e[+-]?\d+)?|[+-]Inf|NaN)')
 
@@ -97,7 +101,7 @@ async def test_rates_come_from_the_counters_and_one_question_serves_all(tmp_path
 
     async def rate() -> float:
         found = await figures.families(str(path), "m")
-        return value_of(found, "llamacpp:prompt_tokens_seconds") or 0.0
+        return value_of(found, "llamacpp_prompt_tokens_seconds") or 0.0
 
     assert await rate() == 100  # since its start
     prompt, seconds, now_s = 1400, 12.0, 115.0
@@ -107,6 +111,8 @@ async def test_rates_come_from_the_counters_and_one_question_serves_all(tmp_path
     assert await rate() == 0  # nothing was computed in the last quarter of a minute
     prompt, seconds, now_s = 10, 1.0, 133.0
     assert await rate() == 10  # another llama-server
+    largest = next(family for family in await figures.families(str(path), "m") if family.name == "llamacpp_n_tokens_max")
+    assert largest.kind == "gauge", "llama-server calls it a counter; it is no total"
     await upstream.kill()
     now_s = 140.0
     assert await figures.families(str(path), "m") == []
@@ -208,8 +214,34 @@ async def test_the_router_shows_each_family_once_for_all_its_models() -> None:
     async with running() as bench:
         assert (await bench.ask()).status == 200
         lane = SimpleNamespace(lane=bench.front._lane, figures=RequestFigures(), launch=None)
-        models = [lane_figures(name, lane, EventCounts(), lambda: "ready") for name in ("a", "b")]  # type: ignore[arg-type]
+        models = [lane_figures(name, lane, EventCounts(), lambda: "ready", lambda: None) for name in ("a", "b")]  # type: ignore[arg-type]
         answers = RouterAnswers(lambda: models)
         samples = check(await answers.metrics())
         assert samples['llamad_state{model="a",state="ready"}'] == samples['llamad_state{model="b",state="ready"}'] == "1"
         assert (await answers.admin("drain", b"", b"id")).status == 404
+
+
+class Planned:
+    """A life whose llama-server has told its buffers, and whose driver shows what is free."""
+
+    def observed(self) -> Any:
+        return SimpleNamespace(buffers={("CUDA0", "model"): 40, ("CUDA0", "kv"): 30})
+
+    async def free_bytes(self, _launch: object) -> dict[str, int]:
+        return {"CUDA0": 5}
+
+
+@scenario
+async def test_the_router_shows_buffers_and_free_memory_of_what_it_has_loaded() -> None:
+    async with running() as bench:
+        launch = SimpleNamespace(plan=a_plan(), socket_path="/none")
+        lane = SimpleNamespace(lane=bench.front._lane, figures=RequestFigures(), launch=launch)
+        lives: list[Any] = [Planned()]
+        model = lane_figures("a", lane, EventCounts(), lambda: "loading", lambda: lives[-1])  # type: ignore[arg-type]
+        answers = RouterAnswers(lambda: [model])
+        samples = check(await answers.metrics())
+        wanted = {"llamad_device_buffer_bytes": "70", "llamad_device_free_bytes": "5"}
+        for name, value in wanted.items():
+            assert samples[f'{name}{{model="a",device="CUDA0"}}'] == value
+        lives.append(None)
+        assert not [name for name in check(await answers.metrics()) if name.startswith(tuple(wanted))]

@@ -190,10 +190,9 @@ async def test_broken_and_manual_definitions_are_told_and_a_reload_mends_them() 
         await bench.until(lambda: bench.states() == {"one": "ready", "broken": "unloaded", "new": "unloaded"})
         assert (await bench.chat("broken")).status == (await bench.chat("new")).status == 200
         assert (await bench.chat("hand")).code == "model_not_found"
-        assert bench.world.reloads == []
-        bench.define("one", "# changed")
+        bench.define("one", "[placement]\ncontext = 512")
         bench.router.reload()
-        await bench.until(lambda: bench.world.reloads == ["one"])
+        await bench.until(lambda: bench.world.reloads == ["one: placement.context"])
         (bench.etc / "one.toml").write_text("nonsense")
         bench.router.reload()
         await bench.until(lambda: bool(bench.journal.of("reload-refused")))
@@ -261,6 +260,21 @@ async def test_an_enabled_unit_that_is_stopped_is_named_after_a_while() -> None:
         await unit.stop()
         await bench.until(lambda: bench.state("one") == "unit-stopped")
         assert bench.world.lives == []
+
+
+@scene
+async def test_a_stopped_unit_that_is_disabled_is_not_waited_for_any_longer() -> None:
+    def prepare(bench: RouterBench) -> None:
+        bench.define("one")
+        bench.enable("one")
+
+    async with routing(prepare, "unit_grace_s = 3600") as bench:
+        waiting = asyncio.ensure_future(bench.chat("one"))
+        await bench.until(lambda: bench.state("one") == "awaited")
+        (bench.enabled / "llamad@one.service").unlink()
+        bench.router.reload()  # else it looks after some seconds
+        assert (await waiting).status == 200
+        assert bench.world.lives == ["one"]
 
 
 @scene

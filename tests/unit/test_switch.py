@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 
 import pytest
 
+from llamad.front.keys import KeySet
 from llamad.front.settings import Outcome
+from tests.support.fake_upstream import Call
 from tests.support.http import scenario, yield_to_loop
 from tests.support.switch import switching
 
@@ -154,6 +157,7 @@ async def test_the_limits_of_a_model_are_its_own() -> None:
         bench.add("two", queue_requests=0, wait_s=3.0)
         answer = await bench.chat(TWO)
         assert (answer.status, answer.code) == (503, "queue_full")
+        assert bench.observers["two"].waits == 1, "it is asked for all the same: who comes again finds it loaded"
 
 
 @scenario
@@ -223,3 +227,46 @@ async def test_a_model_that_dies_is_replayed_in_its_own_lane() -> None:
         await bench.load("one")
         assert (await waiting).status == 200
         assert json.loads(bench.upstreams["one"].calls[0].body)["model"] == "one"
+
+
+@scenario
+async def test_a_model_that_leaves_is_found_by_nobody_and_answers_what_it_has() -> None:
+    async with switching("one", "two") as bench:
+        go_on = asyncio.Event()
+
+        async def slowly(call: Call) -> None:
+            await go_on.wait()
+            await call.reply()
+
+        bench.upstreams["one"].handler = slowly
+        answer = asyncio.ensure_future(bench.chat(b'{"model": "one"}'))
+        await bench.upstreams["one"].call(0)
+        bench.front.leave(bench.lanes["one"])
+        assert (await bench.chat(b'{"model": "one"}')).code == "model_not_found"
+        assert [one["id"] for one in (await bench.ask("GET", "/v1/models")).json["data"]] == ["two"]
+        go_on.set()
+        assert (await answer).status == 200
+        bench.front.remove(bench.lanes["one"])
+        assert (await bench.chat(b'{"model": "two"}')).status == 200
+
+
+@scenario
+async def test_who_was_let_in_is_shut_out_with_the_key() -> None:
+    async with switching(keys="address") as bench, await bench.client() as client:
+        own = bench.add("own", keys="mine")
+        await bench.load("own")
+
+        async def status(key: str, **fields: str) -> int:
+            answer = await client.ask("POST", "/v1/chat/completions", b'{"model":"own"}', X_Api_Key=key, **fields)
+            return answer.status
+
+        for _ in range(3):
+            assert (await status("mine"), await status("address"), await status("none")) == (200, 401, 401)
+        assert await status("mine", Origin="https://evil.example") == 403
+        bench.front.change(own, own.settings, KeySet(["new"]))
+        for _ in range(2):
+            assert (await status("mine"), await status("new")) == (401, 200)
+        bench.front.change(own, own.settings, KeySet())
+        assert (await status("new"), await status("address")) == (401, 200)
+        bench.front.apply(replace(own.settings, name="llamad"), KeySet(["other"]))
+        assert (await status("address"), await status("other")) == (401, 200)

@@ -12,6 +12,7 @@ from llamad import __version__
 from llamad.cli.main import config_root
 from llamad.config.names import DEFAULT_ROOT
 from llamad.errors import ExitCode
+from llamad.units import parse_duration
 
 Verbs = Callable[..., argparse.ArgumentParser]
 
@@ -59,6 +60,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_views(add)
     _add_planners(add)
     _add_models(add)
+    _add_measurers(add)
     return parser
 
 
@@ -285,6 +287,78 @@ def _add_models(verb: Verbs) -> None:
     recommend.add_argument("--top", metavar="N", type=int, default=10, help="so many lines; default: 10")
     recommend.add_argument("--all", action="store_true", help="all that fit")
     recommend.add_argument("--json", action="store_true", help="one JSON object, of every model")
+
+
+def _add_measurers(verb: Verbs) -> None:
+    """The verbs that measure."""
+    bench = verb(
+        "bench",
+        "measure how fast a model reads, writes and begins to answer",
+        "llamad bench phi4                                 all lengths, alone and with all slots busy",
+        "llamad bench phi4 --prompt 4096 --concurrency 8   one case",
+        "llamad bench phi4 -o before.json                  for later; the last results are kept anyway",
+    )
+    bench.add_argument("name", metavar="NAME")
+    bench.add_argument("--prompt", metavar="TOKENS", type=_count(1 << 24), action="append", default=[],
+                       help="length of the prompts, repeatable (default: 512, 2048, 8192)")  # fmt: skip
+    bench.add_argument("--concurrency", metavar="N", type=_count(1024), action="append", default=[],
+                       help="requests at once, repeatable (default: 1, and one a slot)")  # fmt: skip
+    bench.add_argument("--generate", metavar="TOKENS", type=_count(1 << 20), default=128,
+                       help="length of the answers (default: 128)")  # fmt: skip
+    bench.add_argument("--repeats", metavar="N", type=_count(1000), default=5, help="rounds of each (default: 5)")
+    _add_measuring(bench, "10min")
+    bench.add_argument("-o", "--output", metavar="FILE", help="write the result there, as JSON")
+
+    tune = verb(
+        "tune",
+        "try settings, measure them, and say what is faster",
+        "llamad tune phi4                                  what is faster with all slots busy; changes nothing",
+        "llamad tune phi4 --for latency --stop --apply     stop the service, find, write it down, start it again",
+        "rm /etc/llamad/phi4.toml.d/50-tune.toml           undo it",
+    )
+    tune.add_argument("name", metavar="NAME")
+    tune.add_argument("--for", dest="goal", choices=("throughput", "latency", "prompt"), default="throughput",
+                      help="what is to be faster: all requests together, one alone, or reading a prompt")  # fmt: skip
+    tune.add_argument("--apply", action="store_true", help="write what is better to NAME.toml.d/50-tune.toml")
+    tune.add_argument("--force", action="store_true", help="replace a 50-tune.toml that was written by hand")
+    tune.add_argument("--stop", action="store_true", help="stop the running unit meanwhile")
+    tune.add_argument("--may-change", metavar="KEY", action="append", default=[],
+                      help="a key of [placement] to try although it is written down, repeatable")  # fmt: skip
+    tune.add_argument("--smaller-context", action="store_true", help="the context may fall, down to context_min")
+    tune.add_argument("--context-min", metavar="TOKENS", type=_count(1 << 30), default=0,
+                      help="no candidate may have a smaller context")  # fmt: skip
+    tune.add_argument("--quantised-cache", action="store_true",
+                      help="try kv_cache q8_0 as well, which changes answers a little")  # fmt: skip
+    tune.add_argument("--repeats", metavar="N", type=_count(100, least=3), default=3,
+                      help="rounds of each candidate, at least 3 (default: 3)")  # fmt: skip
+    _add_measuring(tune, "30min")
+
+
+def _add_measuring(verb: argparse.ArgumentParser, timeout: str) -> None:
+    verb.add_argument("--timeout", metavar="TIME", type=_duration, default=parse_duration(timeout),
+                      help=f"measure no longer than this (default: {timeout})")  # fmt: skip
+    if timeout == "10min":
+        verb.add_argument("--key-file", metavar="FILE", help="a file with an API key of the model; - is stdin")
+    verb.add_argument("--json", action="store_true", help="one JSON object")
+
+
+def _count(most: int, least: int = 1) -> Callable[[str], int]:
+    def count(text: str) -> int:
+        if not text.isdecimal() or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"{text!r} is no number from {least} to {most}")
+        return int(text)
+
+    return count
+
+
+def _duration(text: str) -> float:
+    try:
+        found = parse_duration(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    if not 1 <= found <= 7 * 86_400:
+        raise argparse.ArgumentTypeError("between 1s and 7d")
+    return found
 
 
 def _seconds(text: str) -> float:

@@ -6,10 +6,12 @@ which devices it sees are what the service will see; elsewhere it becomes the se
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from llamad.errors import AccessError
@@ -19,6 +21,7 @@ _SANDBOX_PREFIXES = (
     "Protect", "Private", "Restrict", "SystemCall", "Device", "Capability", "Ambient", "NoNewPrivileges",
     "LockPersonality", "MemoryDenyWriteExecute", "RemoveIPC", "UMask", "LimitMEMLOCK", "LimitNOFILE", "LimitCORE",
     "SupplementaryGroups", "ReadOnlyPaths", "ReadWritePaths", "InaccessiblePaths", "TasksMax", "Environment",
+    "Nice", "CPU", "NUMA", "Memory",  # a measurement is to have what the service has
 )  # fmt: skip
 
 
@@ -36,14 +39,7 @@ def drop_root(name: str = "", *, router: bool = False) -> None:
     """
     if os.geteuid() != 0:
         return
-    try:
-        user = pwd.getpwnam(USER)
-    except KeyError:
-        raise AccessError(
-            "llamad does not run llama-server as root",
-            why=f"there is no user {USER}",
-            fix="run it as an ordinary user, or install the package",
-        ) from None
+    user = _service_user()
     for parent, mode in _FOLDERS if name else ():
         _make_folder(os.path.join(parent, name), mode, user)
     for folder, mode in _ROUTER_FOLDERS if router else ():
@@ -52,6 +48,17 @@ def drop_root(name: str = "", *, router: bool = False) -> None:
     os.setgid(user.pw_gid)
     os.setuid(user.pw_uid)
     os.environ["HOME"] = user.pw_dir
+
+
+def _service_user() -> pwd.struct_passwd:
+    try:
+        return pwd.getpwnam(USER)
+    except KeyError:
+        raise AccessError(
+            "llamad does not run llama-server as root",
+            why=f"there is no user {USER}",
+            fix="run it as an ordinary user, or install the package",
+        ) from None
 
 
 def _make_folder(folder: str, mode: int, user: pwd.struct_passwd) -> None:
@@ -99,6 +106,69 @@ def sandbox_command(argv: Sequence[str], unit: str, cache: Path | None, *more: s
     command = ["systemd-run", "--pipe", "--wait", "--collect", "--quiet", "--service-type=exec"]
     command += [f"--property={text}" for text in properties]
     return [*command, *more, "--", *argv]
+
+
+def run_as_service(
+    config: Path, argv: list[str], name: str, *, sandboxed: bool, words: str, limit_s: float
+) -> tuple[int, str]:
+    """As root, run `llamad ARGV`, a verb and its words, over the definitions of `config` as the service's user: its
+    exit code and what it wrote to stdout.
+
+    `sandboxed`: in the sandbox of the model's unit, with the unit's state and cache folders and its devices, where
+    there is systemd; it sees no other process there. `words` is what it reads from stdin. It is stopped when we are
+    interrupted, and after `limit_s` seconds. Raises AccessError without that user.
+    """
+    import subprocess
+
+    own_unit = f"llamad-{argv[0]}-{name}-{os.getpid()}.service"
+    command = [*own_command(), "--config", str(config.absolute()), *argv]
+    under_systemd = sandboxed and can_sandbox()
+    if under_systemd:
+        gpu = f"llamad-gpu@{name}.service"
+        properties = [
+            f"StateDirectory=llamad/state/{name}", "StateDirectoryMode=0700", f"CacheDirectory=llamad/{name}",
+            "CacheDirectoryMode=0700", f"Wants={gpu}", f"After={gpu}", f"RuntimeMaxSec={limit_s:.0f}",
+            "KillMode=mixed", "UMask=0077",
+        ]  # fmt: skip
+        more = (f"--unit={own_unit}", *(f"--property={text}" for text in properties))
+        command = sandbox_command(command, f"llamad@{name}.service", None, *more)
+    else:
+        command = [*_as_user(name), *command]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, process_group=0)
+    with _interrupting_terms():
+        try:
+            return_text, _ = process.communicate(words, timeout=limit_s + 60)
+        except (KeyboardInterrupt, subprocess.TimeoutExpired):
+            if under_systemd:
+                subprocess.run(["systemctl", "stop", own_unit], check=False)
+            else:
+                process.terminate()
+            process.wait()
+            raise KeyboardInterrupt from None
+    return process.returncode, return_text
+
+
+def _as_user(name: str) -> list[str]:
+    """What to put before a command that is to run as the service's user; makes the model's folders."""
+    user = _service_user()
+    for parent, mode in _FOLDERS:
+        _make_folder(os.path.join(parent, name), mode, user)
+    who = [f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--init-groups", "--reset-env"]
+    return ["setpriv", *who, "--"]
+
+
+@contextlib.contextmanager
+def _interrupting_terms() -> Iterator[None]:
+    """A SIGTERM is taken as Ctrl-C is: what was started is stopped before we end."""
+
+    def interrupt(_number: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def own_command() -> list[str]:

@@ -109,6 +109,23 @@ def _as_before(target: Path, temporary: Path) -> None:
                 raise
 
 
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a drop-in whole or not at all, its folder too where it is missing. Raises as `write_definition`."""
+    temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
+    try:
+        if not path.parent.is_dir():
+            path.parent.mkdir()
+            path.parent.chmod(0o755)  # whatever the umask: the service reads it
+        try:
+            _write_new(temporary, content)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+
+
 def _write_new(path: Path, content: bytes) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, _MODE)
     with os.fdopen(fd, "wb") as file:

@@ -16,6 +16,7 @@ LEVELS = [
     {"engine", "ledger", "models"},
     {"front", "supervision"},
     {"service"},
+    {"measure"},
     {"cli"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
@@ -25,6 +26,7 @@ PURE = [
     "supervision/backoff.py", "supervision/growth.py", "supervision/words.py", "units.py", "errors.py", "engine/log.py", "engine/telling.py", "engine/proof.py",
     "engine/flags.py", "models/source.py", "models/choose.py", "models/recipes.py", "models/speed.py",
     "models/recommend.py", "gguf/facts.py", "gguf/ggml_types.py", "gguf/read.py", "config/definition.py",
+    "measure/statistics.py", "measure/results.py", "measure/report.py", "measure/candidates.py",
 ]  # fmt: skip
 WORLD = {"asyncio", "os", "socket", "pynvml", "subprocess", "threading", "time", "shutil", "psutil"}
 FILES = sorted(ROOT.rglob("*.py"))

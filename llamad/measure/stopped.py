@@ -1,0 +1,35 @@
+"""A unit that is stopped for a measurement and started again, whatever happens meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+from collections.abc import Iterator
+
+from llamad.errors import BusyError, UsageError
+
+
+@contextlib.contextmanager
+def stopped(name: str, by: str) -> Iterator[None]:
+    """Stop `llamad@NAME`, and start it again at the end. Raises UsageError for what is not a unit's, BusyError."""
+    unit = f"llamad@{name}.service"
+    active = _systemctl("is-active", "--quiet", unit)
+    if by != "unit" or active.returncode:
+        raise UsageError(f"{name} is served by no unit of its own: --stop cannot stop it",
+                         fix="stop what serves it, or tune it beside that")  # fmt: skip
+    done = _systemctl("stop", unit)
+    try:
+        if done.returncode:
+            raise BusyError(f"{unit} could not be stopped", why=done.stderr.strip(), fix=f"systemctl status {unit}")
+        yield
+    finally:
+        started = _systemctl("start", "--no-block", unit)
+    if started.returncode:
+        raise BusyError(f"{unit} could not be started again", why=started.stderr.strip(), fix=f"systemctl start {unit}")
+
+
+def _systemctl(*words: str) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(["systemctl", *words], capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise UsageError("there is no systemctl here", why=str(error)) from error

@@ -28,6 +28,7 @@ from llamad.service.sockets import ROUTER_SOCKET
 from llamad.service.status import StatusFile, read_status
 from llamad.service.threads import in_thread
 from llamad.supervision import residency
+from llamad.supervision.machine import State
 from llamad.units import parse_duration
 
 RETRY_S = 5.0
@@ -192,16 +193,19 @@ class Resident:
         """For `/v1/models`."""
         plan = self.front.launch.plan if self.front.launch and self.ready_at_s is not None else None
         context = plan.context_tokens if plan else None
+        held = False
         if self.way is Way.FORWARDED:
             status = read_status(self.name, self._house.paths.unit_runtime(self.name).parent) or {}
             known = status.get("context_tokens")
             context = known if is_number(known) else None
+            held = status.get("state") != State.READY.public
         return ModelDescription(
             state=self.state,
             context_tokens=context,
             trained_context_tokens=self.read.trained_context_tokens,
             size_bytes=self.read.size_bytes,
             created_s=self._created_s,
+            is_held_elsewhere=held,
         )
 
     # -- between lives ------------------------------------------------------------------------------------

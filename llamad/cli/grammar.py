@@ -12,6 +12,15 @@ from llamad.config.names import DEFAULT_ROOT
 from llamad.errors import ExitCode
 
 
+_EXPORT_EXAMPLES = """\
+examples:
+  llamad export haproxy --hosts gpu1,gpu2 --listen 0.0.0.0:8000 > /etc/haproxy/llamad.cfg
+  llamad export nginx --hosts gpu1:8081,gpu2:8081 --model phi4 > /etc/nginx/conf.d/llamad.conf
+  llamad export prometheus --hosts gpu1,gpu2,gpu2:8081
+  llamad export litellm --hosts gpu1,gpu2 --model phi4,qwen3 > config.yaml
+"""
+
+
 class _Parser(argparse.ArgumentParser):
     """argparse exits with 2; sysexits has a code for wrong usage."""
 
@@ -67,6 +76,20 @@ def make_parser() -> argparse.ArgumentParser:
     explain = verbs.add_parser("explain", help="the story of a model's memory: planned, real, learned, lost")
     explain.add_argument("name", metavar="NAME")
     explain.add_argument("--json", action="store_true", help="one JSON object")
+
+    export = verbs.add_parser(
+        "export",
+        help="configuration for a load balancer, gateway or Prometheus over several hosts",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=_EXPORT_EXAMPLES,
+    )
+    export.add_argument("kind", choices=("haproxy", "nginx", "prometheus", "litellm"))
+    export.add_argument("--hosts", metavar="HOST[:PORT],...", action="append", required=True,
+                        help="where llamad answers; port 8080, the router's, where none is written (repeatable)")  # fmt: skip
+    export.add_argument("--model", metavar="NAME,...", action="append", default=[],
+                        help="the models that are served there (default: all definitions of this host)")  # fmt: skip
+    export.add_argument("--listen", metavar="HOST:PORT", default="127.0.0.1:8000",
+                        help="where HAProxy or nginx listens (default: 127.0.0.1:8000)")  # fmt: skip
 
     forget = verbs.add_parser("forget", help="forget what lack of memory taught about a model; it is tried again")
     forget.add_argument("name", metavar="NAME")

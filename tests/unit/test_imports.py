@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2] / "llamad"
 LEVELS = [
     {"errors", "units", "clock", "store", "frozen"},
     {"gguf", "hardware", "config"},
-    {"planning"},
+    {"planning", "export"},
     {"engine", "ledger"},
     {"front", "supervision"},
     {"service"},
@@ -20,7 +20,7 @@ LEVELS = [
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 PURE = [
-    "planning", "ledger/lease.py", "ledger/arithmetic.py", "front/head.py", "front/body.py", "supervision/machine.py",
+    "planning", "export", "ledger/lease.py", "ledger/arithmetic.py", "front/head.py", "front/body.py", "supervision/machine.py",
     "supervision/cause.py", "supervision/causes.py", "supervision/signatures.py", "supervision/step_down.py",
     "supervision/backoff.py", "supervision/growth.py", "supervision/words.py", "units.py", "errors.py", "engine/log.py", "engine/proof.py",
     "engine/flags.py", "gguf/facts.py", "gguf/ggml_types.py", "gguf/read.py", "config/definition.py",

@@ -11,7 +11,6 @@ from llamad.cli.main import config_root
 from llamad.config.names import DEFAULT_ROOT
 from llamad.errors import ExitCode
 
-
 _EXPORT_EXAMPLES = """\
 examples:
   llamad export haproxy --hosts gpu1,gpu2 --listen 0.0.0.0:8000 > /etc/haproxy/llamad.cfg
@@ -85,7 +84,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     export.add_argument("kind", choices=("haproxy", "nginx", "prometheus", "litellm"))
     export.add_argument("--hosts", metavar="HOST[:PORT],...", action="append", required=True,
-                        help="where llamad answers; port 8080, the router's, where none is written (repeatable)")  # fmt: skip
+                        help="where llamad answers; port 8080, the router's, by default (repeatable)")  # fmt: skip
     export.add_argument("--model", metavar="NAME,...", action="append", default=[],
                         help="the models that are served there (default: all definitions of this host)")  # fmt: skip
     export.add_argument("--listen", metavar="HOST:PORT", default="127.0.0.1:8000",

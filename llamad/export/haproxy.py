@@ -9,7 +9,9 @@ from llamad.export.fleet import Fleet, Model, made_by
 BODY_BYTES = 256 * 1024
 """How much of a request is read to find its model."""
 _ABOUT = (
-    "Check it:  haproxy -c -f /etc/haproxy/haproxy.cfg -f THIS    It has defaults of its own and changes no other proxy.",
+    "Check it:  haproxy -c -f /etc/haproxy/haproxy.cfg -f THIS",
+    'Debian:    EXTRAOPTS="-S /run/haproxy-master.sock -f THIS" in /etc/default/haproxy',
+    "It has defaults of its own and changes no other proxy, but for tune.bufsize.",
     "",
     "A request goes to a host where its model is ready; where there is none, to one that will load it, always the",
     "same one. The model is that of the header X-Model, of /upstream/NAME/..., of ?model=NAME or of the JSON body,",
@@ -45,18 +47,22 @@ defaults llamad-defaults
 _MODEL = """
     option http-buffer-request
     http-request deny deny_status 404 if { path /metrics } or { path -m beg /admin/ }
+    acl is_named var(txn.model) -m found
+    acl is_form req.hdr(Content-Type) -m beg -i multipart/
     http-request set-var(txn.model) req.hdr(X-Model) if { req.hdr(X-Model) -m found }
-    http-request set-var(txn.model) path,field(3,/),url_dec if !{ var(txn.model) -m found } { path -m beg /upstream/ }
-    http-request set-var(txn.model) url_param(model),url_dec if !{ var(txn.model) -m found } { url_param(model) -m found }
-    http-request set-var(txn.model) req.body,json_query('$.model') if !{ var(txn.model) -m found } { method POST }
+    http-request set-var(txn.model) path,field(3,/),url_dec if !is_named { path -m beg /upstream/ }
+    http-request set-var(txn.model) url_param(model),url_dec if !is_named { url_param(model) -m found }
+    http-request set-var(txn.model) req.body,json_query('$.model') if !is_named { method POST }
     # A body that did not fit, with its model behind that: to guess one would be worse.
-    acl is_json req.hdr(Content-Type) -m beg -i application/json
-    http-request return status 413 content-type application/json string '{"error":{"message":"send the model first in the\
- body, or in the header X-Model","type":"invalid_request_error","code":"model_not_found"}}' if { method POST } is_json\
- !{ var(txn.model) -m found } { req.body_size gt KEPT }
+    http-request return status 413 content-type application/json string '{"error":{"message":"send the model first in\
+ the body, or in the header X-Model","type":"invalid_request_error","code":"model_not_found"}}' if !is_named !is_form\
+ { method POST } { req.body_size gt KEPT }
 """
 _CHECK = "    http-check send meth GET uri {path} ver HTTP/1.1 hdr Host localhost\n"
-_SERVER = "    default-server check inter {inter} fastinter 500ms downinter {downinter} fall 2 rise 1 init-addr last,libc,none tcp-ut 30s\n"
+_SERVER = (
+    "    default-server check inter {inter} fastinter 500ms downinter {downinter} fall 2 rise 1"
+    " init-addr last,libc,none tcp-ut 30s\n"
+)
 
 
 def haproxy(fleet: Fleet) -> str:
@@ -77,7 +83,8 @@ def _parts(fleet: Fleet) -> Iterator[str]:
         yield f"    use_backend {ready} if {acl} {{ nbsrv({ready}) gt 0 }}\n"
         yield f"    use_backend {ready}:held if {acl}\n"
     yield "    default_backend llamad:any\n"
-    yield "\n# Requests that are for no model of this list, such as /v1/models.\nbackend llamad:any from llamad-defaults\n"
+    yield "\n# Requests that are for no model of this list, such as /v1/models.\n"
+    yield "backend llamad:any from llamad-defaults\n"
     yield from _servers(fleet, "/health", "expect status 200", ("leastconn", "2s", "1s"))
     for model in fleet.models:
         yield f"\n# Hosts where it is ready.\nbackend {_backend(model)} from llamad-defaults\n"

@@ -10,8 +10,8 @@ from llamad.export.fleet import Fleet, made_by
 _ABOUT = (
     "For:  litellm --config THIS    with LLAMAD_API_KEY in its environment (any word where the hosts ask for no key).",
     "",
-    "LiteLLM learns from failures: one that twice refuses or does not answer gets no request for that model for 10 s, and the",
-    "request goes to another one. Its own health checks generate tokens, and so load every model: they stay off here.",
+    "LiteLLM learns from failures: a host that twice refuses or does not answer gets no request for that model for",
+    "10 s. Its own health checks generate tokens, and so load every model: they stay off here.",
 )
 _SETTINGS = """
 router_settings:

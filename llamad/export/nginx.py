@@ -9,11 +9,11 @@ from llamad.export.fleet import Fleet, Model, made_by
 _ABOUT = (
     "For the http context: /etc/nginx/conf.d/llamad.conf. Check it:  nginx -t",
     "",
-    "The model is that of the header X-Model, of /upstream/NAME/... or of ?model=NAME: nginx looks into no body. A request",
-    "without any of these goes to any host, which must have its model. nginx learns from failures alone: a host that does",
-    "not answer, or answers 502, 503 or 504, gets no request for that model for 10 s, and the request goes to the next",
-    "host. Which host has a model ready it cannot know, so that hosts which load on demand will all load it: where that",
-    "matters, use HAProxy (`llamad export haproxy`).",
+    "The model is that of the header X-Model, of /upstream/NAME/... or of ?model=NAME: nginx looks into no body. A",
+    "request without any of these goes to any host, which must have its model. nginx learns from failures alone: a",
+    "host that does not answer, or answers 502, 503 or 504, gets no request for that model for 10 s, and the request",
+    "goes to the next host. Which host has a model ready it cannot know, so that hosts which load on demand will all",
+    "load it: where that matters, use HAProxy (`llamad export haproxy`).",
     "API keys are the hosts' to check: give all the same.",
 )
 _SERVER = """

@@ -20,11 +20,11 @@ import pytest
 
 from tests.support.netns import far_host
 from tests.system.conftest import ETC, Bed, free_port, get, post, run, wait_for
-from tests.system.test_router_unit import ON_CPU
 
 KEY = {"Authorization": "Bearer fleet-key"}
 UNIT_DROP_IN = Path("/etc/systemd/system/llamad.service.d/far.conf")
 FAR_ETC, FAR_RUN = Path("/etc/far-host"), Path("/run/far-host")
+ON_CPU = "[placement]\nallow_cpu = true\ngpu_layers = 0\ncontext = 2048\nparallel = 4\nthreads = 1\n"
 MODELS = {"one": 'aliases = ["gpt-4o-mini"]', "two": ""}
 
 
@@ -130,11 +130,11 @@ def states(host: str) -> dict[str, str]:
 
 
 class Client(threading.Thread):
-    """Asks for a model again and again; notes when each request began and how it ended."""
+    """Asks for a model again and again; notes when each request began, when it was over, and how."""
 
     def __init__(self, url: str, model: str) -> None:
         super().__init__(daemon=True)
-        self.answers: list[tuple[float, int]] = []
+        self.answers: list[tuple[float, float, int]] = []
         self._url, self._model = url, model
         self._enough = threading.Event()
 
@@ -145,9 +145,9 @@ class Client(threading.Thread):
                 status = ask(self._url, self._model)[0]
             except OSError:
                 status = 0
-            self.answers.append((began_s, status))
+            self.answers.append((began_s, time.monotonic(), status))
 
-    def stop(self) -> list[tuple[float, int]]:
+    def stop(self) -> list[tuple[float, float, int]]:
         self._enough.set()
         self.join(60)
         return self.answers
@@ -205,10 +205,11 @@ def test_requests_go_where_their_model_is_ready_and_none_is_lost_once_a_dead_hos
         count = sum(len(client.answers) for client in clients)
         wait_for(lambda: sum(len(client.answers) for client in clients) > count + 20, "it answers", 30)
         answers = [answer for client in clients for answer in client.stop()]
-        lost = [(round(began_s - killed_s, 2), status) for began_s, status in answers if status != 200]
-        print(f"{len(answers)} requests, lost (begun how long after the death, status): {lost}")
-        assert [one for one in lost if one[0] > known_s - killed_s + 0.5] == []
-        assert [one for one in lost if one[0] < -1] == [] and known_s - killed_s < 20
+        lost = [(round(began - killed_s, 2), round(over - killed_s, 2), status) for began, over, status in answers if status != 200]
+        print(f"{len(answers)} requests; lost, with begin and end in seconds after the death: {lost}")
+        assert [one for one in lost if one[1] < 0] == [], "none before the death"
+        assert [one for one in lost if one[0] > known_s - killed_s + 0.2] == [], "none once it was known"
+        assert known_s - killed_s < 20 and len(answers) > len(lost) + 30
     finally:
         for client in clients:
             client.stop()

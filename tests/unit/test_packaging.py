@@ -145,7 +145,7 @@ def test_lent_devices_are_for_this_machine_until_somebody_says_else() -> None:
     service, text = unit(RPC_UNIT)["Service"], RPC_UNIT.read_text()
     assert text.startswith("# WARNING: ggml-rpc-server has no passwords, no encryption")
     assert service["DynamicUser"] == ["yes"] and "User" not in service  # a client owns it: it must own nothing
-    assert service["Restart"] == ["always"] and unit(RPC_UNIT)["Unit"]["StartLimitIntervalSec"] == ["0"]
+    assert service["IgnoreSIGPIPE"] == ["yes"] and service["Restart"] == ["always"] and unit(RPC_UNIT)["Unit"]["StartLimitIntervalSec"] == ["0"]
     assert service["IPAddressDeny"] == ["any"]
     networks = [ip_network(word) for word in service["IPAddressAllow"][0].split() if word != "localhost"]
     assert networks and all(network.is_private for network in networks)

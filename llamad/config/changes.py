@@ -33,7 +33,7 @@ def _each(takes: Takes, table: str, keys: str) -> dict[str, Takes]:
 TAKES: Mapping[str, Takes] = {
     **_each(Takes.RESTART, "", "model environment"),
     **_each(Takes.REBIND, "", "listen listen_mode"),
-    **_each(Takes.NOTHING, "", "aliases start insecure api_keys_file admin_keys_file allowed_hosts"),
+    **_each(Takes.NOTHING, "", "aliases start insecure api_keys_file admin_keys_file tls_cert tls_key allowed_hosts"),
     **_each(
         Takes.RESTART,
         "placement",
@@ -105,7 +105,7 @@ TAKES: Mapping[str, Takes] = {
         "host",
         """
         models parallel_loads query_s watch
-        listen listen_mode insecure api_keys_file allowed_hosts resident_s unit_grace_s
+        listen listen_mode insecure api_keys_file tls_cert tls_key allowed_hosts resident_s unit_grace_s
         """,  # the second line is the router's own
     ),
 }

@@ -329,6 +329,8 @@ class Definition(Table):
     insecure: bool = False
     api_keys_file: FilePath | None = None
     admin_keys_file: FilePath | None = None
+    tls_cert: FilePath | None = None
+    tls_key: FilePath | None = None
     allowed_hosts: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     placement: Placement = Placement()
     limits: Limits = Limits()
@@ -356,6 +358,8 @@ class Host(Table):
     listen_mode: Literal["0600", "0660", "0666"] = "0600"
     insecure: bool = False
     api_keys_file: FilePath | None = None
+    tls_cert: FilePath | None = None
+    tls_key: FilePath | None = None
     allowed_hosts: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     resident_s: Seconds = 30.0
     unit_grace_s: Seconds = 10.0

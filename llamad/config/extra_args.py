@@ -16,6 +16,8 @@ _TYPED: Mapping[str, str] = {
     "aliases": "-a --alias",
     "listen": "--host --port --reuse-port",
     "api_keys_file": "--api-key --api-key-file",
+    "tls_cert": "--ssl-cert-file",
+    "tls_key": "--ssl-key-file",
     "placement.context": "-c --ctx-size",
     "placement.parallel": "-np --parallel -kvu --kv-unified -no-kvu --no-kv-unified --kv-unified-per-slot",
     "placement.kv_cache": "-ctk --cache-type-k -ctv --cache-type-v",
@@ -174,7 +176,6 @@ _OURS: Mapping[str, str] = {
     "--warmup --no-warmup": "llamad warms the model up itself",
     "--slots --no-slots": "llamad reads /slots",
     "--api-prefix": "llamad speaks to llama-server's own paths",
-    "--ssl-key-file --ssl-cert-file": "llama-server listens on a private socket; put TLS in front of llamad",
     "--offline": "llamad always sets it",
     "--models-dir --models-preset --models-max --models-autoload --no-models-autoload": (
         "llamad serves several models itself; write a definition for each"

@@ -23,6 +23,8 @@ def named_files(definition: Definition) -> Iterator[NamedFile]:
     of_keys: tuple[tuple[Path, str | None, bool], ...] = (
         (("api_keys_file",), definition.api_keys_file, False),
         (("admin_keys_file",), definition.admin_keys_file, False),
+        (("tls_cert",), definition.tls_cert, False),
+        (("tls_key",), definition.tls_key, False),
         (("server", "chat_template_file"), server.chat_template_file, False),
         (("sampling", "grammar_file"), sampling.grammar_file, False),
         (("sampling", "json_schema_file"), sampling.json_schema_file, False),

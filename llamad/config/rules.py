@@ -20,6 +20,9 @@ def broken_rules(definition: Definition) -> Iterator[Problem]:
         folder = "/var/lib/llamad/models" if holds_weights else "/etc/llamad"
         yield from _path_problems(key, file, f'"{folder}/{{name}}"')
     yield from _vision_problems(definition)
+    if definition.tls_key is not None and definition.tls_cert is None:
+        fix = 'write tls_cert = "/etc/llamad/NAME.crt"'
+        yield Problem(("tls_key",), "no certificate is written beside this key", fix)
     for index, what, fix in refused_args(server.extra_args):
         yield Problem(("server", "extra_args", index), what, fix)
     for name, what, fix in refused_variables(definition.environment):

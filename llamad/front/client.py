@@ -14,7 +14,7 @@ from llamad.front.errand import Errand, is_errand
 from llamad.front.exchange import Exchange
 from llamad.front.head import CONTINUE, HeadError, RequestHead, find_end
 from llamad.front.memo import read_request
-from llamad.front.peer import has_unread, is_owner, reset_when_closed
+from llamad.front.peer import has_unread, is_owner, is_tls, reset_when_closed
 from llamad.front.refuse import answered_here, record_local
 from llamad.front.settings import Outcome
 from llamad.front.shared import Shared
@@ -26,9 +26,7 @@ _PIPELINE_BYTES, _DISCARD_BYTES = 64 * 1024, 256 * 1024
 _LINGER_S, _NEVER = 2.0, float("inf")
 
 # Why reading from the client stops; bits, because several may hold at once.
-_FOR_BODY = 1
-_FOR_PIPELINE = 2
-_FOR_WRITING = 4
+_FOR_BODY, _FOR_PIPELINE, _FOR_WRITING = 1, 2, 4
 
 
 class _State(Enum):
@@ -49,6 +47,7 @@ class ClientConnection(asyncio.Protocol):
         self._from_network = from_network
         self._forwards = forwards
         self._transport: asyncio.Transport | None = None
+        self._sock: socket.socket | None = None  # kept: TLS forgets it before it says that the connection is lost
         self._state = _State.HEAD
         self._buffer = bytearray()
         self._scanned = 0
@@ -65,7 +64,7 @@ class ClientConnection(asyncio.Protocol):
     # --- asyncio ---------------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)
+        self._transport, self._sock = cast("asyncio.Transport", transport), transport.get_extra_info("socket")
         self.quiet_since_s = self._shared.clock.monotonic()
         self._deadline_s = self.quiet_since_s + self._shared.settings.client_idle_s
         self._shared.clients.add(self)
@@ -88,8 +87,9 @@ class ClientConnection(asyncio.Protocol):
         if self._state is _State.HEAD and self._buffer:
             self._next()
         self._give_up_body()
-        if self._exchange is None:
-            return self._state is _State.HEAD and bool(self._buffer)
+        tls = is_tls(self._writable())  # which ends both ways at once
+        if tls or self._exchange is None:
+            return not tls and self._state is _State.HEAD and bool(self._buffer)
         self._shared.hangups.watch(self._socket().fileno(), self.break_off)
         if self._from_network:  # through a unix socket the kernel tells without being asked
             self._exchange.reply.probe()
@@ -417,4 +417,4 @@ class ClientConnection(asyncio.Protocol):
         return self._transport
 
     def _socket(self) -> socket.socket:
-        return cast("socket.socket", self._writable().get_extra_info("socket"))
+        return cast("socket.socket", self._sock)

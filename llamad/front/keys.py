@@ -1,4 +1,4 @@
-"""API keys: loaded from text, checked in constant time, never shown. Pure."""
+"""The secrets of an address. API keys: loaded from text, checked in constant time, never shown. Pure."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from llamad.errors import ConfigError, Where
 
 if TYPE_CHECKING:
+    from llamad.front.certificate import Certificate
     from llamad.front.head import Field
 
 _HEADERS = frozenset((b"x-api-key", b"api-key"))
@@ -16,13 +17,14 @@ _HEADERS = frozenset((b"x-api-key", b"api-key"))
 
 class KeySet:
     """The keys that open an address. An empty set asks for none. `admin`: those that open `/admin/` too; where it
-    is empty nobody gets there by a key."""
+    is empty nobody gets there by a key. `certificate`: what TLS clients are shown; None where there is no TLS."""
 
-    __slots__ = ("_keys", "admin")
+    __slots__ = ("_keys", "admin", "certificate")
 
     def __init__(self, keys: Iterable[str] = (), admin: KeySet | None = None) -> None:
         self._keys = tuple(key.encode() for key in keys)
         self.admin: KeySet | None = admin or None
+        self.certificate: Certificate | None = None
 
     @classmethod
     def from_text(cls, text: str, path: str = "") -> KeySet:
@@ -54,7 +56,7 @@ class KeySet:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, KeySet):
             return NotImplemented
-        return self._keys == other._keys and self.admin == other.admin
+        return (self._keys, self.admin, self.certificate) == (other._keys, other.admin, other.certificate)
 
     def __hash__(self) -> int:
         return hash(self._keys)
@@ -66,6 +68,13 @@ class KeySet:
         """The same keys, and these for the admin."""
         keys = KeySet((), admin)
         keys._keys = self._keys
+        keys.certificate = self.certificate
+        return keys
+
+    def with_certificate(self, certificate: Certificate | None) -> KeySet:
+        """The same keys, behind TLS."""
+        keys = self.with_admin(self.admin or KeySet())
+        keys.certificate = certificate
         return keys
 
     def allows_admin(self, fields: Iterable[Field]) -> bool:

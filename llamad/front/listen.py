@@ -8,25 +8,40 @@ import errno
 import logging
 import socket
 from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING
 
 from llamad.clock import Clock
+
+if TYPE_CHECKING:
+    from ssl import SSLContext
 
 _log = logging.getLogger(__name__)
 _AT_ONCE = 64
 _RETRY_S = 0.5
+_HANDSHAKE_S = 10.0
+_LAST_HANDSHAKES_S = 1.0
+_GOODBYE_S = 2.0
 _NO_ROOM = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 _KEEPALIVE = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 15), (socket.TCP_KEEPCNT, 4))
 
 
 class Listener:
     """Accepts on one listening socket. Connections that wait in the kernel's queue when it stops stay there, for
-    whoever reads the socket next."""
+    whoever reads the socket next. `tls`: what to speak TLS with from the next connection on, where it is a TCP
+    socket; None is plain HTTP."""
 
-    def __init__(self, sock: socket.socket, make: Callable[[bool], asyncio.Protocol], clock: Clock) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        make: Callable[[bool], asyncio.Protocol],
+        clock: Clock,
+        tls: Callable[[], SSLContext | None] = lambda: None,
+    ) -> None:
         self.sock = sock
         self._is_unix = sock.family == socket.AF_UNIX
         self._make = make
         self._clock = clock
+        self._tls = tls
         self._starting: set[asyncio.Task[None]] = set()
         self._listening = False
 
@@ -40,8 +55,7 @@ class Listener:
         """Accept no more; returns when every accepted connection has its protocol."""
         self._listening = False
         asyncio.get_running_loop().remove_reader(self.sock.fileno())
-        if self._starting:
-            await asyncio.wait(self._starting)
+        await self._all_started()
 
     async def retire(self) -> None:
         """End the address for good: whoever is in the kernel's queue is served, who comes later is refused."""
@@ -52,8 +66,7 @@ class Listener:
         with contextlib.suppress(OSError):
             self.sock.shutdown(socket.SHUT_RDWR)  # also for others that have this socket
         self.sock.close()
-        if self._starting:
-            await asyncio.wait(self._starting)
+        await self._all_started()
 
     def _accept(self) -> bool:
         """Accept some of those that wait; whether there may be more."""
@@ -91,11 +104,27 @@ class Listener:
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
                 for option, value in _KEEPALIVE:
                     connection.setsockopt(socket.IPPROTO_TCP, option, value)
-            loop = asyncio.get_running_loop()
-            await loop.connect_accepted_socket(lambda: self._make(not self._is_unix), connection)
-        except OSError as error:
+            await self._shake_hands(connection)
+        except OSError as error:  # what is wrong in a TLS handshake, too
             connection.close()
-            _log.info("a connection broke while it was accepted: %s", error.strerror)
+            _log.info("a connection broke while it was accepted: %s", error.strerror or error)
+
+    async def _shake_hands(self, connection: socket.socket) -> None:
+        context = None if self._is_unix else self._tls()
+        limits = {} if context is None else {"ssl_handshake_timeout": _HANDSHAKE_S, "ssl_shutdown_timeout": _GOODBYE_S}
+        await asyncio.get_running_loop().connect_accepted_socket(
+            lambda: self._make(not self._is_unix), connection, ssl=context, **limits
+        )
+
+    async def _all_started(self) -> None:
+        """A client that is slow to shake hands has not asked for anything yet: the end does not wait for it."""
+        if not self._starting:
+            return
+        _, late = await asyncio.wait(self._starting, timeout=_LAST_HANDSHAKES_S)
+        for task in late:
+            task.cancel()
+        if late:
+            await asyncio.wait(late)
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

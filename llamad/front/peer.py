@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import select
 import socket
@@ -11,10 +12,17 @@ _RESET = struct.pack("ii", 1, 0)
 
 
 def has_unread(sock: socket.socket) -> bool:
-    """Whether bytes (or the end) lie in the kernel, unread."""
+    """Whether bytes (or the end) lie in the kernel, unread. False for a socket that is closed."""
+    if sock.fileno() < 0:
+        return False
     poll = select.poll()
     poll.register(sock.fileno(), select.POLLIN)
     return bool(poll.poll(0))
+
+
+def is_tls(transport: asyncio.BaseTransport) -> bool:
+    """Whether what goes through it is encrypted."""
+    return transport.get_extra_info("sslcontext") is not None
 
 
 def is_owner(sock: socket.socket) -> bool:
@@ -25,4 +33,5 @@ def is_owner(sock: socket.socket) -> bool:
 
 def reset_when_closed(sock: socket.socket) -> None:
     """Let this TCP connection end with a reset, not a plain end: that could pass for the end of a body."""
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+    if sock.fileno() >= 0:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)

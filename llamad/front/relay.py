@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from llamad.clock import Clock
 from llamad.front.client import ClientConnection
@@ -20,6 +21,9 @@ from llamad.front.listen import Listener
 from llamad.front.responses import ResponseCache
 from llamad.front.settings import FrontObserver, FrontSettings, ModelDescription
 from llamad.front.shared import Shared
+
+if TYPE_CHECKING:
+    from ssl import SSLContext
 
 _SWEEP_S = 1.0
 _EXPECTED_S = 0.5
@@ -43,11 +47,15 @@ class Address:
         """
         for sock in (*sockets, *forwarding):
             make = self._make_forwarder if sock in forwarding else self._make_client
-            listener = Listener(sock, make, self._clock)
+            listener = Listener(sock, make, self._clock, self._tls)
             listener.start()
             self._listeners.append(listener)
         if self._sweeper is None:
             self._sweeper = asyncio.get_running_loop().create_task(self._sweep_for_ever())
+
+    def _tls(self) -> SSLContext | None:
+        certificate = self._shared.keys.certificate
+        return certificate.context if certificate is not None else None
 
     @property
     def connections(self) -> int:

@@ -22,7 +22,7 @@ from llamad.service.deaths import DeathLog
 from llamad.service.engine import ServerEngine
 from llamad.service.figures import ModelFigures
 from llamad.service.front import RelayFront
-from llamad.service.keys import read_keys
+from llamad.service.keys import read_all_keys
 from llamad.service.move import Move
 from llamad.service.notify import watchdog_interval_s
 from llamad.service.planner import SLOTS
@@ -91,8 +91,7 @@ class Service:
             )  # fmt: skip
 
         def keys(loaded: Loaded) -> KeySet:
-            paths, name = start.paths, start.name
-            return read_keys(loaded, paths.credential(name), paths.credential(name, "admin-key"))
+            return read_all_keys(loaded, start.paths.credential)
 
         sources = Sources(start.load, keys, move)
         return Reloads(sources, self.supervisor, self.front, self.reporter, SystemClock(), start.keys)

@@ -17,7 +17,7 @@ from llamad.config.names import definition_names
 from llamad.errors import ConfigError, LlamadError, Where
 from llamad.front.keys import KeySet
 from llamad.service.facts import CACHE_NAME, FactsReader
-from llamad.service.keys import keys_of, read_keys
+from llamad.service.keys import certificate_of, keys_of, read_keys
 from llamad.service.router_paths import HOST_CREDENTIAL, RouterPaths
 
 
@@ -67,6 +67,9 @@ def read_host(root: Path, paths: RouterPaths) -> tuple[HostSettings, KeySet]:
     where = found.origins.get(("host", "api_keys_file"))
     credential = paths.of_model(HOST_CREDENTIAL).credential(HOST_CREDENTIAL)
     keys = keys_of(host.api_keys_file, credential, where)
+    tls_credential = paths.of_model(HOST_CREDENTIAL).credential(HOST_CREDENTIAL, "tls-key")
+    shown = certificate_of(host.tls_cert, host.tls_key, tls_credential, found.origins.get(("host", "tls_cert")))
+    keys = keys.with_certificate(shown)
     if not (keys or host.insecure or parse_listen(host.listen).is_local):
         place = found.origins.get(("host", "listen")) or Where(str(root / "llamad.toml"), 1, 1)
         raise ConfigError(

@@ -26,10 +26,10 @@ SCRAPE_S = 2.0
 FRESH_S = 1.0
 WINDOW_S = 15.0
 _RATES = {
-    "llamacpp:prompt_tokens_seconds": ("llamacpp:prompt_tokens_total", "llamacpp:prompt_seconds_total"),
-    "llamacpp:predicted_tokens_seconds": (
-        "llamacpp:tokens_predicted_total",
-        "llamacpp:tokens_predicted_seconds_total",
+    "llamacpp_prompt_tokens_seconds": ("llamacpp_prompt_tokens_total", "llamacpp_prompt_seconds_total"),
+    "llamacpp_predicted_tokens_seconds": (
+        "llamacpp_tokens_predicted_total",
+        "llamacpp_tokens_predicted_seconds_total",
     ),
 }
 """llama-server averages these since it was last asked, by whomever: they are computed anew from its counters."""
@@ -56,7 +56,7 @@ class ChildFigures:
                 self._text = await metrics(socket_path, SCRAPE_S)
             except ApiError:
                 self._text = ""
-        found = parse(self._text, model=model)
+        found = [_well_named(family) for family in parse(self._text, model=model)]
         self._own_rates(found, now_s)
         return found
 
@@ -75,6 +75,14 @@ class ChildFigures:
                 spent_s = values[seconds] - before[seconds]
                 rate = (values[tokens] - before[tokens]) / spent_s if spent_s > 0 else 0.0
                 family.samples = [(suffix, labels, rate) for suffix, labels, _ in family.samples]
+
+
+def _well_named(family: Family) -> Family:
+    """As Prometheus wants it: colons belong to recording rules, and what is no total is no counter."""
+    family.name = family.name.replace(":", "_")
+    if family.kind == "counter" and not family.name.endswith("_total"):
+        family.kind = "gauge"
+    return family
 
 
 @dataclass

@@ -1,23 +1,48 @@
-"""The API keys of a definition, from systemd's credential and from a file."""
+"""The secrets of a definition's address, from systemd's credentials and from files: API keys, certificate."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from llamad.config.loaded import Loaded
 from llamad.errors import AccessError, ConfigError, Where
+from llamad.front.certificate import Certificate, load_certificate
 from llamad.front.keys import KeySet
 
 
-def read_keys(loaded: Loaded, credential: Path | None, admin_credential: Path | None = None) -> KeySet:
-    """The API keys of the credential and of `api_keys_file` together, and those of the admin likewise.
+def read_all_keys(loaded: Loaded, credential: Callable[[str, str], Path | None]) -> KeySet:
+    """Every secret of a model with its own address, where `credential` finds what systemd imported, by the model's
+    name and the kind. Raises AccessError, ConfigError."""
+    kinds = ("api-key", "admin-key", "tls-key")
+    return read_keys(loaded, *(credential(loaded.name, kind) for kind in kinds))
 
-    Raises AccessError, ConfigError.
+
+def read_keys(
+    loaded: Loaded,
+    credential: Path | None,
+    admin_credential: Path | None = None,
+    tls_credential: Path | None = None,
+) -> KeySet:
+    """The API keys of the credential and of `api_keys_file` together, those of the admin likewise, and the
+    certificate of `tls_cert`, whose key may be a credential. Raises AccessError, ConfigError.
     """
     definition, origins = loaded.definition, loaded.origins
     keys = keys_of(definition.api_keys_file, credential, origins.get(("api_keys_file",)))
     where = origins.get(("admin_keys_file",))
-    return keys.with_admin(keys_of(definition.admin_keys_file, admin_credential, where, "admin_keys_file"))
+    keys = keys.with_admin(keys_of(definition.admin_keys_file, admin_credential, where, "admin_keys_file"))
+    shown = certificate_of(definition.tls_cert, definition.tls_key, tls_credential, origins.get(("tls_cert",)))
+    return keys.with_certificate(shown)
+
+
+def certificate_of(
+    certificate: str | None, key: str | None, credential: Path | None, where: Where | None
+) -> Certificate | None:
+    """What a TLS address shows; None where no certificate is written, `where` being its place. Raises AccessError,
+    ConfigError."""
+    if certificate is None:
+        return None
+    return load_certificate(Path(certificate), Path(key) if key else credential, where)
 
 
 def keys_of(

@@ -68,7 +68,7 @@ class Paths:
         return self.ledger.parent / PUBLIC_LEDGER
 
     def credential(self, name: str, kind: str = "api-key") -> Path | None:
-        """The keys that systemd imported for this model, `api-key` or `admin-key`; None where there are none."""
+        """What systemd imported for this model: `api-key`, `admin-key` or `tls-key`; None where there is none."""
         path = self.credentials / f"llamad.{kind}.{name}" if self.credentials else None
         return path if path is not None and path.exists() else None
 

@@ -27,7 +27,7 @@ from llamad.ledger.ledger import Ledger
 from llamad.service.checks import require_usable
 from llamad.service.facts import CACHE_NAME, FactsReader
 from llamad.service.journal import Journal, make_journal
-from llamad.service.keys import read_keys
+from llamad.service.keys import read_all_keys
 from llamad.service.notify import Notifier, make_notifier
 from llamad.service.paths import Paths
 from llamad.service.planner import ENGINE_SOCKETS, PlanMaker, make_launch
@@ -118,9 +118,8 @@ class Start:
 
     @cached_property
     def keys(self) -> KeySet:
-        """Its API keys, and those of the admin."""
-        paths, name = self.paths, self.name
-        return read_keys(self.loaded, paths.credential(name), paths.credential(name, "admin-key"))
+        """Its API keys, those of the admin, and its certificate."""
+        return read_all_keys(self.loaded, self.paths.credential)
 
     @cached_property
     def listening(self) -> Listening:

@@ -113,10 +113,11 @@ class Bed:
         folder: str = "/",
         environment: Mapping[str, str] | None = None,
         stdin: IO[Any] | None = None,
+        into: IO[bytes] | None = None,
     ) -> int:
-        """Run inside on this terminal; the exit status as a shell would give it."""
+        """Run inside on this terminal, or writing `into` a file; the exit status as a shell would give it."""
         inside = self.command(command, user=user, folder=folder, environment=environment)
-        child = subprocess.Popen(inside, stdin=stdin)
+        child = subprocess.Popen(inside, stdin=stdin, stdout=into, stderr=subprocess.STDOUT if into else None)
         try:
             status = child.wait()
         except KeyboardInterrupt:
@@ -192,9 +193,10 @@ def boot(name: str, *, root: Path, source: Path, dies_with_us: bool) -> Bed:
 
 
 @contextmanager
-def booted(*, root: Path, source: Path) -> Iterator[Bed]:
-    """A bed of this process alone, gone at the end of the block."""
-    bed = boot(f"run-{os.getpid()}", root=root, source=source, dies_with_us=True)
+def booted(*, root: Path, source: Path, number: int = 0) -> Iterator[Bed]:
+    """A bed of this process alone, gone at the end of the block; `number` tells several apart."""
+    name = f"run-{os.getpid()}" + (f"-{number}" if number else "")
+    bed = boot(name, root=root, source=source, dies_with_us=True)
     try:
         yield bed
     finally:

@@ -22,6 +22,7 @@ _PACKAGE_BUILD = (
 )
 _TESTS = (
     "python3-venv python3-pip python3-pytest python3-pytest-asyncio python3-pytest-timeout"
+    " python3-jsonschema tmux"
     " python3-hypothesis python3-h11 python3-openai mypy ruff"
 )
 _BESIDE_THE_ADDRESS = "prometheus haproxy nginx"  # who scrapes it, and what it is measured beside

@@ -1,55 +1,31 @@
-"""packaging/test: unit tests, package, lintian, installation and system tests in a booted bed."""
+"""packaging/test: unit tests, package, lintian, installation and system tests in booted beds.
+
+The whole suite is shared out to two beds, a file of system tests or all unit tests as one job: most of them wait most
+of the time. What measures time (`pytest.mark.alone`) comes last, by itself.
+"""
 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
-from bed import build, container, package
+from bed import build, container, lanes, package
 from bed.container import Bed
+from bed.lanes import Ended, Job
 from bed.recipe import BUILDER, TEST_PYTHON
-from bed.report import BedError, elapsed_s, say
+from bed.report import elapsed_s
 
+_UNIT, _SYSTEM = "tests/unit", "tests/system"
 _NOTHING_COLLECTED = 5  # pytest's exit status when its filters leave no test
 _SYSTEM_TREE = "/build/system"
-
-
-@dataclass
-class _Phases:
-    """What was done, how long it took and how it ended."""
-
-    done: list[tuple[str, float, int]] = field(default_factory=list)
-
-    def do(self, name: str, action: Callable[[], int]) -> int:
-        """Carry out one phase; its exit status. A BedError is told and counts as status 1."""
-        say(f"--- {name}")
-        began_s = elapsed_s()
-        try:
-            status = action()
-        except BedError as error:
-            print(f"packaging/test: {error}", file=sys.stderr)
-            status = error.exit_status
-        self.done.append((name, elapsed_s() - began_s, status))
-        return status
-
-    def failed(self) -> list[str]:
-        """The phases that failed. That filters left a phase no test is fine as long as another one had some."""
-        tests = [status for name, _, status in self.done if name.endswith("tests")]
-        forgiven = _NOTHING_COLLECTED if any(status != _NOTHING_COLLECTED for status in tests) else 0
-        return [name for name, _, status in self.done if status not in (0, forgiven)]
-
-    def table(self) -> str:
-        """One line a phase."""
-        words = {0: "", _NOTHING_COLLECTED: "no test selected"}
-        lines = [
-            f"  {name:<14}{took_s:7.1f} s  {words.get(status, f'FAILED, status {status}')}".rstrip()
-            for name, took_s, status in self.done
-        ]
-        return "\n".join(lines)
+_BEDS = 2
+_MARK = "mark.alone"
+# Begun first, so that no bed is left with a long one at the end.
+_LONG = ("out_of_memory", "reload", "faults", "plan_figures", "real_loads", "lifecycle", "service", "mistakes")
+_LAST_WORDS = "echo; echo 'the end of the journal of this bed:'; journalctl --boot --no-pager --lines=60"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,25 +41,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(words: argparse.Namespace, for_pytest: Sequence[str], *, source: Path) -> int:
     """Run the suite on the checkout `source`; 0 if everything passed, 1 if not."""
     unit, system = _selected(words, for_pytest)
-    phases = _Phases()
-    beds: list[Bed] = []
+    shared, alone = _jobs(source, unit, system, _options(for_pytest))
+    ended: list[Ended] = []
     with ExitStack() as gone_at_the_end:
+        beds: list[Bed] = []
 
         def boot() -> int:
             root = build.build()
-            beds.append(gone_at_the_end.enter_context(container.booted(root=root, source=source)))
+            for number in range(min(_BEDS, len(shared))):
+                bed = container.booted(root=root, source=source, number=number)
+                beds.append(gone_at_the_end.enter_context(bed))
             return 0
 
-        if phases.do("bed", boot) == 0:
-            if unit is not None:
-                phases.do("unit tests", lambda: _unit_tests(beds[0], [*unit, *_options(for_pytest)]))
-            if system is not None:
-                _system_phases(phases, beds[0], source, [*system, *_options(for_pytest)])
-    failed = phases.failed()
-    print(f"\n{phases.table()}")
+        if _step(ended, "bed", boot) and (system is None or _installed(ended, beds, source)):
+            ended += lanes.carry_out(beds, shared)
+            ended += lanes.carry_out(beds[:1], alone)
+    failed = _failed(ended)
+    print(f"\n{_table(ended)}")
     verdict = f"failed: {', '.join(failed)}" if failed else "passed"
     print(f"packaging/test: {verdict}, in {elapsed_s():.0f} s", flush=True)
     return 1 if failed else 0
+
+
+def _failed(ended: Sequence[Ended]) -> list[str]:
+    """What failed. That filters left a job no test is fine as long as another one had some."""
+    tests = [one.status for one in ended if "tests" in one.name]
+    forgiven = _NOTHING_COLLECTED if any(status != _NOTHING_COLLECTED for status in tests) else 0
+    return [one.name for one in ended if one.status not in (0, forgiven)]
+
+
+def _table(ended: Sequence[Ended]) -> str:
+    """One line a job."""
+    words = {0: "", _NOTHING_COLLECTED: "no test selected"}
+    width = max(len(one.name) for one in ended)
+    lines = []
+    for one in ended:
+        how = words.get(one.status, f"FAILED, status {one.status}")
+        lines.append(f"  {one.name:<{width}}{one.took_s:8.1f} s  {how}".rstrip())
+    return "\n".join(lines)
 
 
 def _selected(
@@ -106,20 +101,51 @@ def _options(for_pytest: Sequence[str]) -> list[str]:
     return [word for word in for_pytest if not word.startswith("tests/")]
 
 
-def _unit_tests(bed: Bed, words: Sequence[str]) -> int:
-    package.copy_tree(bed)
-    return bed.call([TEST_PYTHON, "-m", "pytest", *words], user=BUILDER, folder=package.TREE)
+def _jobs(
+    source: Path, unit: list[str] | None, system: list[str] | None, options: Sequence[str]
+) -> tuple[list[Job], list[Job]]:
+    """What may run side by side, and what comes after it. Paths that somebody named are one job, as they are."""
+    shared, alone = [], []
+    for kind, paths, job in (("unit tests", unit, _unit_tests), ("system tests", system, _system_tests)):
+        if paths is None:
+            continue
+        if paths not in ([_UNIT], [_SYSTEM]):
+            shared.append(Job(kind, job([*paths, *options])))
+            continue
+        files = sorted((source / paths[0]).glob("test_*.py"), key=_longest_first)
+        measuring = [str(file.relative_to(source)) for file in files if _MARK in file.read_text()]
+        names = [str(file.relative_to(source)) for file in files] if system == paths else paths
+        for name in names:
+            title = f"{kind}, {Path(name).stem.removeprefix('test_')}" if name != _UNIT else kind
+            shared.append(Job(title, job([name, "-m", "not alone", *options])))
+        if measuring:
+            alone.append(Job(f"{kind} of time", job([*measuring, "-m", "alone", *options])))
+    return shared, alone
 
 
-def _system_phases(phases: _Phases, bed: Bed, source: Path, words: Sequence[str]) -> None:
+def _longest_first(file: Path) -> tuple[int, str]:
+    name = file.stem.removeprefix("test_")
+    return (_LONG.index(name) if name in _LONG else len(_LONG), name)
+
+
+def _step(ended: list[Ended], name: str, action: Callable[[], int]) -> bool:
+    """Carry out what the rest needs; whether it succeeded."""
+    ended.append(lanes.done(name, action))
+    return ended[-1].status == 0
+
+
+def _installed(ended: list[Ended], beds: Sequence[Bed], source: Path) -> bool:
+    """Build and check the package, and install it in every bed."""
     built: list[str] = []
 
     def provide() -> int:
-        built.append(package.provide(bed, source))
+        built.extend(package.provide(bed, source) for bed in beds)
         return 0
 
-    if phases.do("package", provide) == 0 and phases.do("install", lambda: _install(bed, built[0])) == 0:
-        phases.do("system tests", lambda: _system_tests(bed, words))
+    def install() -> int:
+        return max(_install(bed, path) for bed, path in zip(beds, built, strict=True))
+
+    return _step(ended, "package", provide) and _step(ended, "install", install)
 
 
 def _install(bed: Bed, deb: str) -> int:
@@ -129,14 +155,25 @@ def _install(bed: Bed, deb: str) -> int:
     return status
 
 
-def _system_tests(bed: Bed, words: Sequence[str]) -> int:
+def _unit_tests(words: Sequence[str]) -> Callable[[Bed, IO[bytes] | None], int]:
+    def work(bed: Bed, into: IO[bytes] | None) -> int:
+        package.copy_tree(bed)
+        return bed.call([TEST_PYTHON, "-m", "pytest", *words], user=BUILDER, folder=package.TREE, into=into)
+
+    return work
+
+
+def _system_tests(words: Sequence[str]) -> Callable[[Bed, IO[bytes] | None], int]:
     """Run them as root. Their tree has no llamad in it: what they import is what the package installed."""
-    package.copy_tree(bed, _SYSTEM_TREE, user="root")
-    bed.output(["rm", "-r", f"{_SYSTEM_TREE}/llamad"])
-    quiet = {"PYTHONDONTWRITEBYTECODE": "1"}
-    command = [TEST_PYTHON, "-m", "pytest", "-p", "no:cacheprovider", *words]
-    status = bed.call(command, folder=_SYSTEM_TREE, environment=quiet)
-    if status not in (0, _NOTHING_COLLECTED):
-        _, journal = bed.output(["journalctl", "--boot", "--no-pager", "--lines=60"])
-        print(f"\nthe end of the bed's journal:\n{journal}")
-    return status
+
+    def work(bed: Bed, into: IO[bytes] | None) -> int:
+        package.copy_tree(bed, _SYSTEM_TREE, user="root")
+        bed.output(["rm", "-r", f"{_SYSTEM_TREE}/llamad"])
+        quiet = {"PYTHONDONTWRITEBYTECODE": "1"}
+        command = [TEST_PYTHON, "-m", "pytest", "-p", "no:cacheprovider", *words]
+        status = bed.call(command, folder=_SYSTEM_TREE, environment=quiet, into=into)
+        if status not in (0, _NOTHING_COLLECTED):
+            bed.call(["sh", "-c", _LAST_WORDS], into=into)
+        return status
+
+    return work

@@ -26,6 +26,7 @@ def test_a_fault_is_survived(bed: Bed, name: str) -> None:
     PROVOCATIONS[name].run(bed)
 
 
+@pytest.mark.alone
 def test_the_bench_prints_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "faults.json"
     done = run(sys.executable, str(BENCH), "--only", "child-killed", "daemon-killed", "--json", str(out), check=False, timeout=120)

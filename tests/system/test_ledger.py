@@ -78,6 +78,7 @@ def load_first_and_let_second_wait(bed: Bed) -> None:
     wait_for(lambda: "waiting for" in status_of(bed, "second"), "the second one waits")
 
 
+@pytest.mark.alone
 def test_units_see_each_others_promises_and_their_end(slow: Bed) -> None:
     load_first_and_let_second_wait(slow)
     assert "on Vulkan0, held by first (" in status_of(slow, "second") or "the host, held by" in status_of(slow, "second")
@@ -101,6 +102,7 @@ def test_units_see_each_others_promises_and_their_end(slow: Bed) -> None:
         slow.ctl("unmask", "--runtime", "llamad@first")
 
 
+@pytest.mark.alone
 def test_a_stop_ends_the_wait(slow: Bed) -> None:
     load_first_and_let_second_wait(slow)
     began_s = time.monotonic()

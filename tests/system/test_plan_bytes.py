@@ -84,6 +84,7 @@ def test_planned_bytes(folder: Path, rpc: str, name: str, context: int, cache: s
 BAR_S = 0.25
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("how", ["file", "name"])
 def test_the_command_takes_at_most_a_quarter_of_a_second(folder: Path, how: str) -> None:
     """With a vocabulary of 150,000 tokens and a warm cache, the median of five."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 from pathlib import Path
 
-from tests.system.conftest import DROP_IN, ETC, Bed, get, post, run
+from tests.support.certificates import make_certificate
+from tests.system.conftest import DROP_IN, ETC, Bed, get, post, run, wait_for
+
+ON_CPU = "[placement]\nallow_cpu = true\ncontext = 2048\n"
 
 
 def test_exposure_of_the_shipped_unit(bed: Bed) -> None:
@@ -74,3 +78,40 @@ def test_sockets_and_state_are_private(bed: Bed) -> None:
         assert os.stat(folder).st_mode & 0o077 == 0, folder
     environ = Path(f"/proc/{bed.child_pid('tiny')}/environ").read_text()
     assert "NOTIFY_SOCKET" not in environ and "CREDENTIALS_DIRECTORY" not in environ
+
+
+def test_https_with_a_key_that_only_root_can_read_and_another_certificate_by_reload(bed: Bed, tmp_path: Path) -> None:
+    certificate, key = make_certificate(tmp_path, "first")
+    other, other_key = make_certificate(tmp_path, "second")
+    shown, store = ETC / "tiny.crt", Path("/etc/credstore/llamad.tls-key.tiny")
+    store.parent.mkdir(mode=0o700, exist_ok=True)
+    try:
+        shown.write_bytes(certificate.read_bytes())
+        store.write_bytes(key.read_bytes())
+        store.chmod(0o600)
+        url = bed.define("tiny", head=f'tls_cert = "{shown}"', extra=ON_CPU, vulkan=False).replace("http:", "https:")
+        assert run("llamad", "check", "tiny").stderr == ""
+        bed.ctl("start", "llamad@tiny")
+        asked = ["curl", "-sS", "--max-time", "60", f"{url}/v1/completions", "-d", '{"prompt": "hello", "max_tokens": 4}']
+        assert json.loads(run(*asked, "--cacert", str(certificate)).stdout)["usage"]["completion_tokens"] == 4
+        assert run(*asked, "--cacert", str(other), check=False).returncode == 60  # not the one it knows
+        assert run("curl", "-sS", url.replace("https:", "http:"), check=False).returncode != 0
+
+        shown.write_bytes(other.read_bytes())  # and its key is not there yet: nothing changes
+        assert "reload refused" in refused(bed, "is not the key of the certificate")
+        assert json.loads(run(*asked, "--cacert", str(certificate)).stdout)["usage"]["completion_tokens"] == 4
+        both = other.read_bytes() + other_key.read_bytes()
+        shown.write_bytes(both)
+        bed.define("tiny", head=f'tls_cert = "{shown}"\ntls_key = "{shown}"', extra=ON_CPU, vulkan=False)
+        bed.ctl("reload", "llamad@tiny")
+        assert json.loads(run(*asked, "--cacert", str(other)).stdout)["usage"]["completion_tokens"] == 4
+        assert bed.show("llamad@tiny", "NRestarts") == "0"
+    finally:
+        store.unlink()
+
+
+def refused(bed: Bed, why: str) -> str:
+    """Reload; the status, which must name the reason."""
+    bed.ctl("reload", "llamad@tiny", check=False)
+    wait_for(lambda: why in bed.show("llamad@tiny", "StatusText"), "the status names the reason", 20)
+    return bed.show("llamad@tiny", "StatusText")

@@ -36,9 +36,9 @@ def test_enable_now_returns_when_a_token_was_generated_on_the_device(bed: Bed) -
     # The warm-up was the only request before READY: its tokens are counted by the server itself.
     code, metrics = get(f"{url}/metrics")
     assert code == 200
-    tokens = re.search(r'llamacpp:tokens_predicted_total\{model="tiny"\} (\d+)', metrics)
+    tokens = re.search(r'llamacpp_tokens_predicted_total\{model="tiny"\} (\d+)', metrics)
     assert tokens and int(tokens[1]) >= 1
-    prompt = re.search(r'llamacpp:prompt_tokens_total\{model="tiny"\} (\d+)', metrics)
+    prompt = re.search(r'llamacpp_prompt_tokens_total\{model="tiny"\} (\d+)', metrics)
     assert prompt and int(prompt[1]) >= 512
 
 

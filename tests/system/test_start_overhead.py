@@ -13,6 +13,7 @@ ATTEMPTS = 5  # the figure is about llamad: a neighbour that was busy for a minu
 BENCH = Path(__file__).parents[2] / "bench" / "start_overhead"
 
 
+@pytest.mark.alone
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("case", ["CPU", "Vulkan0"])
 def test_the_unit_is_ready_soon_after_a_bare_server_would_have_answered(

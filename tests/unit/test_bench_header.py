@@ -13,6 +13,7 @@ BENCH = Path(__file__).parents[2] / "bench" / "header"
 TRIES = 3
 
 
+@pytest.mark.alone
 @pytest.mark.timeout(300)
 def test_headers_are_read_in_time(tmp_path: Path) -> None:
     """A machine that does much else gets three tries at the same bars."""

@@ -26,6 +26,7 @@ def bench() -> ModuleType:
     return module
 
 
+@pytest.mark.alone
 @pytest.mark.timeout(300)
 def test_a_short_run(tmp_path: Path) -> None:
     out = tmp_path / "figures.json"

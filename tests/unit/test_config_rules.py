@@ -51,7 +51,7 @@ def test_every_key_that_is_offered_instead_exists() -> None:
         ("--log-file", "reads the log"), ("--no-log-jsonl", "reads the log"), ("--no-warmup", "warms the model up"),
         ("-ot", "plan counts elsewhere"), ("--moe-cache-mib", "plan counts elsewhere"), ("--models-dir", "a definition"),
         ("--media-path", "read files"), ("--slot-save-path", "llamad sets it"), ("--log-prompts-dir", "into files"),
-        ("--version", "exits"), ("--list-devices", "exits"), ("--ssl-key-file", "TLS"), ("--api-prefix", "own paths"),
+        ("--version", "exits"), ("--list-devices", "exits"), ("--api-prefix", "own paths"),
         ("--mmproj-url", "downloads"), ("--gpt-oss-20b-default", "downloads"), ("--fim-qwen-7b-spec", "downloads"),
     ],
 )  # fmt: skip

@@ -11,7 +11,7 @@ from tests.support.front_fuzz import fuzz, fuzzed_front, run_corpus
 from tests.support.hostile_http import SLOW, Case
 from tests.support.http import Client
 
-SECONDS = float(os.environ.get("LLAMAD_FUZZ_S", "6"))
+SECONDS = float(os.environ.get("LLAMAD_FUZZ_S", "60"))
 
 
 def test_every_hostile_case_gets_its_answer() -> None:

@@ -401,6 +401,7 @@ def test_tensors_of_all_shards_are_counted(tmp_path: Path) -> None:
 # -- cost --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.alone
 def test_a_large_vocabulary_is_read_fast_and_in_little_memory(tmp_path: Path) -> None:
     # The aim is 110 ms for 262k tokens and 515k merges; the factor is for a busy machine.
     tokens = b"".join(text(f"token{number}") for number in range(262_144))

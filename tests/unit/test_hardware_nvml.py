@@ -231,6 +231,7 @@ def test_a_driver_that_hangs_is_given_up_and_used_again_later(shim: Path, tmp_pa
     assert time.monotonic() - began_s < 30
 
 
+@pytest.mark.alone
 def test_what_hangs_is_waited_for_once_and_works_when_it_is_back() -> None:
     bounded, release = Bounded("the driver", 0.2), threading.Event()
     with pytest.raises(DeviceError, match="does not answer"):

@@ -103,6 +103,7 @@ def gone_within(folder: Path, limit_s: float = 1.0) -> bool:
     return True
 
 
+@pytest.mark.alone
 def test_a_second_server_of_a_name_is_refused_at_once_and_told_by_whom(tmp_path: Path, server: Server) -> None:
     began_s = time.monotonic()
     with pytest.raises(BusyError, match=f"phi4 is served already: by process {server.process.pid}"):
@@ -409,6 +410,7 @@ except BusyError as error:
     assert done.stdout.splitlines() == ["settled", "75 No space left on device"], done.stderr
 
 
+@pytest.mark.alone
 def test_a_transaction_costs_little(tmp_path: Path) -> None:
     """With twenty models, and all the reading and writing of a promise."""
     others = [Ledger(tmp_path, f"model{n}") for n in range(20)]

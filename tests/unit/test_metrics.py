@@ -30,6 +30,9 @@ llamacpp:prompt_seconds_total {seconds}
 # HELP llamacpp:prompt_tokens_seconds Average prompt throughput in tokens/s.
 # TYPE llamacpp:prompt_tokens_seconds gauge
 llamacpp:prompt_tokens_seconds 99
+# HELP llamacpp:n_tokens_max Largest observed n_tokens.
+# TYPE llamacpp:n_tokens_max counter
+llamacpp:n_tokens_max 42
 """
 LINE = re.compile(r'[a-zA-Z_:][\w:]*(\{([a-z_]\w*="(\\[\\"n]|[^"\\\n])*",?)+\})? (-?[\d.]+(e[+-]?\d+)?|[+-]Inf|NaN)')
 
@@ -97,7 +100,7 @@ async def test_rates_come_from_the_counters_and_one_question_serves_all(tmp_path
 
     async def rate() -> float:
         found = await figures.families(str(path), "m")
-        return value_of(found, "llamacpp:prompt_tokens_seconds") or 0.0
+        return value_of(found, "llamacpp_prompt_tokens_seconds") or 0.0
 
     assert await rate() == 100  # since its start
     prompt, seconds, now_s = 1400, 12.0, 115.0
@@ -107,6 +110,8 @@ async def test_rates_come_from_the_counters_and_one_question_serves_all(tmp_path
     assert await rate() == 0  # nothing was computed in the last quarter of a minute
     prompt, seconds, now_s = 10, 1.0, 133.0
     assert await rate() == 10  # another llama-server
+    largest = next(family for family in await figures.families(str(path), "m") if family.name == "llamacpp_n_tokens_max")
+    assert largest.kind == "gauge", "llama-server calls it a counter; it is no total"
     await upstream.kill()
     now_s = 140.0
     assert await figures.families(str(path), "m") == []

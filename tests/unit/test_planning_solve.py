@@ -580,6 +580,7 @@ def timed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ModelFacts]:
     return {"dense": QWEN32, **read}
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("allow_cpu", [False, True], ids=["whole", "allow_cpu"])
 @pytest.mark.parametrize("cards", [("CUDA0",), ("CUDA0", "CUDA1"), ("CUDA0", "CUDA1", "CUDA2", "CUDA3")], ids=len)
 @pytest.mark.parametrize("free_gib", [4, 9, 15.6, 23.6, 60])

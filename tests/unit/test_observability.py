@@ -39,6 +39,14 @@ def series_of(families: list[Family]) -> set[str]:
     return {family.name + suffix for family in families for suffix in ("", *(s for s, _, _ in family.samples))}
 
 
+def child_series() -> set[str]:
+    """What llama-server of build 11669 says, by its own names; each is shown as `llamacpp_...`."""
+    counters = "prompt_tokens prompt_seconds tokens_predicted tokens_predicted_seconds n_decode"
+    gauges = "n_tokens_max prompt_tokens_seconds predicted_tokens_seconds requests_processing requests_deferred"
+    names = [f"{name}_total" for name in counters.split()] + [*gauges.split(), "n_busy_slots_per_decode"]
+    return {f"llamacpp:{name}" for name in names}
+
+
 def named(text: str) -> set[str]:
     """Series of llamad in PromQL, without names that a recording rule makes."""
     return set(re.findall(r"(?<![:\w])llamad_[a-z_]+(?![:\w])", text))
@@ -54,6 +62,8 @@ async def test_every_series_that_is_named_exists_and_every_one_is_documented() -
     for path in DOCUMENTS:
         written = named(path.read_text())
         assert written and written <= there, (path.name, written - there)
+    own = set(re.findall(r"llamacpp[_:][a-z_]+", "\n".join(expressions())))
+    assert own and {name.replace("_", ":", 1) for name in own} <= child_series(), own
     documented = set(re.findall(r"`(llamad_[a-z_]+)", DOCUMENTS[0].read_text()))
     assert {family.name for family in families} <= documented
 

@@ -90,6 +90,9 @@ def make_parser() -> argparse.ArgumentParser:
     export.add_argument("--listen", metavar="HOST:PORT", default="127.0.0.1:8000",
                         help="where HAProxy or nginx listens (default: 127.0.0.1:8000)")  # fmt: skip
 
+    export.add_argument("--tls-ca", metavar="FILE|system", default="",
+                        help="the hosts speak HTTPS, with certificates of this authority")  # fmt: skip
+
     forget = verbs.add_parser("forget", help="forget what lack of memory taught about a model; it is tried again")
     forget.add_argument("name", metavar="NAME")
 

@@ -12,6 +12,7 @@ from llamad.config.listen import DEFAULT_LISTEN, parse_listen
 from llamad.errors import UsageError
 from llamad.frozen import dataclass
 
+SYSTEM = "system"
 DEFAULT_PORT = parse_listen(DEFAULT_LISTEN).port
 _HOST = re.compile(
     r"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<name>[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?))(?::(?P<port>[0-9]{1,5}))?"
@@ -40,6 +41,11 @@ class Host:
             return self.name == "localhost"
 
     @property
+    def is_numeric(self) -> bool:
+        """Whether it is named by an IP address."""
+        return ":" in self.name or self.name.replace(".", "").isdecimal()
+
+    @property
     def word(self) -> str:
         """The address as one word of letters, digits, `.`, `-` and `_`; no two hosts have the same."""
         return f"{self.name.replace(':', '_')}_{self.port}"
@@ -65,11 +71,19 @@ class Model:
 
 @dataclass(frozen=True)
 class Fleet:
-    """What a configuration is made for. `listen`: where the balancer itself listens."""
+    """What a configuration is made for. `listen`: where the balancer itself listens. `tls_ca`: the hosts speak HTTPS,
+    with certificates of the authority in this file, or of those that the system trusts (SYSTEM); empty: HTTP.
+    """
 
     hosts: tuple[Host, ...]
     models: tuple[Model, ...]
     listen: str
+    tls_ca: str = ""
+
+    @property
+    def scheme(self) -> str:
+        """Of the hosts' addresses."""
+        return "https" if self.tls_ca else "http"
 
     @property
     def host_advice(self) -> str:
@@ -129,4 +143,5 @@ def usable(models: Iterable[Model]) -> tuple[tuple[Model, ...], tuple[str, ...]]
 def made_by(kind: str, fleet: Fleet, about: Sequence[str]) -> str:
     """The comment at the head of a configuration."""
     hosts = ",".join(host.address for host in fleet.hosts)
+    hosts += f" --tls-ca {fleet.tls_ca}" if fleet.tls_ca else ""
     return "".join(f"# {line}".rstrip() + "\n" for line in (f"Made by `llamad export {kind} --hosts {hosts}`.", *about))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from llamad.export.fleet import Fleet, Model, made_by
+from llamad.export.fleet import SYSTEM, Fleet, Host, Model, made_by
 
 BODY_BYTES = 256 * 1024
 """How much of a request is read to find its model."""
@@ -103,7 +103,15 @@ def _servers(fleet: Fleet, path: str, expected: str, how: tuple[str, str, str]) 
     yield _CHECK.format(path=path)
     yield f"    http-check {expected}\n"
     yield _SERVER.format(inter=inter, downinter=downinter)
-    yield from (f"    server {host.word} {host.address}\n" for host in fleet.hosts)
+    yield from (f"    server {host.word} {host.address}{_tls(host, fleet.tls_ca)}\n" for host in fleet.hosts)
+
+
+def _tls(host: Host, ca: str) -> str:
+    """HAProxy compares a certificate with the name that it asks for (SNI); an IP address it cannot ask for."""
+    if not ca:
+        return ""
+    words = f" ssl verify required ca-file {'@system-ca' if ca == SYSTEM else quoted(ca)}"
+    return words if host.is_numeric else f"{words} sni str({host.name}) check-sni {host.name}"
 
 
 def _backend(model: Model) -> str:

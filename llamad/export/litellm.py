@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
-from llamad.export.fleet import Fleet, made_by
+from llamad.export.fleet import SYSTEM, Fleet, made_by
 
 _ABOUT = (
     "For:  litellm --config THIS    with LLAMAD_API_KEY in its environment (any word where the hosts ask for no key).",
@@ -37,13 +37,15 @@ def litellm(fleet: Fleet) -> str:
 
 def _parts(fleet: Fleet) -> Iterator[str]:
     yield made_by("litellm", fleet, _ABOUT)
+    if fleet.tls_ca not in ("", SYSTEM):
+        yield f"# SSL_CERT_FILE={fleet.tls_ca} in its environment: the authority of the hosts' certificates.\n"
     yield "\nmodel_list:\n"
     for model in fleet.models:
         for host in fleet.hosts:
             yield f"  - model_name: {json.dumps(model.name)}\n"
             yield "    litellm_params:\n"
             yield f"      model: {json.dumps(f'openai/{model.name}')}\n"
-            yield f"      api_base: {json.dumps(f'http://{host.address}/v1')}\n"
+            yield f"      api_base: {json.dumps(f'{fleet.scheme}://{host.address}/v1')}\n"
             yield "      api_key: os.environ/LLAMAD_API_KEY\n"
     yield _SETTINGS
     aliases = [(alias, model.name) for model in fleet.models for alias in model.aliases]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from llamad.export.fleet import Fleet, Model, made_by
+from llamad.export.fleet import SYSTEM, Fleet, Model, made_by
 
+SYSTEM_FILE = "/etc/ssl/certs/ca-certificates.crt"
 _ABOUT = (
     "For the http context: /etc/nginx/conf.d/llamad.conf. Check it:  nginx -t",
     "",
@@ -24,7 +25,7 @@ server {{
     location = /metrics {{ return 404; }}
     location /admin/ {{ return 404; }}
     location / {{
-        proxy_pass http://$llamad_upstream;
+        proxy_pass {scheme}://$llamad_upstream;{tls}
         proxy_http_version 1.1;
         proxy_set_header Connection "";
         proxy_set_header Host {host};
@@ -60,7 +61,29 @@ def _parts(fleet: Fleet) -> Iterator[str]:
     yield from _pool("llamad_any", fleet)
     for model in fleet.models:
         yield from _pool(_upstream(model), fleet)
-    yield _SERVER.format(listen=fleet.listen, tries=min(3, len(fleet.hosts)), host="$http_host")
+    yield _SERVER.format(
+        listen=fleet.listen,
+        scheme=fleet.scheme,
+        tls=_tls(fleet.tls_ca),
+        tries=min(3, len(fleet.hosts)),
+        host="$http_host",
+    )
+
+
+def _tls(ca: str) -> str:
+    """nginx compares the certificates of all hosts with one name."""
+    if not ca:
+        return ""
+    file = SYSTEM_FILE if ca == SYSTEM else ca
+    lines = (
+        "# The certificate of each host must have this name too.",
+        "proxy_ssl_name llamad;",
+        "proxy_ssl_server_name on;",
+        "proxy_ssl_verify on;",
+        "proxy_ssl_verify_depth 3;",
+        f"proxy_ssl_trusted_certificate {quoted(file)};",
+    )
+    return "".join(f"\n        {line}" for line in lines)
 
 
 def _pool(name: str, fleet: Fleet) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from llamad.export.fleet import Fleet, made_by
+from llamad.export.fleet import SYSTEM, Fleet, made_by
 
 RULES = "/usr/share/llamad/prometheus/llamad.rules.yml"
 DASHBOARD = "/usr/share/llamad/grafana/llamad.json"
@@ -21,7 +21,7 @@ scrape_configs:
     scrape_interval: 15s
     # llama-server is asked too, for two seconds at most.
     scrape_timeout: 10s
-    # Where there are API keys, /metrics asks for one:
+{tls}    # Where there are API keys, /metrics asks for one:
     # authorization:
     #   credentials_file: /etc/prometheus/llamad.key
     static_configs:
@@ -32,4 +32,7 @@ scrape_configs:
 def prometheus(fleet: Fleet) -> str:
     """`rule_files` and `scrape_configs`. Models need not be named: each series has the label `model`."""
     targets = "".join(f"          - {json.dumps(host.address)}\n" for host in fleet.hosts)
-    return made_by("prometheus", fleet, _ABOUT) + _TEXT.format(rules=RULES, targets=targets)
+    tls = "    scheme: https\n" if fleet.tls_ca else ""
+    if fleet.tls_ca not in ("", SYSTEM):
+        tls += f"    tls_config:\n      ca_file: {json.dumps(fleet.tls_ca)}\n"
+    return made_by("prometheus", fleet, _ABOUT) + _TEXT.format(rules=RULES, targets=targets, tls=tls)

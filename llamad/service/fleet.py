@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from llamad.config.keys import shown
 from llamad.config.listen import parse_listen
 from llamad.config.load import load_definition
 from llamad.config.names import check_name, definition_names
 from llamad.errors import LlamadError, UsageError
-from llamad.export.fleet import Fleet, Model, parse_hosts, usable
+from llamad.export.fleet import SYSTEM, Fleet, Model, parse_hosts, usable
 
 
 def fleet_of(
-    kind: str, hosts: Iterable[str], models: Iterable[str], listen: str, root: Path
+    kind: str, hosts: Iterable[str], models: Iterable[str], listen: str, tls_ca: str, root: Path
 ) -> tuple[Fleet, tuple[str, ...]]:
     """The fleet, and aliases that no configuration file can hold. `hosts` and `models` are lists with commas.
 
@@ -24,9 +25,17 @@ def fleet_of(
         if names:
             why = "each series has the label `model`"
             raise UsageError("--model is of no use for prometheus", why=why, fix="leave it out")
-        return Fleet(parse_hosts(hosts), (), ""), ()
+        return Fleet(parse_hosts(hosts), (), "", _authority(tls_ca)), ()
     found, left_out = usable(_models(names, root))
-    return Fleet(parse_hosts(hosts), found, _address(listen)), left_out
+    return Fleet(parse_hosts(hosts), found, _address(listen), _authority(tls_ca)), left_out
+
+
+def _authority(text: str) -> str:
+    """The file may be one of another machine: it is not looked for."""
+    if text in ("", SYSTEM) or (text.startswith("/") and text.isprintable() and text.isascii()):
+        return text
+    fix = f"write the path of a PEM file on the balancer's machine, or {SYSTEM}"
+    raise UsageError(f"--tls-ca {shown(text)}", why="it is no absolute path", fix=fix)
 
 
 def _address(text: str) -> str:

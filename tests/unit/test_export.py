@@ -18,15 +18,16 @@ from llamad.export.haproxy import haproxy
 from llamad.export.litellm import litellm
 from llamad.export.nginx import nginx
 from llamad.export.prometheus import RULES, prometheus
+from tests.support.certificates import make_certificate
 
 SHIPPED = Path(__file__).parents[2] / "packaging/observability/prometheus"
 ODD = ("phi-4", 'gpt 4 "o" $x \\n -i #c', "-f", "o'k", "~x", "default", "a;{b}", "Phi-4", "GPT-4", "gpt-4", "@1@/x", "%[x]")
 GENERATORS = {"haproxy": haproxy, "nginx": nginx, "prometheus": prometheus, "litellm": litellm}
 
 
-def fleet(hosts: str = "127.0.0.1:8081,127.0.0.1:8082,[::1]:8080", *models: Model) -> Fleet:
+def fleet(hosts: str = "127.0.0.1:8081,127.0.0.1:8082,[::1]:8080", *models: Model, tls_ca: str = "") -> Fleet:
     given, _ = usable(models or (Model("phi4", ODD), Model("qwen3.5-a_b")))
-    return Fleet(parse_hosts([hosts]), given, "127.0.0.1:18000")
+    return Fleet(parse_hosts([hosts]), given, "127.0.0.1:18000", tls_ca)
 
 
 def program(name: str) -> str:
@@ -69,7 +70,10 @@ def test_haproxy_accepts_what_is_made_for_it(tmp_path: Path) -> None:
     binary = program("haproxy")
     before = tmp_path / "haproxy.cfg"
     before.write_text("global\n    log 127.0.0.1:514 local0\n\ndefaults\n    mode tcp\n    timeout connect 5s\n")
-    for name, made in (("one", fleet()), ("two", fleet("gpu1.invalid,10.0.0.1", Model("x")))):
+    ca = str(make_certificate(tmp_path, "ca")[0])
+    mixed = "gpu1.invalid,10.0.0.1"
+    trusting = [fleet(mixed, Model("x"), tls_ca=one) for one in (ca, "system")]
+    for name, made in (("one", fleet()), ("two", fleet(mixed, Model("x"))), ("ca", trusting[0]), ("system", trusting[1])):
         file = tmp_path / f"{name}.cfg"
         file.write_text(haproxy(made))
         assert "[WARNING]" not in accepted(binary, "-c", "-f", str(before), "-f", str(file))
@@ -86,8 +90,9 @@ def test_nginx_accepts_what_is_made_for_it(tmp_path: Path) -> None:
         f"events {{}}\npid {tmp_path}/pid;\nerror_log stderr;\n"
         f"http {{ access_log off; {folders} include {tmp_path}/llamad.conf; }}\n"
     )
-    (tmp_path / "llamad.conf").write_text(nginx(fleet()))
-    accepted(binary, "-t", "-e", "stderr", "-c", str(whole))
+    for ca in ("", str(make_certificate(tmp_path, "ca")[0])):
+        (tmp_path / "llamad.conf").write_text(nginx(fleet(tls_ca=ca)))
+        accepted(binary, "-t", "-e", "stderr", "-c", str(whole))
 
 
 def test_prometheus_accepts_what_is_made_for_it(tmp_path: Path) -> None:
@@ -95,8 +100,9 @@ def test_prometheus_accepts_what_is_made_for_it(tmp_path: Path) -> None:
     text = prometheus(fleet())
     assert text.count(RULES) == 1
     file = tmp_path / "prometheus.yml"
-    file.write_text(text.replace(RULES, str(SHIPPED / "llamad.rules.yml")))
-    accepted(binary, "check", "config", str(file))
+    for text in (prometheus(fleet()), prometheus(fleet(tls_ca=str(make_certificate(tmp_path, "ca")[0])))):
+        file.write_text(text.replace(RULES, str(SHIPPED / "llamad.rules.yml")))
+        accepted(binary, "check", "config", str(file))
 
 
 def test_litellm_is_told_of_each_model_on_each_host() -> None:
@@ -131,6 +137,9 @@ def test_the_verb_reads_models_and_aliases_of_this_host(kind: str, tmp_path: Pat
     assert "other" in chosen and "gpt-4o-mini" in chosen and "broken" not in chosen
     assert main([*words, "--model", "Phi4"]) == 78
     assert main([*words, "--listen", "8000"]) == 64
+    assert main([*words, "--tls-ca", "ca.pem"]) == 64
+    assert main([*words, "--tls-ca", "/etc/ca.pem"]) == 0
+    assert "/etc/ca.pem" in capsys.readouterr().out
     assert main(["--config", str(tmp_path / "none"), *words[2:]]) == 64
 
 

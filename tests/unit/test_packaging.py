@@ -417,6 +417,8 @@ def test_completion_offers_the_names_of_definitions(tmp_path: Path) -> None:
     assert complete("llamad status phi4 ", tmp_path) == {"phi4", "qwen"}
     assert complete("llamad serve phi4 ", tmp_path) == set()
     assert complete("llamad add new ", tmp_path) == {"FILES"}
+    assert complete("llamad export ", tmp_path) == {"haproxy", "litellm", "nginx", "prometheus"}
+    assert complete("llamad export haproxy --hosts a --model ", tmp_path) == {"phi4", "qwen"}
     assert complete(f"llamad --config {tmp_path} show p", tmp_path / "none") == {"phi4"}
 
 

@@ -31,7 +31,7 @@ def _each(takes: Takes, table: str, keys: str) -> dict[str, Takes]:
 
 
 TAKES: Mapping[str, Takes] = {
-    **_each(Takes.RESTART, "", "model environment"),
+    **_each(Takes.RESTART, "", "model front environment"),
     **_each(Takes.REBIND, "", "listen listen_mode"),
     **_each(Takes.NOTHING, "", "aliases start insecure api_keys_file admin_keys_file tls_cert tls_key allowed_hosts"),
     **_each(
@@ -122,7 +122,8 @@ class Change(NamedTuple):
 def changes(old: Loaded, new: Loaded) -> tuple[Change, ...]:
     """The keys whose values differ, in the order of the schema; () where only comments or places do."""
     found = [*_differing(old.definition, new.definition, ""), *_differing(old.host, new.host, "host.")]
-    return tuple(Change(key, TAKES[key]) for key in found)
+    rebind = Takes.RESTART if new.definition.is_direct else Takes.REBIND  # it is llama-server that is bound
+    return tuple(Change(key, rebind if TAKES[key] is Takes.REBIND else TAKES[key]) for key in found)
 
 
 def takes(found: tuple[Change, ...]) -> frozenset[Takes]:

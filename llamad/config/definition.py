@@ -325,6 +325,7 @@ class Definition(Table):
     aliases: tuple[Annotated[str, Field(min_length=1, max_length=200)], ...] = ()
     listen: ListenText | None = None
     listen_mode: Literal["0600", "0660", "0666"] = "0600"
+    front: Literal["relay", "direct"] = "relay"
     start: Literal["on-demand", "always", "manual"] = "on-demand"
     insecure: bool = False
     api_keys_file: FilePath | None = None
@@ -344,6 +345,11 @@ class Definition(Table):
     rope: Rope = Rope()
     environment: dict[str, str] = field(default_factory=dict)
     idle: Idle = Idle()
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether clients reach llama-server itself, and not llamad's front."""
+        return self.front == "direct"
 
 
 class Host(Table):

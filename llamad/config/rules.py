@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from llamad.config.definition import Definition
 from llamad.config.environment import refused_variables
 from llamad.config.extra_args import refused_args
+from llamad.config.front import front_problems
 from llamad.config.keys import Path, shown
 from llamad.config.named_files import named_files
 from llamad.config.problems import Problem
@@ -20,6 +21,7 @@ def broken_rules(definition: Definition) -> Iterator[Problem]:
         folder = "/var/lib/llamad/models" if holds_weights else "/etc/llamad"
         yield from _path_problems(key, file, f'"{folder}/{{name}}"')
     yield from _vision_problems(definition)
+    yield from front_problems(definition)
     if definition.tls_key is not None and definition.tls_cert is None:
         fix = 'write tls_cert = "/etc/llamad/NAME.crt"'
         yield Problem(("tls_key",), "no certificate is written beside this key", fix)

@@ -1,4 +1,5 @@
-"""llama-server's HTTP API over its unix socket, as far as supervision needs it: health, properties, warm-up.
+"""llama-server's HTTP API over its unix socket (or `TcpEndpoint`), as far as supervision needs it: health, properties,
+warm-up.
 
 One connection a question, closed after the answer: nothing is held open that could keep a stopping server alive.
 """
@@ -13,6 +14,7 @@ from enum import StrEnum
 from typing import Any
 
 from llamad.engine.build import Mode
+from llamad.engine.endpoint import TcpEndpoint
 from llamad.errors import ChildError
 from llamad.frozen import dataclass
 
@@ -259,7 +261,7 @@ async def _ask(
     """Status and body of one answer."""
     try:
         async with asyncio.timeout(deadline_s):
-            return await _exchange(socket_path, _request(method, path, body))
+            return await _exchange(socket_path, _request(method, path, body, _key(socket_path)))
     except TimeoutError as error:
         raise Late(f"llama-server did not answer {path} within {deadline_s:g} s") from error
     except (OSError, EOFError) as error:
@@ -268,17 +270,23 @@ async def _ask(
         raise ApiError(f"llama-server's answer to {path} is no HTTP", why=str(error)) from error
 
 
-def _request(method: str, path: str, body: dict[str, object] | bytes | None) -> bytes:
+def _request(method: str, path: str, body: dict[str, object] | bytes | None, key: str) -> bytes:
     payload = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
     head = (
         f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
-        f"Content-Type: application/json\r\nContent-Length: {len(payload)}\r\n\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(payload)}\r\n"
     )
-    return head.encode() + payload
+    if key:
+        head += f"Authorization: Bearer {key}\r\n"
+    return f"{head}\r\n".encode() + payload
+
+
+def _key(endpoint: str) -> str:
+    return endpoint.key if isinstance(endpoint, TcpEndpoint) else ""
 
 
 async def _exchange(socket_path: str, request: bytes) -> tuple[int, bytes]:
-    reader, writer = await asyncio.open_unix_connection(socket_path, limit=_HEAD_LIMIT_BYTES)
+    reader, writer = await _connect(socket_path)
     try:
         writer.write(request)
         await writer.drain()
@@ -289,6 +297,12 @@ async def _exchange(socket_path: str, request: bytes) -> tuple[int, bytes]:
         return _status(status_line), await _body(reader, headers)
     finally:
         writer.close()
+
+
+async def _connect(endpoint: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    if isinstance(endpoint, TcpEndpoint):
+        return await asyncio.open_connection(endpoint.reached_at, endpoint.port, limit=_HEAD_LIMIT_BYTES)
+    return await asyncio.open_unix_connection(endpoint, limit=_HEAD_LIMIT_BYTES)
 
 
 def _status(line: str) -> int:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from llamad.engine.arguments import Args
 from llamad.engine.build import Capabilities
+from llamad.engine.endpoint import TcpEndpoint
 from llamad.engine.flags_tables import add_tables
 from llamad.engine.names import child_names
 from llamad.planning.plan import Plan
@@ -30,7 +31,7 @@ def server_args(
     alias_names: Sequence[str],
     written: frozenset[str] = frozenset(),
 ) -> list[str]:
-    """The arguments after the program's name that serve `plan` on a unix socket.
+    """The arguments after the program's name that serve `plan` on a unix socket, or on a `TcpEndpoint`.
 
     `alias_names` are what the model answers to, the definition's own name first. Devices are named as the child
     will name them (see `names`). Raises ConfigError if the build lacks a flag that the plan or a value of the
@@ -78,7 +79,7 @@ def _args(
     args.need("the model file", plan.model, "-m", "--model")
     if alias_names:
         args.offered(",".join(alias_names), "--alias")
-    args.need("the socket", socket_path, "--host")
+    _address(args, socket_path)
     _context(args, plan)
     _devices(args, plan, definition.placement)
     if fit == "on":
@@ -92,6 +93,16 @@ def _args(
     add_tables(args, plan, definition, written, asking=fit == "on")
     _log(args)
     return [*args.items, *definition.server.extra_args]
+
+
+def _address(args: Args, endpoint: str) -> None:
+    if not isinstance(endpoint, TcpEndpoint):
+        args.need("the socket", endpoint, "--host")
+        return
+    args.need("front", endpoint.host, "--host")
+    args.need("front", str(endpoint.port), "--port")
+    if endpoint.key_file is not None:
+        args.need("the API keys", str(endpoint.key_file), "--api-key-file")
 
 
 def _context(args: Args, plan: Plan) -> None:

@@ -185,6 +185,10 @@ class Front(Address):
         for listener in former:
             await listener.retire()
 
+    def pass_keys(self) -> None:
+        """llama-server asks for the keys as well: it is told those of its requests."""
+        self._lane.passes_keys = True
+
     # --- the gate --------------------------------------------------------------------------------------------
 
     def open(

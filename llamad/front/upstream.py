@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Protocol, cast
 
 from llamad.clock import Clock
+from llamad.engine.endpoint import TcpEndpoint
 from llamad.front.body import BodyReader, reader
 from llamad.front.head import HeadError, ResponseHead, find_end
 from llamad.front.memo import read_response
@@ -323,6 +324,8 @@ class Pool:
         """A connected socket. On a unix socket connecting never takes time: it is done, refused, or the queue of
         the listener is full, which asyncio's own connect would take for success.
         """
+        if isinstance(self._path, TcpEndpoint):
+            return await _dial_tcp(self._path)
         attempt = 0
         while True:
             sock = socket.socket(
@@ -339,3 +342,14 @@ class Pool:
                 return sock
             await self._clock.sleep(_BACKLOG_RETRY_S[min(attempt, len(_BACKLOG_RETRY_S) - 1)])
             attempt += 1
+
+
+async def _dial_tcp(endpoint: TcpEndpoint) -> socket.socket:
+    family = socket.AF_INET6 if ":" in endpoint.reached_at else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    try:
+        await asyncio.get_running_loop().sock_connect(sock, (endpoint.reached_at, endpoint.port))
+    except BaseException:
+        sock.close()
+        raise
+    return sock

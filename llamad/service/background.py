@@ -18,11 +18,12 @@ from llamad.hardware.host import host_memory
 from llamad.ledger.booking import Booking, MustWait
 from llamad.ledger.lease import Phase
 from llamad.service.desk import Desk
+from llamad.service.direct import remove_stale
 from llamad.service.facts import FactsReader
 from llamad.service.lessons import Lessons
 from llamad.service.lookout import Lookout
 from llamad.service.paths import Paths
-from llamad.service.planner import SOCKET_NAME, PlanMaker, make_launch, remove_stale
+from llamad.service.planner import SOCKET_NAME, PlanMaker, make_launch
 from llamad.service.records import LeaseRecorder
 from llamad.service.reporter import DaemonReporter
 from llamad.service.second import SecondServer, returning_devices

@@ -19,6 +19,7 @@ from llamad.front.keys import KeySet
 from llamad.service.admin import Orders, OwnAnswers
 from llamad.service.background import BackgroundPlanner
 from llamad.service.deaths import DeathLog
+from llamad.service.direct import write_keys
 from llamad.service.engine import ServerEngine
 from llamad.service.figures import ModelFigures
 from llamad.service.front import RelayFront
@@ -91,7 +92,9 @@ class Service:
             )  # fmt: skip
 
         def keys(loaded: Loaded) -> KeySet:
-            return read_all_keys(loaded, start.paths.credential)
+            keys = read_all_keys(loaded, start.paths.credential)
+            write_keys(loaded.definition, keys, start.paths.engine)
+            return keys
 
         sources = Sources(start.load, keys, move)
         return Reloads(sources, self.supervisor, self.front, self.reporter, SystemClock(), start.keys)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from llamad.config.apart import Apart
-from llamad.config.definition import HostSettings
+from llamad.config.definition import Definition, HostSettings
 from llamad.config.kept import Judge, load_kept
 from llamad.config.listen import parse_listen
-from llamad.config.loaded import Loaded
+from llamad.config.loaded import Loaded, values_of
 from llamad.config.names import definition_names
 from llamad.errors import ConfigError, LlamadError, Where
 from llamad.front.keys import KeySet
@@ -46,6 +47,7 @@ def read_one(name: str, root: Path, paths: RouterPaths, judge: Judge) -> Read:
     try:
         folders.make(under_systemd=False)
         loaded = load_kept(name, root, folders.cache / "definition.json", judge=judge)
+        loaded = _behind_us(loaded)
         keys = read_keys(loaded, folders.credential(name))
     except LlamadError as problem:
         return Read(name, None, problem, KeySet())
@@ -78,6 +80,14 @@ def read_host(root: Path, paths: RouterPaths) -> tuple[HostSettings, KeySet]:
             fix=f'write api_keys_file = "{root}/llamad.keys" in [host], or insecure = true',
         )
     return found.settings, keys
+
+
+def _behind_us(loaded: Loaded) -> Loaded:
+    """The router's llama-servers are behind its address, whatever holds for the model's own unit."""
+    if not loaded.definition.is_direct:
+        return loaded
+    values: dict[str, Any] = {**dict(values_of(loaded.definition)), "front": "relay"}
+    return replace(loaded, definition=Definition(**values))
 
 
 def _about(loaded: Loaded, cache: Path) -> tuple[int | None, int | None]:

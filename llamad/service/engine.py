@@ -12,6 +12,17 @@ from llamad.supervision.launch import Launch
 SETTLE_POLL_S = 0.02
 
 
+async def until_idle(endpoint: str, deadline_s: float) -> None:
+    """Return when no slot of this llama-server is at work, when it does not say, or at the deadline."""
+    loop = asyncio.get_running_loop()
+    until_s = loop.time() + deadline_s
+    try:
+        while await api.busy_slots(endpoint, deadline_s) and loop.time() < until_s:  # noqa: ASYNC110
+            await asyncio.sleep(SETTLE_POLL_S)
+    except api.ApiError:
+        return  # it cannot tell any more: the ladder's deadlines hold
+
+
 class ServerEngine:
     """Talks to the child's unix socket. `slots` is the folder for its slots' prompt caches."""
 
@@ -34,13 +45,7 @@ class ServerEngine:
         return await self._keeper.restore(launch)
 
     async def settle(self, socket_path: str, deadline_s: float) -> None:
-        loop = asyncio.get_running_loop()
-        until_s = loop.time() + deadline_s
-        try:
-            while await api.busy_slots(socket_path, deadline_s) and loop.time() < until_s:  # noqa: ASYNC110
-                await asyncio.sleep(SETTLE_POLL_S)
-        except api.ApiError:
-            return  # it cannot tell any more: the ladder's deadlines hold
+        await until_idle(socket_path, deadline_s)
 
     async def warm_up(self, launch: Launch, deadline_s: float) -> float:
         result = await api.warm_up(

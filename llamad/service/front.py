@@ -15,6 +15,7 @@ from llamad.front.errand import LocalService
 from llamad.front.keys import KeySet
 from llamad.front.relay import Front
 from llamad.front.settings import FrontSettings, ModelDescription, RequestRecord
+from llamad.service.engine import until_idle
 from llamad.service.opening import count_or_none, opening_of
 from llamad.service.reporter import DaemonReporter
 from llamad.service.requests import RequestFigures, RequestLog
@@ -42,6 +43,10 @@ class RelayFront:
         self.state: Callable[[], str] = lambda: "stopped"
         self.child_lives: Callable[[], bool] = lambda: False
         self._front = Front(settings_of(loaded), keys, self, SystemClock(), self._describe, self)
+        self._is_direct = loaded.definition.is_direct
+        """Clients are with llama-server itself; what comes here is only what the router passes on."""
+        if self._is_direct:
+            self._front.pass_keys()
 
     async def start(self, sockets: Sequence[socket.socket], forwarding: Sequence[socket.socket] = ()) -> None:
         """Accept on these sockets, the router's requests on those of `forwarding`; held until the model is ready."""
@@ -75,7 +80,7 @@ class RelayFront:
             self._generation = self._since = self._front_open(launch)
 
     def quiet_s(self) -> float:
-        return self._front.idle_s()
+        return 0.0 if self._is_direct else self._front.idle_s()
 
     def at_work(self) -> int:
         return self._front.at_work(self._since)
@@ -91,9 +96,13 @@ class RelayFront:
         self._front.explain_loss(self._generation, cause, message)
 
     async def farewell(self, deadline_s: float) -> None:
+        if self._is_direct and self._launch is not None:
+            await until_idle(self._launch.socket_path, deadline_s)
         await self._front.close(deadline_s)
 
     async def drain(self, deadline_s: float, *, former: bool = False) -> int:
+        if self._is_direct and self._launch is not None:
+            await until_idle(self._launch.socket_path, deadline_s)
         return await self._front.drain(deadline_s, before=self._before(former))
 
     def cut(self, cause: str, message: str, *, former: bool = False) -> None:

@@ -18,7 +18,8 @@ class Opening(TypedDict):
 def opening_of(launch: Launch) -> Opening:
     """A cache that the slots share is filled by all requests together: past its end llama-server fails them all."""
     plan = launch.plan
-    shared = plan.unified_cache and plan.slots > 1 and launch.mode == "completion"
+    direct = launch.definition.is_direct  # nobody can count what others ask for there
+    shared = not direct and plan.unified_cache and plan.slots > 1 and launch.mode == "completion"
     if not shared:
         return Opening(pool_tokens=None, default_output_tokens=None)
     written = launch.definition.sampling.max_tokens

@@ -6,8 +6,6 @@ that `llamad plan` is quick; `background` is the daemon's way to use it.
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -33,6 +31,7 @@ from llamad.planning.refusal import NeverFits, NoRoomNow
 from llamad.planning.settle import settled
 from llamad.planning.solve import plan as solve
 from llamad.planning.terms import LARGEST_AUTO_UBATCH_TOKENS
+from llamad.service.direct import endpoint_of, remove_stale
 from llamad.service.facts import FactsReader, extras_of, located_facts
 from llamad.supervision.learned import Learned, LearnedFile, in_words, key_of
 from llamad.units import MIB
@@ -107,7 +106,7 @@ class PlanMaker:
         self._left_out: tuple[str, ...] = ()
         self.engine = engine
         self.scratch = scratch or engine
-        self.socket_path = str(engine / socket_name)
+        self.socket_path = endpoint_of(loaded.definition, engine, socket_name)
         self.slots = cache / SLOTS
         self._host_returning_bytes = host_returning_bytes
         self._cache = cache
@@ -403,12 +402,6 @@ def slot_args(folder: Path, caps: Capabilities, loaded: Loaded) -> tuple[str, ..
     except OSError:
         return ()  # it only costs prompts that must be read again
     return ("--slot-save-path", str(folder))
-
-
-def remove_stale(socket_path: str) -> None:
-    """llama-server leaves its socket behind and does not start over one."""
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(socket_path)
 
 
 def _mode(loaded: Loaded) -> Mode:

@@ -6,6 +6,7 @@ A lease that cannot be written (a full disk) says too much for a while, never to
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING
 
@@ -37,6 +38,7 @@ class LeaseRecorder:
         self._booking = booking
         self._reporter = reporter
         self._task: asyncio.Task[None] | None = None
+        self._order = threading.Lock()
 
     def spawned(self, pid: int, plan: Plan, observed: Callable[[], Observed]) -> None:
         """The child that was planned last loads; follow it by what it says of its buffers."""
@@ -44,8 +46,8 @@ class LeaseRecorder:
 
     def ended(self) -> None:
         """The child has ended: it holds nothing, and its successor is to have the same again."""
-        promise = self._booking.promise_id
-        self._begin(self._write(lambda: self._booking.returning(promise)))
+        # Whose promise that is, is known when what is being written now is written: it may be a lease taken over.
+        self._begin(self._write(lambda: self._booking.returning(self._booking.promise_id)))
 
     def close(self) -> None:
         """Write nothing more: the name is about to be given back, and the lease with it."""
@@ -80,10 +82,14 @@ class LeaseRecorder:
         self._task.add_done_callback(_raise_bug)
 
     async def _write(self, write: Callable[[], None]) -> None:
+        def in_order() -> None:
+            with self._order:  # one that was given up goes on in its thread, and must not have the last word
+                write()
+
         told = False
         while True:
             try:
-                await in_thread(write)
+                await in_thread(in_order)
             except LlamadError as error:
                 if not told:
                     told = True

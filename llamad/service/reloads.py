@@ -13,7 +13,7 @@ from llamad.clock import Clock
 from llamad.config.changes import Change, Takes, changes, in_words, takes
 from llamad.config.loaded import Loaded
 from llamad.config.watch import POLL_S, Watch, look
-from llamad.errors import LlamadError
+from llamad.errors import ConfigError, LlamadError
 from llamad.front.keys import KeySet
 from llamad.service.move import Move, Relay
 from llamad.service.threads import in_thread
@@ -206,6 +206,12 @@ class Reloads:
 
     async def _apply(self, loaded: Loaded, keys: KeySet, found: tuple[Change, ...], hung_up: bool) -> None:
         running, needs = self._model.loaded, takes(found)
+        if running.definition.is_direct or loaded.definition.is_direct:
+            if running.definition.front != loaded.definition.front:
+                fix = f"systemctl restart llamad@{loaded.name}"
+                raise ConfigError("front: who owns the address is settled when the unit starts", fix=fix)
+            if keys != self._keys:
+                needs |= {Takes.RESTART}  # llama-server reads its key file once
         move = self._sources.move(running, loaded) if Takes.REBIND in needs else None
         if move is None:
             self._address.apply(loaded, keys)

@@ -68,6 +68,8 @@ class SecondServer:
         """Its launch, promised; None where it has no room, or others come first. Raises LlamadError where there can be
         no plan at all. `make` gives a planner for a socket and so many bytes of the host's memory that will be free.
         """
+        if running.definition.is_direct:
+            return None  # an address has one owner
         socket = SECOND_SOCKET_NAME if running.socket_path.endswith(SOCKET_NAME) else SOCKET_NAME
         maker = make(loaded, socket, process_bytes(running_pid))
         if any(device.name.startswith("RPC") for device in running.plan.devices):

@@ -95,6 +95,14 @@ def listen_on(
     return Listening([sock], shown)
 
 
+def listen_nowhere(stored: dict[str, socket.socket], notifier: Notifier) -> Listening:
+    """No address: another process owns it. Sockets that are stored are closed and dropped."""
+    for name in list(stored):
+        stored.pop(name).close()
+        notifier.drop(name)
+    return Listening([], None)
+
+
 def listen_for_router(
     stored: dict[str, socket.socket], notifier: Notifier, runtime: Path
 ) -> socket.socket:

@@ -25,6 +25,7 @@ from llamad.hardware.nvml import Nvml
 from llamad.ledger.booking import Booking, MustWait
 from llamad.ledger.ledger import Ledger
 from llamad.service.checks import require_usable
+from llamad.service.direct import write_keys
 from llamad.service.facts import CACHE_NAME, FactsReader
 from llamad.service.journal import Journal, make_journal
 from llamad.service.keys import read_all_keys
@@ -38,6 +39,7 @@ from llamad.service.sockets import (
     SOCKET_FILE,
     Listening,
     listen_for_router,
+    listen_nowhere,
     listen_on,
     stored_sockets,
 )
@@ -129,13 +131,17 @@ class Start:
         mode = int(definition.listen_mode, 8)
         stored = stored_sockets(self.environ)
         inner = listen_for_router(stored, self.notifier, self.paths.runtime)
-        outer = listen_on(listen, mode, stored, self.notifier, self.paths.runtime, self.paths.public_sockets)
+        if definition.is_direct:
+            outer = listen_nowhere(stored, self.notifier)
+        else:
+            outer = listen_on(listen, mode, stored, self.notifier, self.paths.runtime, self.paths.public_sockets)
         outer.inner.append(inner)
         return outer
 
     @cached_property
     def first(self) -> Launch | None:
         """The first plan, as a command, its bytes promised; None where it must wait: with the loop, that is."""
+        write_keys(self.loaded.definition, self.keys, self.paths.engine)
         self.booking.start_wait_s = self.loaded.definition.limits.start_wait_s
         maker = PlanMaker(
             self.loaded,

@@ -363,6 +363,13 @@ MISTAKES = [
         MODEL + '[server]\nextra_args = [\n"--tools", "all"]',
         "4:1: server.extra_args[0]: --tools is refused: it lets clients run commands",
     ),
+    (
+        MODEL + 'front = "direct"\n[limits]\nwait_s = 5',
+        '4:1: limits.wait_s: only llamad\'s own front does that; delete it, or front = "relay"',
+    ),
+    (MODEL + 'front = "direct"\ntls_cert = "/etc/x.crt"', "3:1: tls_cert: only llamad's own front does that; "),
+    (MODEL + 'tls_key = "/etc/x.key"', "2:1: tls_key: no certificate is written beside this key; "),
+    (MODEL + 'front = "direct"\nlisten = "unix:a.sock"', "2:1: front: "),
     ("model = /srv/x.gguf", '1:9: model: not a value; write: model = "/srv/x.gguf"'),
 ]
 

@@ -23,6 +23,7 @@ from llamad.engine.api import (
     warm_up,
     warm_up_ids,
 )
+from llamad.engine.endpoint import TcpEndpoint
 
 T = TypeVar("T")
 
@@ -193,3 +194,23 @@ def test_ids_stay_away_from_the_ends_of_the_vocabulary(vocab: int) -> None:
     ids = warm_up_ids(512, vocab)
     assert len(ids) == 512 and min(ids) >= vocab // 8 and max(ids) < max(vocab // 2, vocab // 8 + 1)
     assert vocab < 30_000 or len(set(ids)) == 512
+
+
+def test_a_server_with_an_address_of_its_own_is_asked_there_with_its_key() -> None:
+    heads: list[bytes] = []
+
+    async def client(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heads.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(answer({"status": "ok"}))
+        writer.close()
+
+    async def go() -> Health:
+        server = await asyncio.start_server(client, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        assert await health(TcpEndpoint("127.0.0.1", port)) is Health.READY
+        found = await health(TcpEndpoint("0.0.0.0", port, "mine", Path("/run/keys")))
+        server.close()
+        return found
+
+    assert asyncio.run(go()) is Health.READY
+    assert [b"Authorization: Bearer mine\r\n" in head for head in heads] == [False, True]

@@ -13,6 +13,7 @@ from llamad.config.definition import Definition
 from llamad.config.schema import read_json
 from llamad.engine.build import Capabilities
 from llamad.engine.capabilities import parse_capabilities
+from llamad.engine.endpoint import TcpEndpoint
 from llamad.engine.environment import child_environment
 from llamad.engine.flags import can_ask, dry_run_args, logs_jsonl, server_args
 from llamad.engine.names import child_names, is_host, plan_names, renamed, visible_uuids
@@ -93,6 +94,16 @@ def test_the_whole_list_for_one_device() -> None:
         " --no-ui --offline --metrics --slots --jinja -lv 4 --log-jsonl --log-colors off"
     )
     assert args_of(plan()) == shlex.split(expected)
+
+
+def test_a_server_that_owns_its_address_is_given_it_and_a_file_of_keys() -> None:
+    def made(endpoint: str) -> list[str]:
+        return server_args(plan(), definition(), NEW, socket_path=endpoint, alias_names=("phi4",))
+
+    guarded = made(TcpEndpoint("::1", 8081, "secret", Path("/run/keys")))
+    assert (value(guarded, "--host"), value(guarded, "--port")) == ("::1", "8081")
+    assert value(guarded, "--api-key-file") == "/run/keys" and "secret" not in " ".join(guarded)
+    assert "--api-key-file" not in made(TcpEndpoint("0.0.0.0", 8081))
 
 
 def test_every_flag_is_one_that_the_recorded_help_lists() -> None:

@@ -1,0 +1,54 @@
+"""A llama-server that owns the address of its clients: where it is, and the keys that it asks them for.
+
+It cannot be given keys in any way but a file. One more than the clients' is in it: llamad's own, which changes with
+each start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+from llamad.config.definition import Definition
+from llamad.config.listen import DEFAULT_LISTEN, parse_listen
+from llamad.engine.endpoint import TcpEndpoint
+from llamad.errors import AccessError
+from llamad.front.keys import KeySet
+
+_KEY_FILE = "direct.keys"
+
+
+def write_keys(definition: Definition, keys: KeySet, engine: Path) -> None:
+    """Put the keys where `endpoint_of` finds them, in the private folder `engine`. Raises AccessError."""
+    path = engine / _KEY_FILE
+    try:
+        path.unlink(missing_ok=True)
+        if definition.is_direct and keys:
+            import secrets  # not for those that need none
+
+            path.touch(mode=0o600)
+            path.write_text("\n".join([secrets.token_urlsafe(32), *keys.in_clear(), ""]))
+    except OSError as error:
+        raise AccessError(f"cannot write {path}", why=error.strerror or "") from error
+
+
+def endpoint_of(definition: Definition, engine: Path, socket_name: str) -> str:
+    """Where the llama-server of a definition answers: a socket in `engine`, or its address. Raises AccessError."""
+    if not definition.is_direct:
+        return str(engine / socket_name)
+    listen, path = parse_listen(definition.listen or DEFAULT_LISTEN), engine / _KEY_FILE
+    try:
+        own = path.read_text().partition("\n")[0]
+    except FileNotFoundError:
+        return TcpEndpoint(listen.host, listen.port)
+    except OSError as error:
+        raise AccessError(f"cannot read {path}", why=error.strerror or "") from error
+    return TcpEndpoint(listen.host, listen.port, own, path)
+
+
+def remove_stale(endpoint: str) -> None:
+    """llama-server leaves its socket behind and does not start over one."""
+    if not isinstance(endpoint, TcpEndpoint):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(endpoint)

@@ -74,6 +74,15 @@ def store_cache(path: Path, value: object) -> bool:
     return True
 
 
+def sync_folder(folder: Path) -> None:
+    """Have the names in a folder outlive a power cut. Raises OSError."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
 def cache_folder(environ: Mapping[str, str]) -> Path:
     """Where this user's cache is: root's in the system's folder, everybody else's at home; or as the caller says."""
     if environ.get("CACHE_DIRECTORY"):

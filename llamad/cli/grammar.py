@@ -19,6 +19,16 @@ examples:
   llamad export litellm --hosts gpu1,gpu2 --model phi4,qwen3 > config.yaml
 """
 
+_DOCTOR_EXAMPLES = """\
+exit status: 0 if nothing is wrong, 1 if there is a warning or an error
+
+examples:
+  sudo llamad doctor              all models and the host, errors first
+  sudo llamad doctor phi4         one model and the host
+  llamad doctor                   without root: says what it could not see
+  sudo llamad doctor --json | jq -r '.findings[] | select(.cure != "") | .cure'
+"""
+
 
 class _Parser(argparse.ArgumentParser):
     """argparse exits with 2; sysexits has a code for wrong usage."""
@@ -96,6 +106,72 @@ def make_parser() -> argparse.ArgumentParser:
     forget = verbs.add_parser("forget", help="forget what lack of memory taught about a model; it is tried again")
     forget.add_argument("name", metavar="NAME")
 
+    _add_models(verbs)
+
+    doctor = verbs.add_parser(
+        "doctor", help="what is wrong on this host, why, and the command that cures it; changes nothing",
+        formatter_class=argparse.RawDescriptionHelpFormatter, epilog=_DOCTOR_EXAMPLES,
+    )  # fmt: skip
+    doctor.add_argument("name", metavar="NAME", nargs="?", help="only this model, and the host (default: all)")
+    doctor.add_argument("--json", action="store_true", help="one JSON object: /usr/share/llamad/schema/doctor.json")
+
     listing = verbs.add_parser("list", help="the definitions, and the model files that are there")
+    listing.add_argument("--fit", action="store_true", help="what each file would get of this machine now")
     listing.add_argument("--json", action="store_true", help="one JSON object")
     return parser
+
+
+def _add_models(verbs: argparse._SubParsersAction[_Parser]) -> None:
+    """The verbs that get models and judge them."""
+    pull = verbs.add_parser(
+        "pull",
+        help="fetch a model, whole and proved by its hash",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="""examples:
+  llamad pull ggml-org/Qwen3-8B-GGUF              its Q4_K_M, below /var/lib/llamad/models
+  llamad pull unsloth/Qwen3-8B-GGUF:Q6_K          another quantisation
+  llamad pull hf:ggml-org/Qwen3-8B-GGUF/Qwen3-8B-Q8_0.gguf --to /srv/models
+  llamad pull https://example.org/model.gguf --sha256 9f86d0...""",
+    )
+    pull.add_argument("source", metavar="REPO[:QUANT]|hf:REPO/FILE.gguf|URL")
+    pull.add_argument("--to", metavar="FOLDER", type=Path, help="a folder, or FOLDER/NAME.gguf")
+    pull.add_argument("--sha256", metavar="HASH", default="", help="refuse a file that has another hash")
+    pull.add_argument("--revision", metavar="REV", default="", help="a branch, tag or commit; default: main")
+    pull.add_argument("--mmproj", action="store_true", help="fetch the projector for pictures or sound as well")
+    pull.add_argument("--connections", metavar="N", type=int, default=1, choices=range(1, 17), help="1 to 16")
+    pull.add_argument("--token-file", metavar="FILE", help="a file with a token of the hub, for gated repositories")
+
+    verify = verbs.add_parser(
+        "verify",
+        help="check that model files are whole",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="""examples:
+  llamad verify                       every model that a definition names: headers, shards, bounds
+  llamad verify phi4 --full           every byte of it, against FILE.sha256 or SHA256SUMS
+  llamad verify --full --hub ggml-org/Qwen3-8B-GGUF /srv/models/Qwen3-8B-Q8_0.gguf""",
+    )
+    verify.add_argument("targets", metavar="NAME|FILE", nargs="*", help="default: all definitions")
+    verify.add_argument("--full", action="store_true", help="read every byte and compare its hash")
+    verify.add_argument("--hub", metavar="REPO", help="compare with what this repository publishes")
+    verify.add_argument("--json", action="store_true", help="one JSON object")
+
+    recommend = verbs.add_parser(
+        "recommend",
+        help="which well-known models would be worth having here",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="""examples:
+  llamad recommend                           for this machine, as it is now
+  llamad recommend --gpu "RTX 4090"          for a card that is not here; also --gpu 24GiB
+  llamad recommend --gpu 24GiB --allow-cpu --ram 128GiB    a part of the model may be on the CPU
+  llamad recommend --cpu --ram 32GiB --ram-bandwidth 80    without a GPU""",
+    )
+    recommend.add_argument("--gpu", metavar="SIZE|NAME=FREE|CARD", action="append", default=[],
+                           help="for this device instead (repeatable)")  # fmt: skip
+    recommend.add_argument("--cpu", action="store_true", help="without a GPU")
+    recommend.add_argument("--ram", metavar="SIZE", help="with so much host memory instead")
+    recommend.add_argument("--allow-cpu", action="store_true", help="a part of a model may run on the CPU")
+    recommend.add_argument("--bandwidth", metavar="GB/s", type=float, help="of the device's memory")
+    recommend.add_argument("--ram-bandwidth", metavar="GB/s", type=float, help="of the host's memory")
+    recommend.add_argument("--top", metavar="N", type=int, default=10, help="so many lines; default: 10")
+    recommend.add_argument("--all", action="store_true", help="all that fit")
+    recommend.add_argument("--json", action="store_true", help="one JSON object, of every model")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from llamad.config.definition import Host
 from llamad.config.load import definition_names, load_definition, load_host
@@ -17,6 +18,9 @@ from llamad.service.overview import overview
 from llamad.store import cache_folder
 from llamad.units import format_bytes
 
+if TYPE_CHECKING:
+    from llamad.service.fitting import Fit
+
 _OTHER_KINDS = {
     "mmproj": "vision or audio projector (mmproj)",
     "adapter": "LoRA adapter",
@@ -26,6 +30,7 @@ _OTHER_KINDS = {
     "vocabulary": "vocabulary only",
 }
 _HEADINGS = ("FILE", "ARCHITECTURE", "PARAMETERS", "QUANTISATION", "SIZE", "CONTEXT", "")
+_FITS = "FITS HERE"
 _LONGEST_PROBLEM = 300
 
 
@@ -33,6 +38,8 @@ def run(args: argparse.Namespace) -> int:
     """Print every definition with its file, address and state, then every model file; one that cannot be read says
     so in its line.
     """
+    if args.fit and (code := _in_sandbox(args)) is not None:
+        return code
     names = definition_names(args.config)
     rows = [_row(name, model.state, args) for name, model in zip(names, overview(names), strict=True)]
     folders = _folders(args)
@@ -41,13 +48,15 @@ def run(args: argparse.Namespace) -> int:
         if row["valid"]:
             used_by.setdefault(str(row["model"]), []).append(str(row["name"]))
     files = model_files(folders, cache_folder(os.environ), used_by)
+    fits = _fits(files, args) if args.fit else {}
     if args.json:
-        print(json.dumps({"models": rows, "files": [file.content() for file in files]}, indent=2))
+        contents = [file.content() | _fit_json(fits.get(file.path)) for file in files]
+        print(json.dumps({"models": rows, "files": contents}, indent=2))
         return 0
     _print_definitions(rows, args)
     if files:
         print()
-        _print_files(files, folders)
+        _print_files(files, folders, fits)
     return 0
 
 
@@ -92,15 +101,40 @@ def _print_definitions(rows: Sequence[dict[str, object]], args: argparse.Namespa
         )
 
 
-def _print_files(files: Sequence[ModelFile], folders: Sequence[str]) -> None:
-    table = [_HEADINGS, *(_columns(file, folders) for file in files)]
-    widths = [max((len(row[n]) for row in table if len(row) > 2), default=0) for n in range(len(_HEADINGS))]
+def _in_sandbox(args: argparse.Namespace) -> int | None:
+    """As root: devices that only llama-server can tell are asked for where it may run."""
+    from llamad.cli.plan import BARE, CACHE_ROOT  # only who wants to know what fits looks at devices
+    from llamad.cli.unprivileged import rerun_in_sandbox
+
+    words = ["--config", str(args.config.absolute()), "list", "--fit", *(["--json"] if args.json else [])]
+    return rerun_in_sandbox(words, f"llamad@{BARE}.service", CACHE_ROOT / BARE)
+
+
+def _fits(files: Sequence[ModelFile], args: argparse.Namespace) -> Mapping[str, Fit]:
+    """What each model among the files would get now."""
+    from llamad.cli.recommend import looked_at
+    from llamad.service.fitting import fit_of
+    from llamad.service.recommend import Asked
+
+    machine, gates, onlooker = looked_at(Asked(host_bytes_s=1.0), args)
+    models = [file.path for file in files if file.glance is not None and file.glance.kind == "model"]
+    return {path: fit_of(path, machine, gates, onlooker) for path in models}
+
+
+def _fit_json(fit: Fit | None) -> dict[str, object]:
+    return {} if fit is None else {"fits_here_tokens": fit.context_tokens, "fits_here": fit.words}
+
+
+def _print_files(files: Sequence[ModelFile], folders: Sequence[str], fits: Mapping[str, Fit]) -> None:
+    headings = (*_HEADINGS[:-1], _FITS, "") if fits else _HEADINGS
+    table = [headings, *(_columns(file, folders, fits) for file in files)]
+    widths = [max((len(row[n]) for row in table if len(row) > 2), default=0) for n in range(len(headings))]
     widths[0] = max(len(row[0]) for row in table)
     for row in table:
         print("  ".join(f"{text:<{width}}" for text, width in zip(row, widths, strict=False)).rstrip())
 
 
-def _columns(file: ModelFile, folders: Sequence[str]) -> tuple[str, ...]:
+def _columns(file: ModelFile, folders: Sequence[str], fits: Mapping[str, Fit]) -> tuple[str, ...]:
     """The words of a line; two of a file that is of no use."""
     name = shown(_short(file.path, folders), 200)
     if file.glance is None:
@@ -109,7 +143,14 @@ def _columns(file: ModelFile, folders: Sequence[str]) -> tuple[str, ...]:
     context = str(about.context_tokens) if about.context_tokens else ""
     size = format_bytes(about.file_bytes)
     architecture, quantisation = shown(about.architecture, 24), shown(about.quantisation, 16)
-    return name, architecture, count_words(about.parameters), quantisation, size, context, _notes(file, about)
+    row = (name, architecture, count_words(about.parameters), quantisation, size, context)
+    return (*row, *([_fit_words(fits.get(file.path))] if fits else []), _notes(file, about))
+
+
+def _fit_words(fit: Fit | None) -> str:
+    if fit is None:
+        return ""
+    return f"{fit.context_tokens} on {fit.words}" if fit.context_tokens else "no"  # `llamad plan FILE` says why
 
 
 def _short(path: str, folders: Sequence[str]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import pwd
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from llamad.errors import AccessError
@@ -73,20 +74,31 @@ def rerun_in_sandbox(argv: list[str], unit: str, cache: Path | None) -> int | No
     """
     if os.geteuid() != 0:
         return None
-    import shutil  # not for `serve`: it brings the compressors along
-    import subprocess
+    import subprocess  # not for `serve`
 
-    if not Path("/run/systemd/system").is_dir() or shutil.which("systemd-run") is None:
+    if not can_sandbox():
         drop_root()
         return None
+    command = sandbox_command([*own_command(), *argv], unit, cache)
+    sys.stdout.flush()
+    return subprocess.run(command, check=False).returncode
+
+
+def can_sandbox() -> bool:
+    """Whether systemd is here to make a sandbox."""
+    import shutil  # not for `serve`: it brings the compressors along
+
+    return Path("/run/systemd/system").is_dir() and shutil.which("systemd-run") is not None
+
+
+def sandbox_command(argv: Sequence[str], unit: str, cache: Path | None, *more: str) -> list[str]:
+    """What root runs to have `argv` in the sandbox of `unit`, as its user. `more`: options of systemd-run."""
     properties = [f"User={USER}", "WorkingDirectory=/", *sandbox_of(unit)]
     if cache is not None and cache.is_dir():
         properties.append(f"ReadWritePaths={cache}")
     command = ["systemd-run", "--pipe", "--wait", "--collect", "--quiet", "--service-type=exec"]
     command += [f"--property={text}" for text in properties]
-    command += ["--", *own_command(), *argv]
-    sys.stdout.flush()
-    return subprocess.run(command, check=False).returncode
+    return [*command, *more, "--", *argv]
 
 
 def own_command() -> list[str]:

@@ -128,14 +128,22 @@ def _unreachable(place: str, identity: Identity, access: Access) -> LlamadError 
             return None
         if not may(identity, mode, _SEARCH):
             why = f"the folder {folder} is closed to the user {identity.name}"
-            fix = f"`setfacl -m u:{identity.name}:x {folder}`, or {_MOVE}"
+            quoted = _quoted(str(folder))
+            fix = f"`setfacl -m u:{identity.name}:x {quoted}`, `chmod o+x {quoted}`, or {_MOVE}"
             return AccessError("cannot be read by the service", where=Where(place), why=why, fix=fix)
     mode = access.mode(place)
     if mode is None or may(identity, mode, _READ):
         return None
     why = f"the file is not readable for the user {identity.name}"
-    fix = f"`setfacl -m u:{identity.name}:r {place}`, or `chmod a+r {place}`"
+    quoted = _quoted(place)
+    fix = f"`setfacl -m u:{identity.name}:r {quoted}`, or `chmod a+r {quoted}`"
     return AccessError("cannot be read by the service", where=Where(place), why=why, fix=fix)
+
+
+def _quoted(path: str) -> str:
+    import shlex  # only for what is refused: a start has no time for it
+
+    return shlex.quote(path)
 
 
 def may(identity: Identity, mode: Mode, wanted: int) -> bool:

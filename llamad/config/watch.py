@@ -22,6 +22,7 @@ from llamad.clock import Clock
 from llamad.config.files import digest_of, read_definition
 from llamad.config.names import HOST_FILE
 from llamad.errors import BusyError, LlamadError
+from llamad.threads import in_thread
 
 DEBOUNCE_S = 0.3
 """An edit is over when nothing has moved for so long,"""
@@ -75,7 +76,7 @@ class Watch:
         edited: Callable[[str], None],
         blind: Callable[[OSError | ImportError], None],
         hints: Callable[[Callable[[], None]], Hints] | None = None,
-        off_the_loop: OffTheLoop = asyncio.to_thread,
+        off_the_loop: OffTheLoop = in_thread,
     ) -> None:
         """`edited` is called with the digest of new contents; `blind` once when folders cannot be watched and only
         the poll is left, and again when that happens after it had worked. `off_the_loop` runs blocking work, and may

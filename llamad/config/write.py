@@ -12,6 +12,7 @@ from llamad.config.listen import Listen, next_port, parse_listen
 from llamad.config.load import load_all, validate
 from llamad.config.names import DEFAULT_ROOT, check_name
 from llamad.errors import AccessError, ConfigError, LlamadError, Where
+from llamad.store import sync_folder
 
 _TEXT = """\
 # {name}: served by `systemctl enable --now llamad@{name}`. See llamad.toml(5); `llamad show {name}` has every value.
@@ -63,7 +64,7 @@ def write_definition(name: str, text: str, root: Path = DEFAULT_ROOT) -> Path:
             os.link(temporary, file)  # unlike a rename, it fails where the name is taken
         finally:
             temporary.unlink(missing_ok=True)
-        _sync_folder(root)
+        sync_folder(root)
     except OSError as error:
         raise _cannot_write(file, error) from error
     return file
@@ -76,14 +77,6 @@ def _write_new(path: Path, content: bytes) -> None:
         file.flush()
         os.fchmod(fd, _MODE)  # whatever the umask: `llamad list` reads it without root
         os.fsync(fd)
-
-
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _cannot_write(file: Path, error: OSError) -> LlamadError:

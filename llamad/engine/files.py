@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Iterator, Mapping
 
 _LIBRARIES = ("libggml", "libllama", "libmtmd")
 _SYSTEM_FOLDERS = ("/usr/lib", "/usr/lib64", "/usr/local/lib", "/usr/local/lib64")
 # A folder of programs holds thousands of files and never a library.
 _PROGRAM_FOLDERS = frozenset({"/usr/bin", "/bin", "/usr/local/bin"})
+_BACKEND = re.compile(r"libggml-([a-z]+)[\w.-]*\.so")
+_NO_BACKENDS = frozenset({"base"})
 
 
 def identity(server: str, env: Mapping[str, str], system_folders: tuple[str, ...] = _SYSTEM_FOLDERS) -> str:
@@ -29,6 +32,17 @@ def identity(server: str, env: Mapping[str, str], system_folders: tuple[str, ...
             continue  # a dangling link, or removed since it was listed: another identity than before
         digest.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()[:32]
+
+
+def backends(
+    server: str, env: Mapping[str, str], system_folders: tuple[str, ...] = _SYSTEM_FOLDERS
+) -> frozenset[str]:
+    """The backends that llama-server can load, by the names of their libraries: `cpu`, `vulkan`, `cuda`, `hip`, `rpc`.
+
+    Empty for a build that has them built in. Nothing is run.
+    """
+    names = (_BACKEND.match(os.path.basename(path)) for path in _files(server, env, system_folders))
+    return frozenset(found[1] for found in names if found) - _NO_BACKENDS
 
 
 def _files(server: str, env: Mapping[str, str], system_folders: tuple[str, ...]) -> list[str]:

@@ -211,31 +211,6 @@ def sign_of(line: LogLine) -> Sign | None:
     return None
 
 
-_RECORD = b'{"type":"log"'
-_TELLING = (
-    *(b'"level":"warn', b'"level":"error', b"buffer size", b"sched_reserve: reserving"),
-    # what the signs of progress have in common
-    *(b"prompt processing", b"memory_seq_rm [", b" slice", b"image batch"),
-)
-
-
-def telling_lines(block: bytes) -> list[int] | None:
-    """Where those lines begin that may mean anything to who watches a child that serves. `block` is whole lines; None
-    where they must all be looked at, because not each is a record.
-
-    A busy llama-server prints some fifty lines a request: here they cost a few searches together, not a parse each.
-    """
-    if not block.startswith(_RECORD) or block.count(b"\n" + _RECORD) + 1 != block.count(b"\n"):
-        return None
-    found: set[int] = set()
-    for needle in _TELLING:
-        at = block.find(needle)
-        while at >= 0:
-            found.add(block.rfind(b"\n", 0, at) + 1)
-            at = block.find(needle, block.find(b"\n", at))
-    return sorted(found)
-
-
 class AllocFailure(NamedTuple):
     """A buffer that could not be had. `buffer` is "" and `size_bytes` 0 where the line does not tell."""
 

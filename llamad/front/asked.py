@@ -10,13 +10,18 @@ from llamad.front.head import RequestHead
 from llamad.front.holding import Refusal
 from llamad.front.kept import KeptBody
 
+
+def _nothing() -> None:
+    """For a request that is over."""
+
+
 _SLOT_NAMED = Refusal(400, "id_slot", "which slot computes is not for clients to say; leave out id_slot")
 
 
 class Asked:
     """See the module. `changed` is called when a count that was begun here has ended, however it ended."""
 
-    __slots__ = ("_admission", "_body", "_changed", "_complete", "_overlap", "_request", "ask", "is_read")
+    __slots__ = ("_admission", "_body", "_changed", "_complete", "_overlap", "_request", "_rules", "ask", "is_read")
 
     def __init__(
         self, admission: Admission, request: RequestHead, body: KeptBody, changed: Callable[[], None]
@@ -24,6 +29,7 @@ class Asked:
         self.ask: Ask = NOTHING
         self.is_read = False
         self._admission = admission
+        self._rules = admission.rules
         self._request = request
         self._body = body
         self._changed = changed
@@ -34,12 +40,25 @@ class Asked:
         """Look at the body, whole or as far as it is kept: why the request is refused, or None."""
         self.is_read = True
         self._complete = complete
+        self._rules = self._admission.rules
         body = b"".join(self._body.pieces)
         if not complete:
             self.ask = self._admission.unread(self._request)
             self._overlap = b" "
             return None if self.ask.exact else self.watch(body)
         return self._take(self._admission.read(self._request, body))
+
+    def renew(self) -> Refusal | None:
+        """Look at the body again where other rules hold by now: of a llama-server that came, or comes, after it was
+        read, what its requests share was not known. Why the request is refused, or None.
+        """
+        if not self.is_read or self._rules == self._admission.rules or not self._body.is_whole:
+            return None
+        named = self.ask.named
+        refusal = self.read(complete=self._complete)
+        if not named:  # the length in the body is the one that was put in
+            self.ask = self.ask._replace(named=False)
+        return refusal
 
     def watch(self, piece: bytes) -> Refusal | None:
         """More of a body that is sent on as it comes: why the request is refused after all, or None."""
@@ -74,6 +93,10 @@ class Asked:
 
     def recounted(self) -> None:
         self._changed()
+
+    def end(self) -> None:
+        """The request is over: nobody is told of a count any more."""
+        self._changed = _nothing  # it led back here: without it all of the request goes with its last reference
 
     def _take(self, ask: Ask | Refusal) -> Refusal | None:
         if isinstance(ask, Refusal):

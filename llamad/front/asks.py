@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from llamad.front.holding import Refusal
@@ -18,6 +20,7 @@ UNKNOWN_TEMPLATE_TOKENS = 1024
 """What a chat template may add by itself, until llama-server has told what it does add."""
 TOOLS_TEMPLATE_TOKENS = 1024
 _ANSWER_KEYS = frozenset(("n", "n_cmpl"))
+_NUMBERS = (int, float)
 _MARGIN_TOKENS = 8  # the tokens that begin and end a prompt
 _OUTPUT_KEYS = frozenset(("n_predict", "max_tokens", "max_completion_tokens", "max_output_tokens"))
 _CHAT = "/v1/chat/completions/input_tokens"
@@ -76,7 +79,7 @@ class TokenRules:
     max_total_tokens: int | None = None
     note_streams: bool = False
 
-    @property
+    @cached_property
     def apply(self) -> bool:
         """Whether bodies must be read at all."""
         return self != _NO_RULES
@@ -144,13 +147,14 @@ def read_ask(path: bytes, body: bytes, rules: TokenRules, template_tokens: int) 
     if not isinstance(asked, dict):
         return NOTHING if not rules.apply else Refusal(400, "invalid_json", "the body is no JSON object; send one")
     kind = _KINDS[path]
-    output = _output(asked, kind, rules)
+    output_keys = [key for key in _OUTPUT_KEYS if key in asked] if kind.output_key else []
+    output = _output(asked, output_keys, rules) if kind.output_key else 0
     if isinstance(output, Refusal):
         return output
     prompt = len(body) + _MARGIN_TOKENS + _added_by_template(asked, kind, template_tokens)
     useless = ["id_slot"] if slot_named else []
-    if kind.output_key and len(_OUTPUT_KEYS & asked.keys()) > (output is not None):  # most requests have one, or none
-        useless += [key for key in _OUTPUT_KEYS & asked.keys() if not _is_count(asked[key])]
+    if len(output_keys) > (output is not None):  # most requests have one, or none
+        useless += [key for key in output_keys if not _is_count(asked[key])]
     dropped = [asked.pop(key) for key in useless if key in asked]
     default = rules.default_output_tokens
     new_body = None
@@ -199,11 +203,9 @@ def beyond_limits(ask: Ask, rules: TokenRules) -> Refusal | None:
     return None
 
 
-def _output(asked: dict[str, Any], kind: _Kind, rules: TokenRules) -> int | Refusal | None:
-    """The most tokens that the request says an answer may have; None where it does not say."""
-    if not kind.output_key:
-        return 0
-    named = [int(asked[key]) for key in _OUTPUT_KEYS & asked.keys() if _is_count(asked[key])]
+def _output(asked: dict[str, Any], keys: Iterable[str], rules: TokenRules) -> int | Refusal | None:
+    """The most tokens that the request says an answer may have, under these keys; None where it does not say."""
+    named = [int(asked[key]) for key in keys if _is_count(asked[key])]
     if not named:
         return None
     limit = rules.max_output_tokens
@@ -230,13 +232,15 @@ def _dump(asked: dict[str, Any]) -> bytes:
 
 def _is_count(value: object) -> bool:
     """Whether a value bounds the length of an answer: -1 and null do not."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 2**31
+    return isinstance(value, _NUMBERS) and value is not True and value is not False and 0 <= value < 2**31
 
 
 def _answers(asked: dict[str, Any], kind: _Kind) -> int:
     """How many are computed: `n`, for each of several prompts."""
-    counts = [int(asked[key]) for key in _ANSWER_KEYS & asked.keys() if _is_count(asked[key])]
+    counts = [int(asked[key]) for key in _ANSWER_KEYS if key in asked and _is_count(asked[key])]
     prompts = asked.get("prompt")
+    if not counts and prompts is None:
+        return 1
     several = kind.count_path == _TEXT and isinstance(prompts, list) and not all(map(_is_count, prompts))
     return max([1, *counts]) * (len(prompts) if several and isinstance(prompts, list) else 1)
 

@@ -94,6 +94,11 @@ class ChunkedBody:
         self._trailer = False
 
     def feed(self, data: bytes) -> bytes:
+        if self._left_bytes == 0 and not self._held and not self._trailer:
+            line = _CHUNK_LINE.match(data, 0, _CHUNK_LINE_BYTES)
+            whole = line is not None and len(data) == line.end() + int(line[1], 16) + 2
+            if line is not None and whole and line.end() < len(data) - 2 and data.endswith(b"\r\n"):
+                return data[line.end() : -2]  # nearly always: one event, sent as one chunk
         if self._held:
             data = self._held + data
             self._held = b""

@@ -15,7 +15,7 @@ from llamad.front.head import RequestHead
 from llamad.front.lane import Lane
 from llamad.front.refuse import record_local
 from llamad.front.reply import ClientSide, Reply
-from llamad.front.routing import Finder, RoutingError, finder_for
+from llamad.front.routing import Finder, JsonModel, RoutingError, finder_for, model_of
 from llamad.front.settings import Outcome
 from llamad.front.shared import Shared
 
@@ -69,7 +69,7 @@ class Choice:
         if self._done:
             return
         try:
-            self._look_into(piece)
+            self._look_into(piece, complete=complete)
             if self._exchange is None:
                 self._choose(piece, complete=complete)
                 return
@@ -103,7 +103,7 @@ class Choice:
 
     # --- inside ----------------------------------------------------------------------------------------------
 
-    def _look_into(self, piece: bytes) -> None:
+    def _look_into(self, piece: bytes, *, complete: bool) -> None:
         """Find the model in the body, and a second one behind it. Raises RoutingError."""
         routed = self._routed
         if routed.problem is not None:
@@ -113,6 +113,9 @@ class Choice:
         if self._finder is None:
             kinds = [field.value for field in routed.head.fields if field.key == b"content-type"]
             self._finder = finder_for(kinds[0] if len(kinds) == 1 else b"")
+            if complete and isinstance(self._finder, JsonModel) and (model := model_of(piece)) is not None:
+                self._finder.model = model
+                return
         self._finder.feed(piece)
 
     def _choose(self, piece: bytes, *, complete: bool) -> None:

@@ -15,6 +15,7 @@ from llamad.front.exchange import Exchange
 from llamad.front.head import CONTINUE, HeadError, RequestHead, find_end
 from llamad.front.memo import read_request
 from llamad.front.peer import has_unread, is_owner, is_tls, reset_when_closed
+from llamad.front.reading import Reader
 from llamad.front.refuse import answered_here, record_local
 from llamad.front.settings import Outcome
 from llamad.front.shared import Shared
@@ -37,7 +38,7 @@ class _State(Enum):
     LINGER = auto()  # no more answers; waiting for the client to close, so that it can read the last one
 
 
-class ClientConnection(asyncio.Protocol):
+class ClientConnection(Reader):
     """See the module. `from_network`: not through a unix socket, so a browser could have been led here.
     `forwards`: who connects is not who asks."""
 
@@ -134,8 +135,7 @@ class ClientConnection(asyncio.Protocol):
         self._writable().write(data)
 
     def may_keep_alive(self) -> bool:
-        whole = self._state is _State.ANSWER
-        return whole and (not self._shared.closing or bool(self._buffer))
+        return self._state is _State.ANSWER and (not self._shared.closing or bool(self._buffer))
 
     def pause_body(self, paused: bool) -> None:
         self._pause(_FOR_BODY, paused)
@@ -151,7 +151,7 @@ class ClientConnection(asyncio.Protocol):
         self._exchange = None
         if self._from_network:
             reset_when_closed(self._socket())
-        self._writable().abort()
+        self.break_off()
 
     # --- for the front ---------------------------------------------------------------------------------------
 

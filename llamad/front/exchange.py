@@ -41,14 +41,9 @@ class Exchange:
     _unfit = 0  # the status of an answer that cannot follow what the client has got
 
     def __init__(
-        self,
-        shared: Shared,
-        lane: Lane,
-        client: ClientSide,
-        request: RequestHead,
-        request_id: bytes,
+        self, shared: Shared, lane: Lane, client: ClientSide, request: RequestHead, request_id: bytes,
         begun_s: float,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.reply = Reply(client, request, request_id)
         self._shared = shared
         self._lane = lane
@@ -173,18 +168,15 @@ class Exchange:
     def connected(self, connection: UpstreamConnection) -> None:
         self._connecting = None
         self._connection = connection
-        self._sent_chunked = False
-        length: int | None = None
-        if self._request.framing is Framing.LENGTH:
-            length = self._body.size_bytes if self._request_complete else self._request.length
-        elif self._request.framing is Framing.CHUNKED:
-            self._sent_chunked = not self._request_complete
-            length = None if self._sent_chunked else self._body.size_bytes
+        framing, complete = self._request.framing, self._request_complete
+        self._sent_chunked = framing is Framing.CHUNKED and not complete
+        length: int | None = self._body.size_bytes if complete else self._request.length
+        if framing is Framing.NONE or self._sent_chunked:
+            length = None
         head = build_request(
             self._request, self._request_id, length, chunked=self._sent_chunked, with_keys=self._lane.passes_keys
         )
-        parts = [head]
-        parts += map(chunk, self._body.pieces) if self._sent_chunked else self._body.pieces
+        parts = [head, *(map(chunk, self._body.pieces) if self._sent_chunked else self._body.pieces)]
         self.request_sent = self._request_complete
         if self._body.pieces and self._shared.memory.is_full:
             self._body.give_up()
@@ -200,9 +192,8 @@ class Exchange:
         assert pool is not None
         if not gone:
             self._leave_gate()
-            self._fail(
-                503, "upstream_unreachable", f"cannot reach llama-server: {error.strerror}", Outcome.LOST
-            )
+            message = f"cannot reach llama-server: {error.strerror}"
+            self._fail(503, "upstream_unreachable", message, Outcome.LOST)
             return
         self._lane.gate.lost(pool.generation)
         self._lane.died(pool.generation)
@@ -338,10 +329,19 @@ class Exchange:
         if piece:
             connection.send_more(piece)
 
+    def renew(self) -> bool:
+        """Not upstream, read what it asks for by the rules of now; False where it is refused by them."""
+        refusal = self.asked.renew()
+        if refusal is not None:
+            self._drop_upstream()
+            self._refuse(refusal)
+        return refusal is None
+
     def _enter(self) -> None:
-        self._retried_stale = False
-        self._at_gate = True
-        self._lane.gate.enter(self)
+        if self.renew():
+            self._retried_stale = False
+            self._at_gate = True
+            self._lane.gate.enter(self)
 
     def _refuse(self, refusal: Refusal) -> None:
         self._fail(refusal.status, refusal.code, refusal.message, Outcome.REFUSED, refusal.retry_after_s)
@@ -411,10 +411,10 @@ class Exchange:
         self._done = True
         self._leave_gate()
         self._body.give_up()
+        self.asked.end()
         now_s = self._shared.clock.monotonic()
         self._lane.finished(self, now_s)
-        self._lane.observer.request_finished(
-            self._trace.record(outcome, self.reply.status, self._request_id, self.reply.body_bytes, now_s)
-        )
+        record = self._trace.record(outcome, self.reply.status, self._request_id, self.reply.body_bytes, now_s)
+        self._lane.observer.request_finished(record)
         if tell_client:
             self._client.exchange_over(self.reply.keep_alive)

@@ -183,6 +183,8 @@ class Gate:
         elif self._target is not None and self._may_pass(waiter, self._target):
             self._admit(waiter, self._target, 0.0)
         elif len(self._queue) >= self.limits.queue_requests and not waiter.after:
+            if self._target is None:
+                self._tell_waiting()  # where nobody may wait, who comes again is to find the model loaded
             waiter.refused(self._full(), 0.0)
         else:
             insort(self._queue, _Place(waiter, self._clock.monotonic()), key=_rank)
@@ -238,21 +240,21 @@ class Gate:
     def _fits(self, waiter: Waiter) -> bool:
         """Whether the shared cache has room. One that is longer than all of it is served alone."""
         pool = self.pool_tokens
-        return not waiter.tokens or pool is None or not self.used_tokens or self.used_tokens + waiter.tokens <= pool
+        return pool is None or not self.used_tokens or self.used_tokens + waiter.tokens <= pool or not waiter.tokens
 
     def _may_pass(self, waiter: Waiter, target: Target) -> bool:
         """Whether a request that has just come need not queue: also not behind one that waits for tokens."""
         if waiter.after >= target.generation or not self._has_room() or not self._fits(waiter):
             return False
-        if self.pool_tokens is None or not waiter.tokens:
+        if not self._queue or self.pool_tokens is None or not waiter.tokens:
             return True
         return not any(one.waiter.tokens and one.waiter.after < target.generation for one in self._queue)
 
     def _admit(self, waiter: Waiter, target: Target, held_s: float) -> None:
         self.in_flight += 1
-        if waiter.tokens and self.pool_tokens is not None:
-            self._promised[waiter.ticket] = (target.generation, waiter.tokens)
-            self.used_tokens += waiter.tokens
+        if self.pool_tokens is not None and (tokens := waiter.tokens):
+            self._promised[waiter.ticket] = (target.generation, tokens)
+            self.used_tokens += tokens
         waiter.admitted(target, held_s)
 
     def _pump(self, settled_before_s: float = float("-inf")) -> None:

@@ -69,6 +69,8 @@ class Lane:
             )
         )
         self.admission.opened(upstream_path, pool_tokens, default_output_tokens)
+        for exchange in [one for one in self.exchanges if not one.generation]:  # read when nothing served
+            exchange.renew()
         return self.gate.open(upstream_path, pool_tokens, same_server=same_server)
 
     def pool(self, target: Target) -> Pool:

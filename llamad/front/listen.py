@@ -33,7 +33,7 @@ class Listener:
     def __init__(
         self,
         sock: socket.socket,
-        make: Callable[[bool], asyncio.Protocol],
+        make: Callable[[bool], asyncio.BaseProtocol],
         clock: Clock,
         tls: Callable[[], SSLContext | None] = lambda: None,
     ) -> None:

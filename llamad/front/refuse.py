@@ -8,7 +8,7 @@ from llamad.front.access import is_for_admin
 from llamad.front.answers import Answer, answer_locally, error, is_public
 from llamad.front.head import RequestHead
 from llamad.front.settings import FrontObserver, Outcome, RequestRecord
-from llamad.front.shared import Shared
+from llamad.front.shared import REMEMBERED_BYTES, Shared
 
 
 def refusal(
@@ -45,10 +45,15 @@ def answered_here(
 ) -> tuple[Answer, Outcome] | None:
     """The answer to a request that must not be relayed, or need not be; None for one that must. `path`: its local path.
     """
+    asked = (head.method, head.path, head.host, head.minor, head.origin, head.credentials, from_network)
+    if path is None and asked in shared.let_in and head.length <= shared.settings.body_bytes:
+        return None  # nearly always: the same client asks again
     problem = refusal(shared, head, path, request_id, from_network=from_network, by_owner=by_owner)
     if problem is not None:
         return problem, Outcome.REFUSED
     if path is None:
+        if not by_owner and len(head.forwarded) <= REMEMBERED_BYTES:
+            shared.remember(asked)
         return None
     if shared.switch is not None:
         return shared.switch.answer(path, head, request_id), Outcome.LOCAL

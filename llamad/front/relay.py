@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ssl import SSLContext
 
 _SWEEP_S = 1.0
+_SLICE = 128
 _EXPECTED_S = 0.5
 _FAREWELL_S = 1.0
 
@@ -139,10 +140,19 @@ class Address:
             now_s = self._clock.monotonic()
             for lane in shared.lanes:
                 lane.sweep()
-            for client in list(shared.clients):
-                self._tick(client, now_s)
+            await self._tick_all(now_s)
             if not shared.clients and all(lane.is_quiet for lane in shared.lanes):
                 shared.work.clear()
+
+    async def _tick_all(self, now_s: float) -> None:
+        """In slices: for thousands of connections it takes some milliseconds, and requests have their turn between."""
+        clients = list(self._shared.clients)
+        for start in range(0, len(clients), _SLICE):
+            if start:
+                await asyncio.sleep(0)
+            for client in clients[start : start + _SLICE]:
+                if client in self._shared.clients:
+                    self._tick(client, now_s)
 
     def _tick(self, client: ClientConnection, now_s: float) -> None:
         """A bug met by one connection ends that connection, not the time-outs of all the others."""

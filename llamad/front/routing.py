@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 from urllib.parse import unquote_to_bytes
 
+from llamad.front.nesting import parsed
+
 NAME_BYTES = 2048
 """The most that a model's name may take as it is sent; longer keys of a JSON body are other keys."""
 _PART_HEAD_BYTES = 8192
@@ -91,9 +93,9 @@ def split_upstream(target: bytes) -> tuple[str, bytes] | None:
 
     Raises RoutingError 404 for a name in which a path could hide: what is behind it is all that is passed on.
     """
-    path, mark, query = target.partition(b"?")
-    if not path.startswith(_UPSTREAM):
+    if not target.startswith(_UPSTREAM):
         return None
+    path, mark, query = target.partition(b"?")
     raw, slash, rest = path[len(_UPSTREAM) :].partition(b"/")
     name = _text(unquote_to_bytes(raw))
     if not name or "/" in name or "\\" in name or name in (".", ".."):
@@ -105,9 +107,9 @@ def split_upstream(target: bytes) -> tuple[str, bytes] | None:
 
 def model_in_query(target: bytes) -> str | None:
     """The value of `model` in the query of a target; None without one. Raises RoutingError 400 for two."""
-    query = target.partition(b"?")[2]
-    if b"model" not in query:
+    if b"?" not in target:
         return None
+    query = target.partition(b"?")[2]
     found: str | None = None
     for pair in query.split(b"&"):
         key, _, value = pair.partition(b"=")
@@ -117,6 +119,20 @@ def model_in_query(target: bytes) -> str | None:
             raise _twice()
         found = _text(unquote_to_bytes(value.replace(b"+", b" ")))
     return found
+
+
+def model_of(body: bytes) -> str | None:
+    """The model that a whole JSON body names, where that is beyond doubt: `model` is there once, in valid JSON, and no
+    other key is spelled so that it could be meant. None: a finder has to look.
+    """
+    if body.count(b'"model"') != 1 or b"\\u00" in body:
+        return None
+    try:
+        value = parsed(body)
+    except (ValueError, RecursionError):
+        return None
+    model = value.get("model") if isinstance(value, dict) else None
+    return model if isinstance(model, str) and len(model) * 6 <= NAME_BYTES else None
 
 
 def finder_for(content_type: bytes) -> Finder:

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 _SANE_ID = re.compile(rb"[0-9A-Za-z._-]{1,128}")
 _CLOSING_IDLE_S = 5.0
+_LET_IN = 128
+REMEMBERED_BYTES = 1024
+"""Of a head: what a longer one asked for is not remembered."""
 
 
 class Shared:
@@ -58,6 +61,9 @@ class Shared:
         self.clients: set[ClientConnection] = set()
         self.work = asyncio.Event()  # set while there is anything to sweep
         self.closing = False
+        self.let_in: set[tuple[object, ...]] = set()
+        """What was asked by whom, so far as it matters, and may be asked again. A key is compared for the first time
+        in constant time, and from then on found by its hash, of which nobody outside knows the seed."""
         self._id_prefix = secrets.token_hex(4).encode()
         self._last_id = 0
 
@@ -79,6 +85,13 @@ class Shared:
         self.hosts = HostCheck(settings.allowed_hosts)
         self.memory.limit_bytes = settings.replay_bytes
         self.lane.apply(settings)
+        self.let_in.clear()
+
+    def remember(self, asked: tuple[object, ...]) -> None:
+        """This may be asked again, until settings or keys change."""
+        if len(self.let_in) >= _LET_IN:
+            self.let_in.clear()
+        self.let_in.add(asked)
 
     @property
     def arrival_idle_s(self) -> float:

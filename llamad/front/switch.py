@@ -28,7 +28,7 @@ from llamad.front.lane import Lane
 from llamad.front.reply import ClientSide
 from llamad.front.routing import Names, RoutingError, model_in_query, split_upstream
 from llamad.front.settings import ModelDescription
-from llamad.front.shared import Shared
+from llamad.front.shared import REMEMBERED_BYTES, Shared
 
 _READY = b"/ready"
 
@@ -70,6 +70,7 @@ class Switch:
     def renew(self) -> None:
         """Names or aliases have changed."""
         branches = self._branches
+        self._shared.let_in.clear()
         self.lanes = tuple(branch.lane for branch in branches.values())
         self.names = Names({name: branch.lane.settings.aliases for name, branch in branches.items()})
 
@@ -94,9 +95,13 @@ class Switch:
         """The lane of the model that a request names. Raises RoutingError: 400, 401 or 404."""
         hint = "" if head.method == b"POST" else f" ({head.raw_path.decode()}?model=NAME, or /upstream/NAME/...)"
         branch = self._branches[self.names.only(hint) if model is None else self.names.find(model)]
-        keys = branch.keys or self._shared.keys
-        if keys and not keys.allows(head.credentials):
-            raise RoutingError(401, "invalid_api_key", "a valid API key for this model is needed")
+        asked = (branch.lane, head.credentials)
+        if asked not in self._shared.let_in:
+            keys = branch.keys or self._shared.keys
+            if keys and not keys.allows(head.credentials):
+                raise RoutingError(401, "invalid_api_key", "a valid API key for this model is needed")
+            if len(head.forwarded) <= REMEMBERED_BYTES:
+                self._shared.remember(asked)
         return branch.lane
 
     def may_let_in(self, head: RequestHead) -> bool:

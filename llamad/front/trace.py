@@ -11,13 +11,14 @@ from llamad.front.settings import Outcome, RequestRecord
 from llamad.front.usage import HEAD_BYTES, TAIL_BYTES, Usage, read_usage
 
 _MESSAGE = re.compile(rb'"message":\s*("(?:[^"\\\x00-\x1f]|\\["\\/bfnrt])*")')
+_GATHERED_BYTES = 4 * TAIL_BYTES
 
 
 class Trace:
     """See the module. Holds a few KiB of an answer at most, unless the answer is to be kept."""
 
     __slots__ = (
-        "_begin", "_cache", "_head", "_kept", "_kept_bytes", "_key", "_request", "_tail",
+        "_begin", "_cache", "_head", "_kept", "_kept_bytes", "_key", "_last", "_last_bytes", "_request",
         "begun_s", "deaths", "first_byte_s", "hold_s", "model", "request_bytes",
     )  # fmt: skip
 
@@ -30,7 +31,8 @@ class Trace:
         self.deaths = 0
         self._request = request
         self._begin = b""
-        self._tail = b""
+        self._last: list[bytes] = []
+        self._last_bytes = 0
         self._head: ResponseHead | None = None
         self._cache: ResponseCache | None = None
         self._key = b""
@@ -44,14 +46,19 @@ class Trace:
     def answer_begins(self, head: ResponseHead) -> None:
         """An answer begins, perhaps after another one was cut."""
         self._head = head
-        self._begin = self._tail = b""
+        self._begin = b""
+        self._last, self._last_bytes = [], 0
         self._kept, self._kept_bytes = [], 0
 
     def piece(self, piece: bytes) -> None:
         """Bytes of the answer's body."""
         if not self._begin:
             self._begin = piece[:HEAD_BYTES]
-        self._tail = piece[-TAIL_BYTES:] if len(piece) >= TAIL_BYTES else (self._tail + piece)[-TAIL_BYTES:]
+        self._last.append(piece)
+        self._last_bytes += len(piece)
+        if self._last_bytes > _GATHERED_BYTES:
+            tail = self._tail()
+            self._last, self._last_bytes = [tail], len(tail)
         if self._cache is not None:
             self._kept.append(piece)
             self._kept_bytes += len(piece)
@@ -70,7 +77,10 @@ class Trace:
 
     def usage(self) -> Usage | None:
         """What llama-server said of the tokens."""
-        return read_usage(self._begin, self._tail) if self._tail else None
+        return read_usage(self._begin, self._tail()) if self._last else None
+
+    def _tail(self) -> bytes:
+        return (self._last[0] if len(self._last) == 1 else b"".join(self._last))[-TAIL_BYTES:]
 
     def record(
         self, outcome: Outcome, status: int, request_id: bytes, response_bytes: int, now_s: float

@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Protocol, cast
 
 from llamad.clock import Clock
@@ -15,6 +15,7 @@ from llamad.engine.endpoint import TcpEndpoint
 from llamad.front.body import BodyReader, reader
 from llamad.front.head import HeadError, ResponseHead, find_end
 from llamad.front.memo import read_response
+from llamad.front.reading import Reader
 
 _HEAD_BYTES = 64 * 1024
 _IDLE_CONNECTIONS = 64
@@ -57,7 +58,7 @@ class Receiver(Protocol):
         ...
 
     def upstream_lost(self, *, stale: bool) -> None:
-        """The connection died before the answer was complete. `stale`: it had served before and gave no byte
+        """The connection died before the answer was complete. `stale`: it had been idle and gave no byte
         of this answer, so it may have been closed for idleness in the moment of the request."""
         ...
 
@@ -66,12 +67,13 @@ class Receiver(Protocol):
         ...
 
 
-class UpstreamConnection(asyncio.Protocol):
+class UpstreamConnection(Reader):
     """One connection to llama-server."""
 
     def __init__(self, pool: Pool) -> None:
         self.served = 0
         self.idle_since_s = 0.0
+        self.has_been_idle = False
         self._pool = pool
         self._transport: asyncio.Transport | None = None
         self._receiver: Receiver | None = None
@@ -157,7 +159,7 @@ class UpstreamConnection(asyncio.Protocol):
         if exc is None and self._body is not None and self._body.end():
             receiver.answer_ends()
         else:
-            receiver.upstream_lost(stale=self.served > 1 and not self._answered)
+            receiver.upstream_lost(stale=self.has_been_idle and not self._answered)
 
     def _read(self, receiver: Receiver, data: bytes) -> None:
         if self._body is None:
@@ -253,10 +255,7 @@ class Pool:
 
     def connect(self, receiver: Receiver) -> asyncio.Task[None]:
         """Make a connection for `receiver`, which is told. Cancel the task to give up."""
-        task = asyncio.get_running_loop().create_task(self._connect(receiver))
-        self._connecting.add(task)
-        task.add_done_callback(self._connect_done)
-        return task
+        return self._begin(self._connect(receiver))
 
     def joined(self, connection: UpstreamConnection) -> None:
         """For the connection alone: it is open."""
@@ -278,9 +277,12 @@ class Pool:
             and len(self._idle) < _IDLE_CONNECTIONS
         ):
             connection.idle_since_s = self._clock.monotonic()
+            connection.has_been_idle = True
             self._idle.append(connection)
         else:
             connection.drop()
+            if connection.served >= self._requests_max and not self.retired and not self._idle:
+                self._begin(self._connect_spare())  # the next request should not have to wait for it
 
     def sweep(self) -> None:
         """Close what has been idle for too long."""
@@ -304,6 +306,12 @@ class Pool:
         for connection in list(self._all):
             connection.drop()
 
+    def _begin(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._connecting.add(task)
+        task.add_done_callback(self._connect_done)
+        return task
+
     def _connect_done(self, task: asyncio.Task[None]) -> None:
         self._connecting.discard(task)
         self._left_one()
@@ -316,9 +324,20 @@ class Pool:
         except OSError as error:
             receiver.unreachable(error, gone=error.errno in _GONE)
             return
+        receiver.connected(await self._opened(sock))
+
+    async def _connect_spare(self) -> None:
+        """One more idle connection. Where none is to be had, who needs one is told why."""
+        try:
+            sock = await self._dial()
+        except OSError:
+            return
+        self.release(await self._opened(sock), reusable=True)
+
+    async def _opened(self, sock: socket.socket) -> UpstreamConnection:
         loop = asyncio.get_running_loop()
         _, connection = await loop.create_connection(lambda: UpstreamConnection(self), sock=sock)
-        receiver.connected(connection)
+        return connection
 
     async def _dial(self) -> socket.socket:
         """A connected socket. On a unix socket connecting never takes time: it is done, refused, or the queue of

@@ -13,6 +13,7 @@ TAIL_BYTES = 4096
 HEAD_BYTES = 512
 _OBJECT_BYTES = 2048
 _DECODER = json.JSONDecoder()
+_NUMBERS = (int, float)
 _PROMPT = ("prompt_tokens", "input_tokens")
 _OUTPUT = ("completion_tokens", "output_tokens")
 _CACHED = ("cached_tokens", "cache_read_input_tokens")
@@ -32,15 +33,15 @@ def read_usage(head: bytes, tail: bytes) -> Usage | None:
     """From the first and the last bytes of an answer; None where nothing is told."""
     told = _object(tail, b'"timings":')
     if "prompt_n" in told and "predicted_n" in told:
-        cached = _count(told, "cache_n")
-        prompt = _count(told, "prompt_n") + cached
-        return Usage(prompt, cached, _count(told, "predicted_n"), _number(told, "predicted_ms") / 1000)
+        cached, output_ms = int(_number(told.get("cache_n"))), _number(told.get("predicted_ms"))
+        prompt = int(_number(told["prompt_n"])) + cached
+        return Usage(prompt, cached, int(_number(told["predicted_n"])), output_ms / 1000)
     for part in (tail, head):
         told = _object(part, b'"usage":')
         if any(key in told for key in _PROMPT):
             details = told.get("prompt_tokens_details")
-            cached = max(_count(told, *_CACHED), _count(details, *_CACHED) if isinstance(details, dict) else 0)
-            return Usage(_count(told, *_PROMPT), cached, _count(told, *_OUTPUT), 0.0)
+            cached = max(_count(told, _CACHED), _count(details, _CACHED) if isinstance(details, dict) else 0)
+            return Usage(_count(told, _PROMPT), cached, _count(told, _OUTPUT), 0.0)
     return None
 
 
@@ -56,14 +57,10 @@ def _object(text: bytes, key: bytes) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _count(told: dict[str, Any], *keys: str) -> int:
-    return int(_number(told, *keys))
-
-
-def _number(told: dict[str, Any], *keys: str) -> float:
+def _count(told: dict[str, Any], keys: tuple[str, ...]) -> int:
     """The first number under one of these keys; 0 where there is none that makes sense."""
-    for key in keys:
-        value = told.get(key)
-        if isinstance(value, int | float) and 0 <= value < 1e15:
-            return value
-    return 0
+    return next((int(number) for key in keys if (number := _number(told.get(key)))), 0)
+
+
+def _number(value: Any) -> float:
+    return value if isinstance(value, _NUMBERS) and 0 <= value < 1e15 else 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import TypeAlias
 
 from llamad.frozen import dataclass
@@ -276,8 +277,20 @@ def _warnings(path: str, table: list[tuple[Tensor, int]], alignment: int) -> tup
     astray = _first_astray(table, alignment)
     if not astray:
         return ()
+    overlapping = _first_overlap(table)
     why = f"the tensor {shown(astray)} does not follow the one before it"
+    if overlapping:
+        why = f"the tensors {shown(overlapping[0])} and {shown(overlapping[1])} overlap"
     return (f"{path}: llama-server may refuse this file: {why}",)
+
+
+def _first_overlap(table: list[tuple[Tensor, int]]) -> tuple[str, str] | None:
+    """Two tensors that have bytes of the file in common; None where there are none."""
+    placed = sorted(table, key=lambda row: row[1])
+    for (before, start), (after, offset) in pairwise(placed):
+        if start + before.size_bytes > offset:
+            return before.name, after.name
+    return None
 
 
 def _first_astray(table: list[tuple[Tensor, int]], alignment: int) -> str:

@@ -28,12 +28,12 @@ from llamad.service.records import LeaseRecorder
 from llamad.service.reporter import DaemonReporter
 from llamad.service.second import SecondServer, returning_devices
 from llamad.service.sharing import Sharing
-from llamad.service.threads import in_thread
 from llamad.service.turn import wait_for_change
 from llamad.supervision.growth import Offer
 from llamad.supervision.launch import Launch
 from llamad.supervision.learned import LearnedFile
 from llamad.supervision.step_down import ENVIRONMENT_BYTES, Failure
+from llamad.threads import in_thread
 
 if TYPE_CHECKING:
     from llamad.engine.log import Observed

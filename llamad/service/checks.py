@@ -19,15 +19,22 @@ CREDENTIAL_STORES = ("/etc/credstore", "/run/credstore", "/usr/lib/credstore", "
 
 def check_name(name: str, root: Path) -> list[LlamadError]:
     """Every problem of one definition of a folder. Raises what `load_definition` does."""
-    from llamad.config.load import load_all, load_definition  # a start has no time for them
+    from llamad.config.load import load_definition  # a start has no time for it
 
-    loaded, read = load_definition(name, root), FactsReader()
+    return check_loaded(load_definition(name, root), root)
+
+
+def check_loaded(loaded: Loaded, root: Path) -> list[LlamadError]:
+    """Every problem of a definition that could be loaded."""
+    from llamad.config.load import load_all  # a start has no time for it
+
+    read = FactsReader()
     problems: list[LlamadError] = list(
         check_definition(
             loaded,
             World(read_model=read),
             neighbours=load_all(root),
-            credential_present=credential_stored(name),
+            credential_present=credential_stored(loaded.name),
         )
     )
     return [*problems, *_beside_problems(loaded, read)]

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from llamad.errors import LlamadError
-from llamad.service.threads import in_thread
 from llamad.store import read_regular, store_cache
+from llamad.threads import in_thread
 
 FILE_NAME = "deaths.json"
 MOST_DEATHS = 10

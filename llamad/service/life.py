@@ -25,12 +25,12 @@ from llamad.service.lane_front import LaneFront
 from llamad.service.paths import Paths
 from llamad.service.planner import SLOTS
 from llamad.service.reporter import DaemonReporter
-from llamad.service.threads import in_thread
 from llamad.supervision.child import ProcessSpawner
 from llamad.supervision.ground import GroundWatch
 from llamad.supervision.launch import Seams
 from llamad.supervision.learned import FILE_NAME
 from llamad.supervision.supervisor import Supervisor
+from llamad.threads import in_thread
 
 
 @dataclass(frozen=True)

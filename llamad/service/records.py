@@ -18,7 +18,7 @@ from llamad.ledger.ledger import Ledger
 from llamad.planning.plan import Plan
 from llamad.service.desk import place_of
 from llamad.service.reporter import DaemonReporter
-from llamad.service.threads import in_thread
+from llamad.threads import in_thread
 from llamad.units import MIB
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from llamad.config.watch import POLL_S, Watch, look
 from llamad.errors import ConfigError, LlamadError
 from llamad.front.keys import KeySet
 from llamad.service.move import Move, Relay
-from llamad.service.threads import in_thread
 from llamad.supervision.reload import Reverted
+from llamad.threads import in_thread
 
 CONFIG_READ_S = 10.0
 QUIET_S = 2.0
@@ -147,7 +147,7 @@ class Reloads:
             self.close()
         elif self._watch is None:
             file = self._file
-            watch = Watch(file, file.parent, self._clock, edited=self.edited, blind=self._blind, off_the_loop=in_thread)
+            watch = Watch(file, file.parent, self._clock, edited=self.edited, blind=self._blind)
             self._watch = asyncio.create_task(self._run(watch))
             self._watch.add_done_callback(raise_bug)
 

@@ -10,8 +10,10 @@ from llamad.front.metrics import Family, Histogram, counters
 from llamad.front.settings import Outcome, RequestRecord
 
 LINES_PER_S = 20
+_ANSWERED = frozenset((Outcome.ANSWERED, Outcome.REPEATED))
 _SILENT = frozenset((Outcome.LOCAL,))
 _BAD = frozenset((Outcome.HELD_OUT, Outcome.CUT, Outcome.LOST, Outcome.POISON))
+_UNTIMED = frozenset((Outcome.LOCAL, Outcome.REFUSED, Outcome.REPEATED))
 _ENDINGS = {
     Outcome.REFUSED: "Refused",
     Outcome.HELD_OUT: "Turned away",
@@ -53,7 +55,7 @@ class RequestLog:
         self._second_s = float("-inf")
         self._count = 0
         self._busy = False
-        self._rest: list[RequestRecord] = []
+        self._rest = Summary()
 
     def finished(self, record: RequestRecord) -> None:
         """A request is over."""
@@ -67,21 +69,21 @@ class RequestLog:
         if not self._busy and self._count <= LINES_PER_S:
             self._journal.event("request", text_of(record), self.level, **fields_of(record))
             return
-        if not self._rest:
+        if not self._rest.count:
             self._later(max(0.0, self._second_s + 1.0 - now_s), self.flush)
-        self._rest.append(record._replace(path="", request_id=""))
+        self._rest.add(record)
 
     def flush(self) -> None:
         """Write what is to be said of the requests that got no line of their own."""
-        rest, self._rest = self._rest, []
-        if rest:
-            self._journal.event("requests", summary_of(rest), self.level, COUNT=str(len(rest)))
+        rest, self._rest = self._rest, Summary()
+        if rest.count:
+            self._journal.event("requests", str(rest), self.level, COUNT=str(rest.count))
 
 
 def text_of(record: RequestRecord) -> str:
     """What happened to one request, in words."""
     usage = record.usage
-    if record.outcome not in (Outcome.ANSWERED, Outcome.REPEATED):
+    if record.outcome not in _ANSWERED:
         return f"{_ENDINGS[record.outcome]}{_held(record)} (status {record.status or 'none'})"
     if record.outcome is Outcome.REPEATED:
         return "Answered from the answers that are kept"
@@ -117,13 +119,30 @@ def fields_of(record: RequestRecord) -> dict[str, str]:
     return fields
 
 
-def summary_of(records: list[RequestRecord]) -> str:
-    """What happened to many requests, in words."""
-    answered = [record for record in records if record.outcome in (Outcome.ANSWERED, Outcome.REPEATED)]
-    tokens = sum(record.usage.output_tokens for record in answered if record.usage)
-    text = f"{len(records)} requests within a second: {len(answered)} answered, {tokens} tokens generated"
-    bad = Counter(str(record.outcome) for record in records if record.outcome in _BAD)
-    return text + "".join(f", {count} {outcome}" for outcome, count in sorted(bad.items()))
+class Summary:
+    """What happened to many requests. Counted as they end: at the end of a busy second nobody waits for a sum."""
+
+    __slots__ = ("_answered", "_bad", "_tokens", "count")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._answered = 0
+        self._tokens = 0
+        self._bad: Counter[str] = Counter()
+
+    def add(self, record: RequestRecord) -> None:
+        """One more request."""
+        self.count += 1
+        if record.outcome in _ANSWERED:
+            self._answered += 1
+            if record.usage is not None:
+                self._tokens += record.usage.output_tokens
+        elif record.outcome in _BAD:
+            self._bad[record.outcome] += 1
+
+    def __str__(self) -> str:
+        text = f"{self.count} requests within a second: {self._answered} answered, {self._tokens} tokens generated"
+        return text + "".join(f", {count} {outcome}" for outcome, count in sorted(self._bad.items()))
 
 
 def _held(record: RequestRecord) -> str:
@@ -143,7 +162,7 @@ class RequestFigures:
 
     def __init__(self) -> None:
         self._outcomes: Counter[str] = Counter({outcome.value: 0 for outcome in Outcome})
-        self._statuses: Counter[str] = Counter({"200": 0})
+        self._statuses: Counter[int] = Counter({200: 0})
         self._tokens: Counter[str] = Counter({"prompt": 0, "cached": 0, "output": 0})
         self._duration = Histogram(_SECONDS)
         self._hold = Histogram(_SECONDS)
@@ -152,9 +171,9 @@ class RequestFigures:
 
     def finished(self, record: RequestRecord) -> None:
         """A request is over."""
-        self._outcomes[record.outcome.value] += 1
-        self._statuses[str(record.status)] += 1
-        if record.outcome in (Outcome.LOCAL, Outcome.REFUSED, Outcome.REPEATED):
+        self._outcomes[record.outcome] += 1
+        self._statuses[record.status] += 1
+        if record.outcome in _UNTIMED:
             return
         self._duration.observe(record.duration_s)
         self._hold.observe(record.hold_s)
@@ -170,9 +189,10 @@ class RequestFigures:
 
     def families(self, **labels: str) -> list[Family]:
         """The series."""
+        statuses = {str(status): count for status, count in self._statuses.items()}
         found = [
             counters("llamad_requests_total", "Requests that are over.", "outcome", self._outcomes, **labels),
-            counters("llamad_responses_total", "Answers by HTTP status.", "status", self._statuses, **labels),
+            counters("llamad_responses_total", "Answers by HTTP status.", "status", statuses, **labels),
             counters("llamad_tokens_total", "Tokens of finished requests.", "kind", self._tokens, **labels),
         ]
         for name, text, histogram in (

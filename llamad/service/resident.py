@@ -26,9 +26,9 @@ from llamad.service.reporter import DaemonReporter
 from llamad.service.router_answers import lane_figures
 from llamad.service.sockets import ROUTER_SOCKET
 from llamad.service.status import StatusFile, read_status
-from llamad.service.threads import in_thread
 from llamad.supervision import residency
 from llamad.supervision.machine import State
+from llamad.threads import in_thread
 from llamad.units import parse_duration
 
 RETRY_S = 5.0
@@ -114,6 +114,8 @@ class Resident:
         elif outside.enabled:
             self._regard_stopped_unit()
         else:
+            if before.enabled and self._is_awaited():  # nobody but a restart brings it back now
+                self._await("llamad@{0} has stopped, and is disabled", RESTART_S)
             self._regard_own()
 
     def change(self, read: Read) -> None:

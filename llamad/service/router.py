@@ -42,8 +42,8 @@ from llamad.service.router_notify import NoRecords, ResidentNotifier, RouterRepo
 from llamad.service.router_paths import RouterPaths
 from llamad.service.sockets import Listening, listen_on, stored_sockets
 from llamad.service.start import UNDER_SYSTEMD, report_refusal
-from llamad.service.threads import in_thread
 from llamad.supervision.residency import choose
+from llamad.threads import in_thread
 
 LOOK_S = 5.0
 """Nothing tells that a unit was enabled."""
@@ -104,10 +104,10 @@ class Router:
             self._again.set, self._always, self._live,
         )  # fmt: skip
         self._install_signals(loop)
-        self._reads = await asyncio.to_thread(read_all, self._config_root, self._paths)
+        self._reads = await in_thread(read_all, self._config_root, self._paths)
         for read in self._reads.values():
             self._add(read)
-        await asyncio.to_thread(forget_requests, self._ledger)
+        await in_thread(forget_requests, self._ledger)
         await self.front.start(listening.sockets)
         self._start(self._watch())
         self._start(self._feed_watchdog())

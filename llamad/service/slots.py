@@ -13,8 +13,8 @@ from pathlib import Path
 
 from llamad.engine.slots import Slot, read_slots, restore_slot, save_slot
 from llamad.errors import LlamadError
-from llamad.service.threads import in_thread
 from llamad.supervision.launch import Launch
+from llamad.threads import in_thread
 from llamad.units import GIB
 
 SAVE_S = 10.0

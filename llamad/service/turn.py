@@ -7,7 +7,7 @@ import asyncio
 from llamad.errors import LlamadError
 from llamad.ledger.booking import Booking
 from llamad.ledger.wake import Watch
-from llamad.service.threads import in_thread
+from llamad.threads import in_thread
 
 POLL_S = 0.5
 RETRY_S = 5.0

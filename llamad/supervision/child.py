@@ -18,9 +18,9 @@ import termios
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
+from llamad.supervision.log_pipe import LogPipe, OnBytes
 from llamad.supervision.process import Started, spawn_error, start
 
-READ_BYTES = 64 << 10
 PIPES_CLOSE_S = 1.0
 
 
@@ -58,9 +58,9 @@ class Spawner(Protocol):
     """Starts children."""
 
     async def spawn(
-        self, argv: Sequence[str], env: Mapping[str, str], on_bytes: Callable[[int, bytes], None]
+        self, argv: Sequence[str], env: Mapping[str, str], on_bytes: OnBytes
     ) -> Child:
-        """Start `argv`; `on_bytes(stream, data)` gets stdout (1) and stderr (2) as they come; b"" ends it.
+        """Start `argv`; `on_bytes` gets its log.
 
         Raises ChildError where the process cannot be started.
         """
@@ -79,7 +79,7 @@ class ProcessSpawner:
         self._inherit = inherit
 
     async def spawn(
-        self, argv: Sequence[str], env: Mapping[str, str], on_bytes: Callable[[int, bytes], None]
+        self, argv: Sequence[str], env: Mapping[str, str], on_bytes: OnBytes
     ) -> Child:
         started, self._early = self._early, None
         if started is not None and not started.is_of(argv, env):
@@ -96,16 +96,16 @@ class ProcessSpawner:
 class ProcessChild:
     """A child of `ProcessSpawner`; made on the loop that reaps it."""
 
-    def __init__(self, process: subprocess.Popen[bytes], on_bytes: Callable[[int, bytes], None]) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], on_bytes: OnBytes) -> None:
         self._process = process
-        self._on_bytes = on_bytes
         self._loop = asyncio.get_running_loop()
         self._returncode: asyncio.Future[int] = self._loop.create_future()
         self._pidfd = os.pidfd_open(process.pid)
-        self._open_pipes: dict[int, int] = {}
         assert process.stdout is not None and process.stderr is not None
-        for stream, pipe in ((1, process.stdout), (2, process.stderr)):
-            self._watch_pipe(stream, pipe.fileno())
+        self._open_pipes = {
+            stream: LogPipe(stream, pipe, on_bytes, self._pipe_ended)
+            for stream, pipe in ((1, process.stdout), (2, process.stderr))
+        }
         self._loop.add_reader(self._pidfd, self._exited)
 
     @property
@@ -142,41 +142,23 @@ class ProcessChild:
 
     def unread_bytes(self) -> int:
         unread = 0
-        for fd in self._open_pipes.values():
+        for pipe in self._open_pipes.values():
             waiting = array.array("i", [0])
-            fcntl.ioctl(fd, termios.FIONREAD, waiting)
+            fcntl.ioctl(pipe.fileno(), termios.FIONREAD, waiting)
             unread += waiting[0]
         return unread
 
-    def _watch_pipe(self, stream: int, fd: int) -> None:
-        os.set_blocking(fd, False)
-        self._open_pipes[stream] = fd
-        self._loop.add_reader(fd, self._read, stream, fd)
-
-    def _read(self, stream: int, fd: int) -> None:
-        try:
-            data = os.read(fd, READ_BYTES)
-        except (BlockingIOError, InterruptedError):
-            return
-        if data:
-            self._on_bytes(stream, data)
-            return
-        self._close_pipe(stream, fd)
+    def _pipe_ended(self, stream: int) -> None:
+        del self._open_pipes[stream]
         if not self._open_pipes and self._process.returncode is not None:
             self._finish()
-
-    def _close_pipe(self, stream: int, fd: int) -> None:
-        self._loop.remove_reader(fd)
-        del self._open_pipes[stream]
-        pipe = self._process.stdout if stream == 1 else self._process.stderr
-        assert pipe is not None
-        pipe.close()
-        self._on_bytes(stream, b"")
 
     def _exited(self) -> None:
         self._loop.remove_reader(self._pidfd)
         self.kill_group()  # what it left behind holds its pipes, and may hold memory of the device
         self._process.wait()
+        for pipe in list(self._open_pipes.values()):
+            pipe.hurry()
         # The last words are still in the pipes; a process that escaped the group must not hold us up.
         if self._open_pipes:
             self._loop.call_later(PIPES_CLOSE_S, self._finish)
@@ -186,8 +168,9 @@ class ProcessChild:
     def _finish(self) -> None:
         if self._returncode.done():
             return
-        for stream, fd in list(self._open_pipes.items()):
-            self._close_pipe(stream, fd)
+        for pipe in list(self._open_pipes.values()):
+            pipe.close()
+        self._open_pipes.clear()
         os.close(self._pidfd)
         self._returncode.set_result(self._process.returncode)
 

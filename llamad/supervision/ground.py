@@ -11,12 +11,13 @@ from collections.abc import Callable
 from typing import Protocol, TypeVar
 
 from llamad.clock import Clock
-from llamad.errors import ChildError, DeviceError, LlamadError
+from llamad.errors import BusyError, ChildError, DeviceError, LlamadError
 from llamad.hardware.faults import Fault
 from llamad.hardware.nvml_errors import DriverUpgraded
 from llamad.supervision.launch import Launch, Seams
 from llamad.supervision.loading import either
 from llamad.supervision.machine import State
+from llamad.threads import in_thread
 
 T = TypeVar("T")
 
@@ -210,14 +211,11 @@ class GroundWatch:
     async def _gone(self, launch: Launch) -> LlamadError | None:
         try:
             async with asyncio.timeout(BLOCKING_S):
-                return await asyncio.to_thread(self._ground.lost, launch)
-        except (TimeoutError, DriverUpgraded):
+                return await in_thread(self._ground.lost, launch)
+        except (TimeoutError, DriverUpgraded, BusyError):
             return None  # the child itself is asked next
         except DeviceError as error:
             return error
-        except RuntimeError as error:
-            _require_no_thread(error)
-            return None
 
     async def _silent(self, launch: Launch) -> LlamadError | None:
         """What the child fails at. While it works on requests, those show whether it moves."""
@@ -244,19 +242,10 @@ class GroundWatch:
 
 
 async def _off_the_loop(look: Callable[[], T]) -> T | None:
-    """What a blocking look finds; None where it fails or does not come back in time."""
+    """What a blocking look finds; None where it fails, does not come back in time, or no thread is to be had."""
     try:
         # Not wait_for: before Python 3.12 it can lose the cancellation that ends the watch.
         async with asyncio.timeout(BLOCKING_S):
-            return await asyncio.to_thread(look)
+            return await in_thread(look)
     except (TimeoutError, LlamadError):
         return None
-    except RuntimeError as error:
-        _require_no_thread(error)
-        return None
-
-
-def _require_no_thread(error: RuntimeError) -> None:
-    """Raise it again unless it says that no thread could be had (TasksMax=): then the look is had later."""
-    if "start new thread" not in str(error):
-        raise error

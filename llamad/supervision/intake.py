@@ -10,7 +10,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from llamad.engine.log import LineSplitter, LoadObserver, LogLine, Sign, parse_line, shortened, telling_lines
+from llamad.engine.log import LineSplitter, LoadObserver, LogLine, Sign, parse_line, shortened
+from llamad.engine.telling import telling_lines
 from llamad.errors import BusyError
 from llamad.supervision.launch import Reporter
 from llamad.supervision.ring import Ring
@@ -19,6 +20,9 @@ TELLING_LINES = 100
 KINDS_OF_LINES = 300
 """A load prints some dozens."""
 BURST_SECONDS = 10
+PAUSE_S = 0.002
+"""Between two looks at the log of a busy child: a look for each of some fifty lines a request would cost more than the
+request. What llama-server prints meanwhile has room in its pipe."""
 _LOUD = frozenset({"warning", "error", "raw"})
 
 
@@ -54,11 +58,12 @@ class Intake:
         self._suppressed = 0
         self._told_at_s: float | None = None
 
-    def feed(self, stream: int, data: bytes) -> None:
-        """Bytes of stdout (1) or stderr (2); b"" ends the stream."""
+    def feed(self, stream: int, data: bytes) -> float:
+        """Bytes of stdout (1) or stderr (2); b"" ends the stream. Returns for how long the next ones may wait, in
+        seconds."""
         splitter = self._splitters[stream]
         if data and self.quiet and stream == 1 and self._records_on_stdout and self._is_dull(splitter, data):
-            return
+            return PAUSE_S
         for raw in splitter.feed(data) if data else splitter.flush():
             line = parse_line(raw, may_be_json=stream == 1 or not self._records_on_stdout)
             if stream == 1 and not self._records_on_stdout:
@@ -66,6 +71,7 @@ class Intake:
             self._line(line)
         if not data:
             self._tell_suppressed()
+        return 0.0
 
     def recent(self) -> list[str]:
         """The last lines, oldest first."""
@@ -77,23 +83,22 @@ class Intake:
         block = splitter.whole_lines(data)
         if block is None:
             return False
-        telling = telling_lines(block) if block else []
+        if not block:
+            return True
+        telling = telling_lines(block)
         if telling is None:
             for raw in block.removesuffix(b"\n").split(b"\n"):
                 self._line(parse_line(shortened(raw)))
             return True
+        self.line_count += telling.lines - len(telling.places)
         start = 0
-        for place in telling:
+        for place in telling.places:
             end = block.find(b"\n", place)
-            self._remember(block[start:place])
+            self._ring.block(block[start:place])
             self._line(parse_line(shortened(block[place:end])))
             start = end + 1
-        self._remember(block[start:])
+        self._ring.block(block[start:] if start else block)
         return True
-
-    def _remember(self, block: bytes) -> None:
-        self.line_count += block.count(b"\n")
-        self._ring.block(block)
 
     def evidence(self) -> list[str]:
         """What may tell why the child ends, oldest first: the first lines above information, and the last."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from importlib import import_module
 
 from llamad.clock import Clock
+from llamad.errors import BusyError
+from llamad.threads import in_thread
 
 QUIET_S = 2.0
 _NEEDED = "llamad.supervision.inquest"
@@ -16,5 +17,5 @@ _NEEDED = "llamad.supervision.inquest"
 async def prepare(clock: Clock) -> None:
     """Load it a moment after the child became ready, beside the loop."""
     await clock.sleep(QUIET_S)
-    with contextlib.suppress(RuntimeError):  # no thread is to be had: then it is loaded when it is needed
-        await asyncio.to_thread(import_module, _NEEDED)
+    with contextlib.suppress(BusyError):  # no thread is to be had: then it is loaded when it is needed
+        await in_thread(import_module, _NEEDED)

@@ -110,12 +110,16 @@ class FakeUpstream:
         self._server.close()
         self._server = None
         self.path.unlink(missing_ok=True)
-        for writer in self._writers:
-            writer.transport.abort()
+        self.close_connections()
         for task in self._tasks:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
+
+    def close_connections(self) -> None:
+        """Close every connection, as for idleness, and live on."""
+        for writer in self._writers:
+            writer.transport.abort()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()

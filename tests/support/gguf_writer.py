@@ -23,11 +23,17 @@ class GgmlType(IntEnum):
 
     F32 = 0
     F16 = 1
+    Q4_0 = 2
     Q5_0 = 6
+    Q5_1 = 7
     Q8_0 = 8
+    Q3_K = 11
     Q4_K = 12
     Q5_K = 13
     Q6_K = 14
+    IQ4_NL = 20
+    IQ4_XS = 23
+    BF16 = 30
     MXFP4 = 39
 
 
@@ -35,11 +41,17 @@ class GgmlType(IntEnum):
 _BLOCKS: Mapping[GgmlType, tuple[int, int]] = {
     GgmlType.F32: (1, 4),
     GgmlType.F16: (1, 2),
+    GgmlType.Q4_0: (32, 18),
     GgmlType.Q5_0: (32, 22),
+    GgmlType.Q5_1: (32, 24),
     GgmlType.Q8_0: (32, 34),
+    GgmlType.Q3_K: (256, 110),
     GgmlType.Q4_K: (256, 144),
     GgmlType.Q5_K: (256, 176),
     GgmlType.Q6_K: (256, 210),
+    GgmlType.IQ4_NL: (32, 18),
+    GgmlType.IQ4_XS: (256, 136),
+    GgmlType.BF16: (1, 2),
     GgmlType.MXFP4: (32, 17),
 }
 

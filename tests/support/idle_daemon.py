@@ -140,15 +140,21 @@ def idle_daemon(folder: Path) -> Iterator[Daemon]:
             process.wait(30)
 
 
-def _start(home: Path) -> subprocess.Popen[bytes]:
+def unprivileged_llamad(home: Path) -> tuple[list[str], dict[str, str]]:
+    """How this checkout's llamad is started (where it has none, the one that is installed), as `nobody` where we are
+    root, and its environment: a home of its own with the definitions in `etc`.
+    """
     own = ROOT / "llamad"
     words = [sys.executable, "-m", "llamad"] if own.is_dir() else [shutil.which("llamad") or "llamad"]
     env = {
         "PATH": os.environ["PATH"], "HOME": str(home), "XDG_RUNTIME_DIR": str(home), "LLAMAD_CONFIG": str(home / "etc"),
-        "NOTIFY_SOCKET": str(home / "notify"), "WATCHDOG_USEC": str(WATCHDOG_USEC), "PYTHONDONTWRITEBYTECODE": "1",
-        **({"PYTHONPATH": str(ROOT)} if own.is_dir() else {}),
+        "PYTHONDONTWRITEBYTECODE": "1", **({"PYTHONPATH": str(ROOT)} if own.is_dir() else {}),
     }  # fmt: skip
-    if os.geteuid() == 0:
-        words = [*AS_NOBODY, *words]
+    return [*(AS_NOBODY if os.geteuid() == 0 else ()), *words], env
+
+
+def _start(home: Path) -> subprocess.Popen[bytes]:
+    words, env = unprivileged_llamad(home)
+    env |= {"NOTIFY_SOCKET": str(home / "notify"), "WATCHDOG_USEC": str(WATCHDOG_USEC)}
     with (home / "log").open("wb") as log:
         return subprocess.Popen([*words, "serve", "idle"], env=env, stdout=log, stderr=log, cwd="/")

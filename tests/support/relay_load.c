@@ -136,7 +136,7 @@ static int by_size(const void *a, const void *b)
 
 static void make_request(long body_bytes, int stream, const char *key)
 {
-    const char *front = "{\"messages\":[{\"role\":\"user\",\"content\":\"", *back = "\"}],\"max_tokens\":16";
+    const char *front = "{\"model\":\"bench\",\"messages\":[{\"role\":\"user\",\"content\":\"", *back = "\"}],\"max_tokens\":16";
     char head[1024], lines[512] = "";
     if (key) snprintf(lines, sizeof lines, "Authorization: Bearer %s\r\n", key);
     const char *tail = stream ? ",\"stream\":true}" : "}";

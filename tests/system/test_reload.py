@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import http.client
-import json
 import os
 import shutil
 import subprocess
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 
+from tests.support.streams import Streams, stream
 from tests.system.conftest import ETC, Bed, get, post, wait_for
 
 STREAMS = 50
@@ -23,64 +22,6 @@ TOKENS = 12
 SLOTS = STREAMS // 2
 ROOM = f"[placement]\nallow_cpu = true\nparallel = {SLOTS}\ncontext = %d\n"
 FIRST = 8192
-
-
-def stream(address: str, tokens: int, first: Callable[[], None] = lambda: None) -> str:
-    """One streamed answer: `done`, `error: CAUSE`, or how it was lost. `first` is called with its first event."""
-    connection = http.client.HTTPConnection(address, timeout=120)
-    last: dict[str, object] = {}
-    try:
-        body = {"prompt": [10, 11, 12], "n_predict": tokens, "stream": True, "ignore_eos": True}
-        connection.request("POST", "/completion", json.dumps(body), {"Content-Type": "application/json"})
-        response = connection.getresponse()
-        if response.status != 200:
-            return f"{response.status} {response.read()[:200]!r}"
-        for line in response:
-            if line.startswith(b"data: {"):
-                if not last:
-                    first()
-                last = json.loads(line[6:])
-        error = last.get("error")
-        if isinstance(error, dict):
-            return f"error: {error.get('code')} {error.get('type')}"
-        return "done" if last.get("stop") else "cut"
-    except ConnectionRefusedError:
-        return "refused"
-    except (OSError, http.client.HTTPException) as error:
-        return f"lost: {type(error).__name__}"
-    finally:
-        connection.close()
-
-
-class Streams:
-    """Clients that stream one answer after the other from one model for as long as they are not told to stop."""
-
-    def __init__(self, url: str, clients: int) -> None:
-        self.outcomes: Counter[str] = Counter()
-        self._address = urlsplit(url).netloc
-        self._over = threading.Event()
-        self._lock = threading.Lock()
-        self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(clients)]
-        for thread in self._threads:
-            thread.start()
-
-    def _run(self) -> None:
-        while not self._over.is_set():
-            outcome = stream(self._address, TOKENS)
-            with self._lock:
-                self.outcomes[outcome] += 1
-
-    def more(self, count: int = 10) -> None:
-        """Return when so many more streams have ended."""
-        before = sum(self.outcomes.values())
-        wait_for(lambda: sum(self.outcomes.values()) >= before + count, f"{count} more streams", 120)
-
-    def end(self) -> Counter[str]:
-        self._over.set()
-        for thread in self._threads:
-            thread.join(timeout=180)
-            assert not thread.is_alive()
-        return self.outcomes
 
 
 class Scene:
@@ -93,7 +34,7 @@ class Scene:
         self.other = bed.define("two", vulkan=False, extra=ROOM % FIRST)
         bed.ctl("start", "llamad@one", "llamad@two")
         self.untouched = (bed.main_pid("two"), bed.child_pid("two"))
-        self.streams = (Streams(self.url, STREAMS // 2), Streams(self.other, STREAMS // 2))
+        self.streams = (Streams(self.url, STREAMS // 2, TOKENS), Streams(self.other, STREAMS // 2, TOKENS))
 
     def text(self, context: int, head: str = "") -> str:
         return f'model = "{self.bed.tiny}"\nlisten = "127.0.0.1:{self.bed.ports["one"]}"\n{head}\n{ROOM % context}'

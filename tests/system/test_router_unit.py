@@ -3,65 +3,20 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import openai
 import pytest
 
-from tests.system.conftest import ETC, Bed, free_port, get, post, run, wait_for
-
-DROP_IN = Path("/etc/systemd/system/llamad.service.d/bed.conf")
-ON_CPU = "[placement]\nallow_cpu = true\ngpu_layers = 0\ncontext = 2048\nparallel = 2\n"
-
-
-class Router:
-    """llamad.service on a port of its own."""
-
-    def __init__(self, bed: Bed) -> None:
-        self.bed = bed
-        self.url = f"http://127.0.0.1:{free_port()}"
-        self._settings = ETC / "llamad.toml"
-
-    def start(self, host: str = "") -> None:
-        address = self.url.removeprefix("http://")
-        self._settings.write_text(f'[host]\nlisten = "{address}"\n{host}\n')
-        self.bed.ctl("start", "llamad")
-
-    def ask(self, model: str, tokens: int = 4, timeout: float = 60, **more: Any) -> tuple[int, Any]:
-        body = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": tokens, "model": model, **more}
-        return post(f"{self.url}/v1/chat/completions", body, timeout)
-
-    def states(self) -> dict[str, str]:
-        _, answer = get(f"{self.url}/v1/models")
-        return {entry["id"]: entry["meta"]["state"] for entry in answer["data"]}
-
-    def until(self, name: str, state: str, timeout_s: float = 60.0) -> None:
-        wait_for(lambda: self.states().get(name) == state, f"{name} is {state}", timeout_s)
-
-    def events(self, event: str) -> list[dict[str, Any]]:
-        return self.bed.journal("_SYSTEMD_UNIT=llamad.service", f"LLAMAD_EVENT={event}")
+from tests.support.router_unit import ON_CPU, Router, define, large, routing
+from tests.support.streams import Streams
+from tests.system.conftest import ETC, Bed, get, post, run, wait_for
 
 
 @pytest.fixture
 def router(bed: Bed) -> Iterator[Router]:
-    settings = ETC / "llamad.toml"
-    saved = settings.read_text()
-    DROP_IN.parent.mkdir(parents=True, exist_ok=True)
-    DROP_IN.write_text("[Service]\nMemoryDenyWriteExecute=no\n")
-    run("systemctl", "daemon-reload")
-    yield Router(bed)
-    bed.ctl("stop", "llamad", check=False)
-    bed.ctl("reset-failed", check=False)
-    settings.write_text(saved)
-    DROP_IN.unlink()
-    run("systemctl", "daemon-reload")
-
-
-def define(bed: Bed, name: str, *, head: str = "", placement: str = ON_CPU, extra: str = "") -> str:
-    return bed.define(name, head=head, extra=placement + extra)
+    with routing(bed) as made:
+        yield made
 
 
 def test_two_models_by_name_loaded_with_their_first_requests(router: Router) -> None:
@@ -98,16 +53,6 @@ def test_a_model_without_requests_is_unloaded_and_comes_back(router: Router) -> 
     assert router.ask("one")[0] == 200
 
 
-def more_than_half_mib() -> int:
-    rows = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    return int(rows["MemAvailable"].split()[0]) * 6 // 10 // 1024
-
-
-def large(bed: Bed, name: str, *, head: str = "", extra: str = "") -> str:
-    """A model beside which there is no room for another one like it: its prompt cache is promised in host memory."""
-    return define(bed, name, head=head, extra=f'[server]\ncache_ram = "{more_than_half_mib()}MiB"\n{extra}')
-
-
 def test_where_memory_holds_one_the_idle_one_goes(router: Router) -> None:
     for name in ("one", "two"):
         large(router.bed, name)
@@ -139,52 +84,6 @@ def test_a_unit_that_needs_the_memory_of_an_idle_model_gets_it(router: Router) -
     router.bed.ctl("start", "llamad@two")
     assert router.states() == {"one": "unloaded", "two": "forwarded"}
     assert router.ask("two")[1]["model"] == "two"
-
-
-class Load(threading.Thread):
-    """One client after another's answer, until told to stop."""
-
-    def __init__(self, router: Router, model: str) -> None:
-        super().__init__(daemon=True)
-        self.answers: list[tuple[int, Any]] = []
-        self._router, self._model = router, model
-        self._enough = threading.Event()
-
-    def run(self) -> None:
-        while not self._enough.is_set():
-            self.answers.append(self._router.ask(self._model, tokens=8, timeout=120))
-
-    def stop(self) -> list[tuple[int, Any]]:
-        self._enough.set()
-        self.join(120)
-        assert not self.is_alive()
-        return self.answers
-
-
-def test_a_unit_takes_its_model_and_gives_it_back_and_no_request_is_lost(router: Router) -> None:
-    define(router.bed, "one")
-    router.start("unit_grace_s = 20")
-    assert router.ask("one")[0] == 200
-    clients = [Load(router, "one") for _ in range(3)]
-    for client in clients:
-        client.start()
-    router.bed.ctl("start", "llamad@one")
-    assert "llamad@one takes it over" in router.events("unloading")[0]["LLAMAD_CAUSE"]
-    router.until("one", "forwarded")
-    count = sum(len(client.answers) for client in clients)
-    wait_for(lambda: sum(len(client.answers) for client in clients) > count + 6, "requests go through the unit")
-    assert [path.name for path in Path("/run/llamad/router/one/engine").iterdir()] == [] or not run(
-        "pgrep", "-f", "router/one/engine", check=False
-    ).stdout
-    router.bed.ctl("restart", "llamad@one")
-    count = sum(len(client.answers) for client in clients)
-    wait_for(lambda: sum(len(client.answers) for client in clients) > count + 6, "requests go through it again")
-    router.bed.ctl("stop", "llamad@one")
-    router.until("one", "ready")
-    count = sum(len(client.answers) for client in clients)
-    wait_for(lambda: sum(len(client.answers) for client in clients) > count + 6, "requests go to the router's own")
-    lost = [answer for client in clients for answer in client.stop() if answer[0] != 200]
-    assert not lost
 
 
 def test_an_enabled_unit_that_is_stopped_is_named(router: Router) -> None:
@@ -242,13 +141,10 @@ def test_a_restart_and_a_death_of_the_router_lose_nothing_and_leave_nothing(rout
     define(router.bed, "one", head='start = "always"')
     router.start()
     router.until("one", "ready")
-    clients = [Load(router, "one") for _ in range(2)]
-    for client in clients:
-        client.start()
+    clients = Streams(router.url, 2, 4, model="one")
     router.bed.ctl("restart", "llamad")
-    count = sum(len(client.answers) for client in clients)
-    wait_for(lambda: sum(len(client.answers) for client in clients) > count + 4, "requests are answered again")
-    assert not [answer for client in clients for answer in client.stop() if answer[0] != 200]
+    clients.more(4)
+    assert clients.end().keys() == {"done"}
     children = run("pgrep", "llama-server").stdout.split()
     router.bed.ctl("kill", "-s", "KILL", "--kill-whom=main", "llamad")
     wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children), "no orphan", 10)
@@ -293,23 +189,3 @@ def test_keys_of_the_address_and_of_a_model(router: Router) -> None:
     assert [ask("two", "all-key"), ask("two", "own-key"), ask("two", "none")] == [401, 200, 401]
     router.bed.ctl("start", "llamad@two")  # which asks for its keys itself
     assert [ask("two", "all-key"), ask("two", "own-key"), ask("two", "none")] == [401, 200, 401]
-
-
-def test_curl_and_the_sdk(router: Router) -> None:
-    define(router.bed, "one", head='aliases = ["gpt-4o"]')
-    define(router.bed, "two")
-    router.start()
-    body = '{"messages": [{"role": "user", "content": "hello"}], "max_tokens": 3, "model": "two"}'
-    shown = run("curl", "-sS", "--fail-with-body", f"{router.url}/v1/chat/completions", "-d", body).stdout
-    assert json.loads(shown)["model"] == "two"
-    client = openai.OpenAI(base_url=f"{router.url}/v1", api_key="none", timeout=60)
-    assert [model.id for model in client.models.list()] == ["one", "gpt-4o", "two"]
-    hello: Any = [{"role": "user", "content": "hello"}]
-    assert client.chat.completions.create(model="gpt-4o", messages=hello, max_tokens=3).model == "one"
-    stream = client.chat.completions.create(model="two", messages=hello, max_tokens=6, stream=True)
-    chunks = list(stream)
-    assert {chunk.model for chunk in chunks} == {"two"} and chunks[-1].choices[0].finish_reason == "length"
-    assert client.completions.create(model="one", prompt="hello", max_tokens=3).usage is not None
-    with pytest.raises(openai.NotFoundError) as missing:
-        client.chat.completions.create(model="three", messages=hello)
-    assert missing.value.code == "model_not_found"

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -22,9 +23,9 @@ def test_every_figure_of_the_relay_is_measured(tmp_path: Path) -> None:
     assert out.exists(), done.stdout + done.stderr
     found = json.loads(out.read_text())
     assert {"direct", "llamad"} <= found["figures"].keys()
-    own = found["figures"]["llamad"]
-    for key in ("requests/s at 1", "requests/s at 16", "requests/s at 256", "tokens/s at 32 streams", "added p50 ms"):
-        assert all(value > 0 for value in own[key]) and len(own[key]) == 1, key
-    assert all(value <= 45 for value in found["memory"].values())
+    for name, key in product(("llamad", "router"), ("requests/s at 1", "requests/s at 16", "requests/s at 256", "tokens/s at 32 streams", "added p50 ms")):
+        own = found["figures"][name]
+        assert all(value > 0 for value in own[key]) and len(own[key]) == 1, (name, key)
+    assert all(value <= 45 for memory in found["memory"].values() for value in memory.values())
     missed = "A BAR WAS MISSED" in done.stdout
     assert done.returncode == missed and ("all bars held" in done.stdout) is not missed

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -224,10 +225,10 @@ def test_a_death_that_cannot_be_kept_for_lack_of_threads_ends_nothing(tmp_path: 
     troubles: list[object] = []
 
     async def die() -> None:
-        async def none(*_words: object) -> None:
+        def none(_thread: threading.Thread) -> None:
             raise RuntimeError("can't start new thread")
 
-        monkeypatch.setattr(asyncio, "to_thread", none)
+        monkeypatch.setattr(threading.Thread, "start", none)
         asyncio.get_running_loop().set_exception_handler(lambda _loop, context: troubles.append(context))
         log = DeathLog(tmp_path)
         log.note("crash", "no thread")

@@ -27,12 +27,12 @@ from llamad.service.paths import Paths
 from llamad.service.reporter import DaemonReporter
 from llamad.service.start import Start
 from llamad.service.status import StatusFile
-from llamad.service.threads import in_thread
 from llamad.supervision.child import Child, ProcessSpawner
 from llamad.supervision.host import oom_kills
 from llamad.supervision.intake import Intake
 from llamad.supervision.launch import Launch
 from llamad.supervision.machine import State
+from llamad.threads import in_thread
 from tests.support.fakes import a_plan, loaded_of
 from tests.unit.test_reloads import TEXT
 from tests.unit.test_reloads import Rig as ReloadRig
@@ -194,7 +194,7 @@ def test_no_thread_to_be_had_is_told_and_ends_nothing() -> None:
     script = """
 import asyncio, resource
 from llamad.errors import BusyError
-from llamad.service.threads import in_thread
+from llamad.threads import in_thread
 async def go():
     size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
     _, hard = resource.getrlimit(resource.RLIMIT_AS)

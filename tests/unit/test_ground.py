@@ -326,19 +326,19 @@ def test_nobody_listens_while_nothing_serves() -> None:
 
 def test_a_look_for_which_there_is_no_thread_is_had_later(monkeypatch: Any) -> None:
     """The watch goes on: its end would be the daemon's, and with it the child's."""
-    to_thread, refused = asyncio.to_thread, []
+    refused: list[int] = []
 
-    async def none(*_words: object) -> None:
+    def none(_thread: threading.Thread) -> None:
         refused.append(1)
         raise RuntimeError("can't start new thread")
 
     async def scene(rig: Rig) -> None:
         await rig.looked()
-        monkeypatch.setattr(asyncio, "to_thread", none)
-        assert rig.ground.on_fault
-        rig.ground.on_fault(Fault("GPU-1", 79))
-        await rig.until(lambda: len(refused) >= 3)
-        monkeypatch.setattr(asyncio, "to_thread", to_thread)
+        with monkeypatch.context() as lack:
+            lack.setattr(threading.Thread, "start", none)
+            assert rig.ground.on_fault
+            rig.ground.on_fault(Fault("GPU-1", 79))
+            await rig.until(lambda: len(refused) >= 3)
         rig.ground.words, rig.ground.key = "b11702", "k2"
         await rig.looked()
         assert "b11702" in rig.served.said()

@@ -7,7 +7,8 @@ import random
 
 import pytest
 
-from llamad.engine.log import LineSplitter, Sign, telling_lines
+from llamad.engine.log import LineSplitter, Sign
+from llamad.engine.telling import telling_lines
 from llamad.supervision.intake import Intake
 from tests.support.fakes import FakeReporter
 
@@ -81,7 +82,7 @@ def test_much_talk_is_remembered_in_little_memory() -> None:
 def test_which_lines_tell() -> None:
     lines = [as_printed(*line) + b"\n" for line in (DULL[0], TELLING[0], DULL[1], TELLING[6])]
     places = [len(lines[0]), sum(map(len, lines[:3]))]
-    assert telling_lines(b"".join(lines)) == places
+    assert telling_lines(b"".join(lines)) == (4, places)
     assert telling_lines(b"".join([*lines, b"raw\n"])) is None and telling_lines(b"\n" + lines[0]) is None
     hidden = as_printed("info", 'said "level":"error" himself') + b"\n"
-    assert telling_lines(hidden) == []
+    assert telling_lines(hidden) == (1, [])

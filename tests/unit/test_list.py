@@ -44,6 +44,30 @@ def cache(tmp_path: Path) -> Path:
     return made
 
 
+def test_what_each_would_get_here(models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """On devices that are there; without a llama-server and without a driver nobody can tell."""
+    from llamad.hardware.bandwidth import Bandwidth
+    from llamad.hardware.device import Device, HostMemory
+    from llamad.models.recommend import Machine
+    from llamad.planning.plan import BuildGates
+    from llamad.service.fitting import fit_of
+    from tests.support.models import SHAPES, build_hollow
+
+    path = str(build_hollow(models / "big.gguf", SHAPES["qwen3-8b"]))
+    host, speed = HostMemory(32 << 30, 32 << 30), Bandwidth(1.0, "given")
+
+    def fit(gib: int) -> tuple[int, str]:
+        devices = (Device("CUDA0", gib << 30, gib << 30),) if gib else ()
+        found = fit_of(path, Machine(devices, host, {}, speed, False), BuildGates(), None)
+        return found.context_tokens, found.words
+
+    assert fit(24) == (40960, "CUDA0") and fit(0) == (40960, "CPU")
+    assert 4096 <= fit(7)[0] < 40960
+    tokens, why = fit(4)
+    assert tokens == 0 and "4096 MiB are free" in why
+    assert fit_of(str(models / "notes.txt"), Machine((), host, {}, speed, False), BuildGates(), None).context_tokens == 0
+
+
 def by_name(files: list[ModelFile]) -> dict[str, ModelFile]:
     return {os.path.basename(file.path): file for file in files}
 

@@ -84,7 +84,7 @@ def test_the_model_unit_keeps_what_the_daemon_relies_on() -> None:
         "LimitCORE": "0",
     }
     assert {key: service[key] for key in expected} == {key: [value] for key, value in expected.items()}
-    assert service["ImportCredential"] == ["llamad.api-key.%i", "llamad.admin-key.%i"]
+    assert service["ImportCredential"] == ["llamad.api-key.%i", "llamad.admin-key.%i", "llamad.tls-key.%i"]
 
 
 def test_stopping_takes_longer_than_the_default_drain() -> None:
@@ -426,7 +426,7 @@ def test_the_manual_page_has_every_verb_option_and_exit_status() -> None:
     text = (ROOT / "docs/man/llamad.8.scd").read_text()
     synopses = dict(re.findall(r"^\*(\w+)\*((?: .*)?)$", text.split("# OPTIONS")[0], re.M))
     assert {
-        verb: set(re.findall(r"--[a-z-]+", words)) for verb, words in synopses.items() if verb in verbs()
+        verb: set(re.findall(r"--[a-z0-9-]+", words)) for verb, words in synopses.items() if verb in verbs()
     } == {verb: options - {"--help"} for verb, options in verbs().items()}
     statuses = text.split("# EXIT STATUS")[1].split("# THE JOURNAL")[0]
     assert {int(code) for code in re.findall(r"^\*(\d+)\*$", statuses, re.M)} == set(ExitCode)

@@ -92,6 +92,29 @@ async def test_two_hundred_clients_at_once() -> None:
 
 
 @scenario
+async def test_a_connection_that_retires_has_a_successor_before_the_next_request() -> None:
+    async with running(upstream_requests_max=3) as bench:
+        client = await bench.client()
+        for number in range(3):
+            assert (await client.ask()).status == 200
+            assert bench.upstream.connections == 1 or number == 2
+        await bench.upstream.signal.until(lambda: bench.upstream.connections == 2)
+        assert (await client.ask()).status == 200
+        assert bench.upstream.connections == 2
+
+
+@scenario
+async def test_a_successor_that_is_closed_before_its_first_request_is_no_death() -> None:
+    async with running(upstream_requests_max=1) as bench:
+        client = await bench.client()
+        assert (await client.ask()).status == 200
+        await bench.upstream.signal.until(lambda: bench.upstream.connections == 2)
+        bench.upstream.close_connections()
+        assert (await client.ask()).status == 200
+        assert bench.observer.lost == []
+
+
+@scenario
 async def test_an_idle_upstream_connection_is_retired_before_llama_server_closes_it() -> None:
     async with running() as bench, await bench.client() as client:
         await client.ask()

@@ -7,6 +7,7 @@ import json
 from dataclasses import replace
 from typing import Any
 
+from llamad.front.keys import KeySet
 from llamad.front.settings import Outcome
 from tests.support.fake_upstream import Call
 from tests.support.front import Bench, running
@@ -59,6 +60,43 @@ async def test_sixteen_clients_that_would_overfill_the_pool_are_all_answered() -
         statuses = [answer.status for answer in await asyncio.gather(*asks)]
         assert statuses == [200] * 16
         assert pool.most <= 200 and pool.most_at_once == 2  # 80 tokens each when counted; more by their bytes
+
+
+@scenario
+async def test_who_came_before_the_model_is_admitted_by_its_tokens_too() -> None:
+    """What requests share is known only when a llama-server is there; the next one may share less."""
+    pool = Pool(200, 20)
+    async with running(handler=None) as bench:
+        bench.observer.counter = pool.count
+        asks = [asyncio.ensure_future(ask(bench, HEAVY)) for _ in range(8)]
+        unnamed = {"messages": HEAVY["messages"]}
+        asks += [asyncio.ensure_future(ask(bench, unnamed)) for _ in range(2)]
+        await bench.until(lambda: bench.observer.waits == 10)
+        first = await bench.serve(pool, pool_tokens=200, default_output_tokens=50)
+        await first.call(1)
+        await yield_to_loop(50)
+        assert 0 < pool.most <= 200
+        bench.front.hold("another one comes")
+        await first.kill()
+        pool.used = pool.most = 0
+        pool.pool_tokens = 100
+        second = await bench.serve(pool, pool_tokens=100, default_output_tokens=50)
+        await second.call(0)
+        await yield_to_loop(50)
+        assert 0 < pool.most <= 100
+        for _ in range(20):
+            pool.release.release()
+        assert [answer.status for answer in await asyncio.gather(*asks)] == [200] * 10
+
+
+@scenario
+async def test_a_request_that_breaks_a_limit_of_the_model_that_comes_is_refused_then() -> None:
+    async with running(handler=None, max_output_tokens=10) as bench:
+        asks = [asyncio.ensure_future(ask(bench, {"prompt": "x", "max_tokens": 9})) for _ in range(2)]
+        await bench.until(lambda: bench.observer.waits == 2)
+        bench.front.apply(replace(bench.settings, max_output_tokens=5), KeySet.from_text(""))
+        await bench.serve()
+        assert [(answer.status, answer.code) for answer in await asyncio.gather(*asks)] == [(400, "max_tokens_too_large")] * 2
 
 
 @scenario

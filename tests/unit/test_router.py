@@ -293,6 +293,21 @@ async def test_an_enabled_unit_that_is_stopped_is_named_after_a_while() -> None:
 
 
 @scene
+async def test_a_stopped_unit_that_is_disabled_is_not_waited_for_any_longer() -> None:
+    def prepare(bench: RouterBench) -> None:
+        bench.define("one")
+        bench.enable("one")
+
+    async with routing(prepare, "unit_grace_s = 3600") as bench:
+        waiting = asyncio.ensure_future(bench.chat("one"))
+        await bench.until(lambda: bench.state("one") == "awaited")
+        (bench.enabled / "llamad@one.service").unlink()
+        bench.router.reload()  # else it looks after some seconds
+        assert (await waiting).status == 200
+        assert bench.world.lives == ["one"]
+
+
+@scene
 async def test_a_stop_answers_what_was_accepted() -> None:
     go_on = asyncio.Event()
 

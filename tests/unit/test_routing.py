@@ -19,6 +19,7 @@ from llamad.front.routing import (
     RoutingError,
     finder_for,
     model_in_query,
+    model_of,
     split_upstream,
 )
 
@@ -80,6 +81,33 @@ def test_garbage_is_never_worse_than_an_answer_of_400(data: bytes, at: list[int]
             found(JsonModel(), start + data, at)
         except RoutingError as refused:
             assert refused.status == 400
+
+
+def whole(body: bytes) -> object:
+    try:
+        return found(JsonModel(), body, [])
+    except RoutingError as refused:
+        return refused
+
+
+@given(objects, texts, st.integers(0, 5), st.binary(max_size=40), st.sampled_from(["model", "mo\\u0064el", "Model"]))
+def test_what_is_found_at_once_is_what_a_finder_finds(
+    rest: dict[str, Any], model: str, place: int, tail: bytes, key: str
+) -> None:
+    rows = [json.dumps(name) + ":" + json.dumps(value) for name, value in rest.items()]
+    rows.insert(min(place, len(rows)), f'"{key}":{json.dumps(model)}')
+    bodies = ["{" + ",".join(rows) + "}", "{" + ",".join([*rows, f'"{key}":"b"']) + "}", json.dumps({"a": {"model": model}})]
+    for body in (text.encode() for text in bodies):
+        for data in (body, body + tail, b"\xef\xbb\xbf" + body, body.decode().encode("utf-16")):
+            assert model_of(data) in (None, whole(data)), data
+
+
+def test_an_ordinary_body_needs_no_finder() -> None:
+    assert model_of(b'{"messages":[{"role":"user","content":"\\n say \\"model\\""}],"model":"phi4"}') == "phi4"
+    assert model_of(b'{"model":"\\u4e00"}') == "\u4e00"
+    for body in (b'{"model":1}', b'{"model":"a","model":"b"}', b'{"model":"a","\\u006dodel":"b"}', b'["model"]', b'{"model":"a"'):
+        assert model_of(body) is None
+    assert model_of(b'{"model":"%s"}' % (b"x" * 400)) is None  # whether it is too long, the finder says
 
 
 @given(st.binary(max_size=200), cuts)

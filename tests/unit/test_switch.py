@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 
 import pytest
 
 from llamad.front.holding import Refusal
+from llamad.front.keys import KeySet
 from llamad.front.settings import Outcome
 from tests.support.http import scenario, yield_to_loop
 from tests.support.switch import switching
@@ -171,6 +173,7 @@ async def test_the_limits_of_a_model_are_its_own() -> None:
         bench.add("two", queue_requests=0, wait_s=3.0)
         answer = await bench.chat(TWO)
         assert (answer.status, answer.code) == (503, "queue_full")
+        assert bench.observers["two"].waits == 1, "it is asked for all the same: who comes again finds it loaded"
 
 
 @scenario
@@ -240,3 +243,25 @@ async def test_a_model_that_dies_is_replayed_in_its_own_lane() -> None:
         await bench.load("one")
         assert (await waiting).status == 200
         assert json.loads(bench.upstreams["one"].calls[0].body)["model"] == "one"
+
+
+@scenario
+async def test_who_was_let_in_is_shut_out_with_the_key() -> None:
+    async with switching(keys="address") as bench, await bench.client() as client:
+        own = bench.add("own", keys="mine")
+        await bench.load("own")
+
+        async def status(key: str, **fields: str) -> int:
+            answer = await client.ask("POST", "/v1/chat/completions", b'{"model":"own"}', X_Api_Key=key, **fields)
+            return answer.status
+
+        for _ in range(3):
+            assert (await status("mine"), await status("address"), await status("none")) == (200, 401, 401)
+        assert await status("mine", Origin="https://evil.example") == 403
+        bench.front.change(own, own.settings, KeySet(["new"]))
+        for _ in range(2):
+            assert (await status("mine"), await status("new")) == (401, 200)
+        bench.front.change(own, own.settings, KeySet())
+        assert (await status("new"), await status("address")) == (401, 200)
+        bench.front.apply(replace(own.settings, name="llamad"), KeySet(["other"]))
+        assert (await status("address"), await status("other")) == (401, 200)

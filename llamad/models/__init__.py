@@ -1,0 +1,1 @@
+"""Models that are to be had: fetching them, proving that they are whole, and which would be worth it here."""

@@ -16,9 +16,8 @@ from typing import Any
 
 import pytest
 
+from tests.support.router_unit import Router, routing
 from tests.system.conftest import Bed, free_port, get, post, run, wait_for
-from tests.system.test_router_unit import DROP_IN as ROUTER_DROP_IN
-from tests.system.test_router_unit import Router, router  # noqa: F401  (a fixture)
 
 ROOT = Path(__file__).parents[2]
 DASHBOARD = Path("/usr/share/llamad/grafana/llamad.json")
@@ -120,11 +119,16 @@ def child_of_router(bed: Bed) -> int:
     return int(found[0]) if found else 0
 
 
+@pytest.fixture
+def router(bed: Bed) -> Iterator[Router]:
+    with routing(bed) as one:
+        yield one
+
+
 @pytest.mark.timeout(240)
 def test_every_query_of_the_dashboard_has_data_of_a_unit_and_of_the_router(
-    bed: Bed, router: Router, tmp_path: Path  # noqa: F811
+    bed: Bed, router: Router, tmp_path: Path
 ) -> None:
-    assert ROUTER_DROP_IN.exists()
     kept = "[cache]\nresponses = 10\n"
     with played_driver():
         url = bed.define("mon", head=kept, extra="[placement]\ncontext = 4096\nparallel = 4\n")

@@ -19,12 +19,12 @@ from typing import Any
 import pytest
 
 from tests.support.netns import far_host
+from tests.support.router_unit import ON_CPU
 from tests.system.conftest import ETC, Bed, free_port, get, post, run, wait_for
 
 KEY = {"Authorization": "Bearer fleet-key"}
 UNIT_DROP_IN = Path("/etc/systemd/system/llamad.service.d/far.conf")
 FAR_ETC, FAR_RUN = Path("/etc/far-host"), Path("/run/far-host")
-ON_CPU = "[placement]\nallow_cpu = true\ngpu_layers = 0\ncontext = 2048\nparallel = 4\nthreads = 1\n"
 MODELS = {"one": 'aliases = ["gpt-4o-mini"]', "two": ""}
 
 

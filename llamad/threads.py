@@ -9,7 +9,7 @@ import contextlib
 import contextvars
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, TypeVar
 
@@ -50,6 +50,23 @@ async def in_thread(work: Callable[..., T], *args: object) -> T:
             "no thread can be started", why=str(error), fix="raise TasksMax= or LimitNPROC=; see who made so many"
         ) from error
     return await done
+
+
+async def in_time(work: Coroutine[Any, Any, T], bound_s: float, late: Callable[[], None]) -> T:
+    """What such work gives. Raises TimeoutError after `bound_s`: its thread cannot be ended, and `late` is called when
+    it has come to an end all the same, so that what it was for can be done once more.
+    """
+
+    def ended(task: asyncio.Task[T]) -> None:
+        if not task.cancelled():
+            task.exception()  # looked at: it will be met again
+            late()
+
+    task = asyncio.create_task(work)
+    if not (await asyncio.wait({task}, timeout=bound_s))[0]:
+        task.add_done_callback(ended)
+        raise TimeoutError
+    return task.result()
 
 
 class _Lines:

@@ -121,7 +121,7 @@ class Change(NamedTuple):
 
 def changes(old: Loaded, new: Loaded) -> tuple[Change, ...]:
     """The keys whose values differ, in the order of the schema; () where only comments or places do."""
-    found = [*_differing(old.definition, new.definition, ""), *_differing(old.host, new.host, "host.")]
+    found = [*differing(old.definition, new.definition, ""), *differing(old.host, new.host, "host.")]
     rebind = Takes.RESTART if new.definition.is_direct else Takes.REBIND  # it is llama-server that is bound
     return tuple(Change(key, rebind if TAKES[key] is Takes.REBIND else TAKES[key]) for key in found)
 
@@ -143,12 +143,13 @@ def in_words(found: tuple[Change, ...], most: int = 8) -> str:
     return ", ".join(names[:most]) + more
 
 
-def _differing(old: Table, new: Table, prefix: str) -> Iterator[str]:
+def differing(old: Table, new: Table, prefix: str) -> Iterator[str]:
+    """The dotted keys of a table whose values differ, in its order."""
     after = dict(values_of(new))
     for key, value in values_of(old):
         if value == after[key]:
             continue
         if isinstance(value, Table):
-            yield from _differing(value, after[key], f"{prefix}{key}.")  # type: ignore[arg-type]
+            yield from differing(value, after[key], f"{prefix}{key}.")  # type: ignore[arg-type]
         else:
             yield f"{prefix}{key}"

@@ -1,9 +1,9 @@
-"""Notices that a definition was edited: hints from inotify, a look at the contents, a poll as the backstop.
+"""Notices that definitions were edited: hints from inotify, a look at the contents, a poll as the backstop.
 
 What inotify says is only ever a hint to look: editors replace files, `sed -i` and dpkg rename, a ConfigMap swaps one
-link, folders go and come back. A look reads all that makes the definition and compares the hash; what has the same
-contents has not changed. The watches are made anew with each look, before it reads, so that none is ever left on
-a folder that is no more, and nothing is missed between the two.
+link, folders go and come back. A look reads all that is watched and compares the hash; what has the same contents
+has not changed. The watches are made anew with each look, before it reads, so that none is ever left on a folder that
+is no more, and nothing is missed between the two. What a look reads is in `watched`.
 """
 
 from __future__ import annotations
@@ -11,17 +11,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import hashlib
 import os
-from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from llamad.clock import Clock
-from llamad.config.files import digest_of, read_definition
-from llamad.config.names import HOST_FILE
-from llamad.errors import BusyError, LlamadError
+from llamad.config.watched import Seen, Subject
+from llamad.errors import BusyError
 from llamad.threads import in_thread
 
 DEBOUNCE_S = 0.3
@@ -31,21 +27,9 @@ LONGEST_DEBOUNCE_S = 2.0
 GONE_S = 2.0
 """A definition that is missing or empty for less was being replaced."""
 POLL_S = 30.0
-MOST_LINKS = 40
-"""As many as the kernel follows."""
-MOST_FOLDERS = 32
 _READ_BYTES = 64 << 10
 
 OffTheLoop = Callable[..., Coroutine[Any, Any, Any]]
-
-
-class Seen(NamedTuple):
-    """What a look found."""
-
-    digest: str
-    """Of the names and contents, as `Loaded.digest`; of the reason where they cannot be read."""
-    present: bool
-    """Whether there is a definition, and anything in it."""
 
 
 class Hints(Protocol):
@@ -65,12 +49,11 @@ class Hints(Protocol):
 
 
 class Watch:
-    """Watches one definition until `run` is cancelled."""
+    """Watches its subject until `run` is cancelled."""
 
     def __init__(
         self,
-        file: Path,
-        root: Path,
+        subject: Subject,
         clock: Clock,
         *,
         edited: Callable[[str], None],
@@ -82,8 +65,7 @@ class Watch:
         the poll is left, and again when that happens after it had worked. `off_the_loop` runs blocking work, and may
         raise BusyError.
         """
-        self._file = file
-        self._root = root
+        self._subject = subject
         self._clock = clock
         self._edited = edited
         self._blind = blind
@@ -107,6 +89,10 @@ class Watch:
                 await self._wait()
         finally:
             self._hints.close()
+
+    def hint(self) -> None:
+        """Look soon: there may be more to be watched."""
+        self._moved.set()
 
     async def _look_again(self) -> Seen:
         """After a definition was not there: it is gone if it does not come back soon."""
@@ -134,10 +120,10 @@ class Watch:
     def _look_blocking(self) -> tuple[OSError | ImportError | None, Seen]:
         trouble: OSError | ImportError | None = None
         try:
-            self._hints.watch(folders_of(self._file, self._root))
+            self._hints.watch(self._subject.folders())
         except (OSError, ImportError) as error:
             trouble = error
-        return trouble, look(self._file, self._root)
+        return trouble, self._subject.look()
 
     async def _wait(self) -> None:
         """Until something may have moved, and has come to rest; or until it is time for a look."""
@@ -158,56 +144,6 @@ class Watch:
             moved.cancel()
             time_out.cancel()
         return self._moved.is_set()
-
-
-def look(file: Path, root: Path) -> Seen:
-    """Read what makes a definition. Never raises for what it finds. Blocking."""
-    try:
-        contents = read_definition(file, root)
-    except (LlamadError, OSError) as error:
-        return Seen(hashlib.sha256(f"unreadable: {error}".encode("utf-8", "surrogateescape")).hexdigest(), True)
-    return Seen(digest_of(contents), bool(contents.get(file, b"").strip()))
-
-
-def folders_of(file: Path, root: Path) -> list[str]:
-    """The folders in which a change can change the definition: its own and those of its links. Blocking."""
-    dropins = Path(f"{file}.d")
-    try:
-        inside = sorted(os.listdir(dropins))
-    except OSError:
-        inside = []
-    found: dict[str, None] = {}
-    for path in (file, root / HOST_FILE, dropins / "*", *(dropins / name for name in inside)):
-        found |= dict.fromkeys(_folders_on_the_way(os.path.abspath(path)))
-        if len(found) >= MOST_FOLDERS:
-            break
-    return list(found)[:MOST_FOLDERS]
-
-
-def _folders_on_the_way(path: str) -> list[str]:
-    """Each folder with a link on the way to a file, and the last one; of what does not exist the last that does."""
-    found: list[str] = []
-    at, rest, links = "/", deque(path.split("/")), 0
-    while rest and links <= MOST_LINKS:
-        part = rest.popleft()
-        if part in ("", "."):
-            continue
-        if part == "..":
-            at = os.path.dirname(at)
-            continue
-        here = os.path.join(at, part)
-        try:
-            target = os.readlink(here)
-        except OSError as error:
-            if error.errno != errno.EINVAL or not rest:  # EINVAL: it is no link
-                return [*found, at]
-            at = here
-            continue
-        found.append(at)
-        links += 1
-        at = "/" if target.startswith("/") else at
-        rest.extendleft(reversed(target.split("/")))
-    return found
 
 
 class InotifyHints:

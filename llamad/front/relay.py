@@ -54,6 +54,16 @@ class Address:
         if self._sweeper is None:
             self._sweeper = asyncio.get_running_loop().create_task(self._sweep_for_ever())
 
+    async def move(self, sockets: Sequence[socket.socket]) -> None:
+        """Accept on these sockets and no longer on those before, which are closed. Who waits in their queues is
+        served, and no connection is touched."""
+        former = [one for one in self._listeners if one.sock not in sockets]
+        self._listeners = [one for one in self._listeners if one.sock in sockets]
+        kept = {one.sock for one in self._listeners}
+        await self.start([sock for sock in sockets if sock not in kept])
+        for listener in former:
+            await listener.retire()
+
     def _tls(self) -> SSLContext | None:
         certificate = self._shared.keys.certificate
         return certificate.context if certificate is not None else None
@@ -184,16 +194,6 @@ class Front(Address):
         they do not exist."""
         super().__init__(Shared(settings, keys, observer, clock, describe, local), clock)
         self._lane = self._shared.lane
-
-    async def move(self, sockets: Sequence[socket.socket]) -> None:
-        """Accept on these sockets and no longer on those before, which are closed. Who waits in their queues is
-        served, and no connection is touched."""
-        former = [one for one in self._listeners if one.sock not in sockets]
-        self._listeners = [one for one in self._listeners if one.sock in sockets]
-        kept = {one.sock for one in self._listeners}
-        await self.start([sock for sock in sockets if sock not in kept])
-        for listener in former:
-            await listener.retire()
 
     def pass_keys(self) -> None:
         """llama-server asks for the keys as well: it is told those of its requests."""

@@ -49,8 +49,12 @@ class SwitchFront(Address):
         lane.apply(settings)
         self.switch.set_keys(settings.name, keys)
 
+    def leave(self, lane: Lane) -> None:
+        """Let no request find a model any more; those that it has go on."""
+        self.switch.leave(lane.settings.name)
+
     def remove(self, lane: Lane) -> None:
-        """Know a model no more. Its requests must have been refused before."""
+        """Know a model no more. None of its requests may be left."""
         self.switch.remove(lane.settings.name)
 
     def apply(self, settings: FrontSettings, keys: KeySet) -> None:

@@ -40,6 +40,8 @@ class Branch:
     lane: Lane
     keys: KeySet
     describe: Callable[[], ModelDescription]
+    leaves: bool = False
+    """Whether it only finishes what it has: nobody finds it any more."""
 
 
 class Switch:
@@ -51,6 +53,7 @@ class Switch:
         self._shared = shared
         self._not_ready = not_ready
         self._branches: dict[str, Branch] = {}
+        self._there = self._branches
 
     def put(self, name: str, branch: Branch) -> None:
         """Have a branch, or another one of this name."""
@@ -62,6 +65,11 @@ class Switch:
         self._branches[name].keys = keys
         self.renew()
 
+    def leave(self, name: str) -> None:
+        """Let nobody find a branch any more; what is on its lane goes on."""
+        self._branches[name].leaves = True
+        self.renew()
+
     def remove(self, name: str) -> None:
         """Have a branch no more. Its lane must be quiet."""
         del self._branches[name]
@@ -69,10 +77,10 @@ class Switch:
 
     def renew(self) -> None:
         """Names or aliases have changed."""
-        branches = self._branches
         self._shared.let_in.clear()
-        self.lanes = tuple(branch.lane for branch in branches.values())
-        self.names = Names({name: branch.lane.settings.aliases for name, branch in branches.items()})
+        self.lanes = tuple(branch.lane for branch in self._branches.values())
+        self._there = {name: branch for name, branch in self._branches.items() if not branch.leaves}
+        self.names = Names({name: branch.lane.settings.aliases for name, branch in self._there.items()})
 
     # --- requests --------------------------------------------------------------------------------------------
 
@@ -94,7 +102,7 @@ class Switch:
     def lane_for(self, model: str | None, head: RequestHead) -> Lane:
         """The lane of the model that a request names. Raises RoutingError: 400, 401 or 404."""
         hint = "" if head.method == b"POST" else f" ({head.raw_path.decode()}?model=NAME, or /upstream/NAME/...)"
-        branch = self._branches[self.names.only(hint) if model is None else self.names.find(model)]
+        branch = self._there[self.names.only(hint) if model is None else self.names.find(model)]
         asked = (branch.lane, head.credentials)
         if asked not in self._shared.let_in:
             keys = branch.keys or self._shared.keys
@@ -107,7 +115,7 @@ class Switch:
     def may_let_in(self, head: RequestHead) -> bool:
         """Whether any model may be meant for a client with these keys: what it asks for is in the body."""
         own = self._shared.keys
-        sets = [branch.keys or own for branch in self._branches.values()] or [own]
+        sets = [branch.keys or own for branch in self._there.values()] or [own]
         return any(not keys or keys.allows(head.credentials) for keys in sets)
 
     # --- the address's own answers ---------------------------------------------------------------------------
@@ -120,7 +128,7 @@ class Switch:
             return not_allowed(path, request_id)
         if path in HEALTH_PATHS:
             return self._health(path, head, request_id)
-        branches = self._branches.values()
+        branches = self._there.values()
         entries = [entry for one in branches for entry in entries_of(one.lane.settings, one.describe())]
         if path in MODELS_PATHS:
             return list_answer(entries)
@@ -145,7 +153,7 @@ class Switch:
             name = self.names.find(wanted)
         except RoutingError:
             return no_such_model(request_id)
-        branch = self._branches[name]
+        branch = self._there[name]
         return model_health(name, branch.lane.gate.admission, branch.describe(), request_id)
 
     def _ready(self, request_id: bytes) -> Answer:

@@ -44,3 +44,10 @@ def identity(path: str) -> str:
             f"{status.st_dev}:{status.st_ino}:{status.st_size}:{status.st_mtime_ns}:{status.st_ctime_ns}"
         )
     return " ".join(parts)
+
+
+def lasting_identity(path: str) -> str:
+    """Device, inode, size and time of modification of all the model's files: what stays when one is given another name,
+    owner or mode. Empty if one is not there.
+    """
+    return " ".join(part.rpartition(":")[0] for part in identity(path).split(" "))

@@ -19,7 +19,7 @@ from llamad.ledger.booking import Booking, MustWait
 from llamad.ledger.lease import Phase
 from llamad.service.desk import Desk
 from llamad.service.direct import remove_stale
-from llamad.service.facts import FactsReader
+from llamad.service.facts import FactsReader, are_replaced
 from llamad.service.lessons import Lessons
 from llamad.service.lookout import Lookout
 from llamad.service.paths import Paths
@@ -327,8 +327,8 @@ class BackgroundPlanner:
         return self._wait_for(maker, wanted) and self._take_again(maker, loaded, previous)
 
     def _take_again(self, maker: PlanMaker, loaded: Loaded, previous: Launch) -> bool:
-        if maker.capabilities().key != previous.engine_key:
-            return False  # another engine may want other flags
+        if maker.capabilities().key != previous.engine_key or are_replaced(previous, loaded, self._read):
+            return False  # another engine may want other flags, and another file other bytes
         plan = previous.plan
         self._booking.look()
         desk = Desk(self._booking, loaded, maker.devices() if plan.devices else [], host_memory())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from llamad.config.access import access_problem
@@ -72,6 +73,7 @@ def require_usable(
     *,
     credential_present: bool,
     sandboxed: bool,
+    neighbours: Sequence[Loaded] | None = None,
     neighbours_file: Path | None = None,
     judge: Judge = judge_definition,
 ) -> None:
@@ -80,7 +82,8 @@ def require_usable(
     An unreadable, missing or bad model file is 77, 66 or 65 and comes first, then a missing file of weights that go
     with it (66: it may be on a file system that comes later); all else is 78, all problems at once. A bad file of
     what goes with the model is 65 and comes last.
-    `neighbours_file` keeps the other definitions of the folder, and `judge` judges them (see `load_all_kept`).
+    `neighbours` are the definitions of the folder, where they are known. Else `neighbours_file` keeps them, and `judge`
+    judges them (see `load_all_kept`).
     """
     refused = access_problem(loaded.definition.model, sandboxed=sandboxed)
     if refused is not None:
@@ -90,7 +93,8 @@ def require_usable(
     facts = located_facts(loaded, read)
     _require_weights(loaded, sandboxed=sandboxed)
     world = World(read_model=read, sandboxed=sandboxed)
-    neighbours = load_all_kept(root, neighbours_file, judge=judge)
+    if neighbours is None:
+        neighbours = load_all_kept(root, neighbours_file, judge=judge)
     problems = check_definition(loaded, world, neighbours=neighbours, credential_present=credential_present)
     if problems:
         raise problems[0] if len(problems) == 1 else ConfigErrors(problems)

@@ -21,10 +21,11 @@ from llamad.service.background import BackgroundPlanner
 from llamad.service.deaths import DeathLog
 from llamad.service.direct import write_keys
 from llamad.service.engine import ServerEngine
+from llamad.service.facts import are_replaced
 from llamad.service.figures import ModelFigures
 from llamad.service.front import RelayFront
 from llamad.service.keys import read_all_keys
-from llamad.service.move import Move
+from llamad.service.move import Move, place_of
 from llamad.service.notify import watchdog_interval_s
 from llamad.service.planner import SLOTS
 from llamad.service.reloads import Reloads, Sources, raise_bug
@@ -87,16 +88,19 @@ class Service:
 
         def move(old: Loaded, new: Loaded) -> Move:
             return Move(
-                start.listening, old.definition, new.definition, start.notifier, start.paths.runtime,
-                start.paths.public_sockets,
+                start.listening, place_of(old.definition), place_of(new.definition), start.notifier,
+                start.paths.runtime, start.paths.public_sockets,
             )  # fmt: skip
 
         def keys(loaded: Loaded) -> KeySet:
             keys = read_all_keys(loaded, start.paths.credential)
-            write_keys(loaded.definition, keys, start.paths.engine)
+            write_keys(loaded.definition, keys, start.paths.engine, runs=True)
             return keys
 
-        sources = Sources(start.load, keys, move)
+        def replaced(loaded: Loaded) -> bool:
+            return are_replaced(self.supervisor.launch, loaded, start.read)
+
+        sources = Sources(start.load, keys, move, replaced)
         return Reloads(sources, self.supervisor, self.front, self.reporter, SystemClock(), start.keys)
 
     # -- what it stands on --------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llamad.config.apart import Apart
 from llamad.config.definition import Definition, HostSettings
@@ -15,11 +15,15 @@ from llamad.config.kept import Judge, load_kept
 from llamad.config.listen import parse_listen
 from llamad.config.loaded import Loaded, values_of
 from llamad.config.names import definition_names
-from llamad.errors import ConfigError, LlamadError, Where
+from llamad.config.watched import look
+from llamad.errors import ConfigError, LlamadError, Where, os_error
 from llamad.front.keys import KeySet
 from llamad.service.facts import CACHE_NAME, FactsReader
-from llamad.service.keys import certificate_of, keys_of, read_keys
+from llamad.service.keys import certificate_of, keys_of, read_api_keys
 from llamad.service.router_paths import HOST_CREDENTIAL, RouterPaths
+
+if TYPE_CHECKING:
+    from llamad.config.load import LoadedHost
 
 
 @dataclass(frozen=True)
@@ -48,11 +52,33 @@ def read_one(name: str, root: Path, paths: RouterPaths, judge: Judge) -> Read:
         folders.make(under_systemd=False)
         loaded = load_kept(name, root, folders.cache / "definition.json", judge=judge)
         loaded = _behind_us(loaded)
-        keys = read_keys(loaded, folders.credential(name))
+        keys = read_api_keys(loaded, folders.credential(name))  # its certificate is of its own address
     except LlamadError as problem:
         return Read(name, None, problem, KeySet())
     size, trained = _about(loaded, folders.cache)
     return Read(name, loaded, None, keys, size, trained)
+
+
+def read_again(before: Mapping[str, Read], root: Path, paths: RouterPaths) -> dict[str, Read]:
+    """As `read_all`; of what has the same contents as before only the keys are read again. Raises AccessError,
+    ConfigError where the folder itself cannot be read: that is not the end of all models.
+    """
+    try:
+        os.listdir(root)
+    except OSError as error:
+        raise os_error(f"cannot read {root}", error, "put the definitions back") from error
+    with Apart() as judge:
+        return {name: _read_again(before.get(name), name, root, paths, judge) for name in definition_names(root)}
+
+
+def _read_again(former: Read | None, name: str, root: Path, paths: RouterPaths, judge: Judge) -> Read:
+    loaded = former.loaded if former is not None else None
+    if former is None or loaded is None or look(root / f"{name}.toml", root).digest != loaded.digest:
+        return read_one(name, root, paths, judge)
+    try:
+        return replace(former, keys=read_api_keys(loaded, paths.of_model(name).credential(name)))
+    except LlamadError as problem:
+        return Read(name, None, problem, KeySet())
 
 
 def read_host(root: Path, paths: RouterPaths) -> tuple[HostSettings, KeySet]:
@@ -60,11 +86,19 @@ def read_host(root: Path, paths: RouterPaths) -> tuple[HostSettings, KeySet]:
 
     An address of the network without keys is refused, unless that is said to be meant.
     """
-    from llamad.config.load import (
-        load_host,  # with the parser, which is needed for a file that says something
-    )
-
     found = load_host(root)
+    return found.settings, host_keys(found, root, paths)
+
+
+def load_host(root: Path) -> LoadedHost:
+    """`config.load.load_host`, with the parser, which is needed for a file that says something."""
+    from llamad.config.load import load_host
+
+    return load_host(root)
+
+
+def host_keys(found: LoadedHost, root: Path, paths: RouterPaths) -> KeySet:
+    """The keys of the router's own address. Raises as `read_host`."""
     host = found.settings.host
     where = found.origins.get(("host", "api_keys_file"))
     credential = paths.of_model(HOST_CREDENTIAL).credential(HOST_CREDENTIAL)
@@ -79,7 +113,7 @@ def read_host(root: Path, paths: RouterPaths) -> tuple[HostSettings, KeySet]:
             where=place,
             fix=f'write api_keys_file = "{root}/llamad.keys" in [host], or insecure = true',
         )
-    return found.settings, keys
+    return keys
 
 
 def _behind_us(loaded: Loaded) -> Loaded:
@@ -101,7 +135,7 @@ def _about(loaded: Loaded, cache: Path) -> tuple[int | None, int | None]:
 
 
 def changed(before: Mapping[str, Read], after: Mapping[str, Read]) -> set[str]:
-    """The names whose definitions or problems differ."""
+    """The names whose definitions, keys or problems differ."""
     names = before.keys() | after.keys()
     return {name for name in names if _mark(before.get(name)) != _mark(after.get(name))}
 
@@ -109,4 +143,4 @@ def changed(before: Mapping[str, Read], after: Mapping[str, Read]) -> set[str]:
 def _mark(read: Read | None) -> object:
     if read is None:
         return None
-    return read.loaded.digest if read.loaded else str(read.problem)
+    return (read.loaded.digest, read.keys) if read.loaded else str(read.problem)

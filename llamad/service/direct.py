@@ -19,16 +19,19 @@ from llamad.front.keys import KeySet
 _KEY_FILE = "direct.keys"
 
 
-def write_keys(definition: Definition, keys: KeySet, engine: Path) -> None:
-    """Put the keys where `endpoint_of` finds them, in the private folder `engine`. Raises AccessError."""
+def write_keys(definition: Definition, keys: KeySet, engine: Path, *, runs: bool = False) -> None:
+    """Put the keys where `endpoint_of` finds them, in the private folder `engine`. `runs`: there is a llama-server that
+    knows llamad by its present key, which stays. Raises AccessError.
+    """
     path = engine / _KEY_FILE
     try:
+        own = path.read_text().partition("\n")[0] if runs and path.exists() else ""
         path.unlink(missing_ok=True)
         if definition.is_direct and keys:
             import secrets  # not for those that need none
 
             path.touch(mode=0o600)
-            path.write_text("\n".join([secrets.token_urlsafe(32), *keys.in_clear(), ""]))
+            path.write_text("\n".join([own or secrets.token_urlsafe(32), *keys.in_clear(), ""]))
     except OSError as error:
         raise AccessError(f"cannot write {path}", why=error.strerror or "") from error
 

@@ -15,13 +15,16 @@ from typing import TYPE_CHECKING
 
 from llamad import __version__
 from llamad.config.loaded import Loaded
+from llamad.config.named_files import named_files
 from llamad.errors import BadModelError, ModelMissingError
 from llamad.gguf.facts import ModelFacts, Tensor
-from llamad.gguf.identity import files_of, identity
+from llamad.gguf.identity import files_of, identity, lasting_identity
 from llamad.store import load_cache, store_cache
 
 if TYPE_CHECKING:
+    from llamad.config.definition import Definition
     from llamad.planning.extras import Extras
+    from llamad.supervision.launch import Launch
 
 CACHE_NAME = "facts.json"
 _ENTRIES_LIMIT = 8
@@ -86,6 +89,23 @@ def located_facts(loaded: Loaded, read: FactsReader) -> ModelFacts:
             error.what = f"model: {path}: {error.what}"
             error.where = loaded.where("model")
         raise
+
+
+def files_key(definition: Definition, facts: ModelFacts) -> str:
+    """Which files a definition's model consists of now, and what goes with it: another one under the same name, or
+    with another header, has another key. `facts` are those of the model.
+    """
+    beside = (file for _, file, holds_weights in named_files(definition) if holds_weights)
+    return " ".join([facts.fingerprint, *map(lasting_identity, (definition.model, *beside))])
+
+
+def are_replaced(launch: Launch | None, loaded: Loaded, read: FactsReader) -> bool:
+    """Whether the files of a definition are others than those that were there for this launch of it. Raises as
+    `located_facts`.
+    """
+    if launch is None or not launch.files_key:
+        return False
+    return launch.files_key != files_key(loaded.definition, located_facts(loaded, read))
 
 
 def extras_of(loaded: Loaded, facts: ModelFacts) -> Extras | None:

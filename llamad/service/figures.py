@@ -5,7 +5,7 @@ llama-server's own.
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -97,7 +97,7 @@ class ModelFigures:
     launch: Callable[[], Launch | None]
     """What is served now."""
     observed: Callable[[], Observed | None]
-    free_bytes: Callable[[Launch], Awaitable[dict[str, int]]]
+    free_bytes: Callable[[Launch], Awaitable[Mapping[str, int]]]
 
     def __post_init__(self) -> None:
         self._child = ChildFigures()
@@ -138,7 +138,7 @@ class ModelFigures:
         hits = {"hit": responses.hits, "miss": responses.misses}
         yield counters("llamad_kept_response_lookups_total", "Looks for a kept answer.", "result", hits, model=model)
 
-    def _places(self, launch: Launch, free: dict[str, int]) -> Iterable[Family]:
+    def _places(self, launch: Launch, free: Mapping[str, int]) -> Iterable[Family]:
         plan, model = launch.plan, self.name
         tokens = Family("llamad_context_tokens", "gauge", "Tokens of context of the llama-server that runs.")
         yield tokens.add(plan.context_tokens, model=model)

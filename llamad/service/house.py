@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
 from llamad.clock import Clock
 from llamad.config.loaded import Loaded
+from llamad.errors import BusyError
 from llamad.front.several import SwitchFront
 from llamad.hardware.nvml import Nvml
 from llamad.ledger.ledger import Ledger
@@ -17,6 +18,7 @@ from llamad.service.journal import Journal
 from llamad.service.life import Life, LifeSeams, Living
 from llamad.service.notify import Notifier
 from llamad.service.router_paths import RouterPaths
+from llamad.threads import in_thread
 
 
 class Way(StrEnum):
@@ -54,6 +56,8 @@ class House:
     """Something is to be looked at: who serves what, who makes room."""
     always: Callable[[], frozenset[str]] = field(default=frozenset)
     """The models that plans leave room for."""
+    definitions: Callable[[], Sequence[Loaded]] = tuple
+    """See `LifeSeams`."""
     live: Callable[[Loaded, Ledger, LifeSeams, Clock, bool], Living] = Life
 
 
@@ -106,3 +110,11 @@ async def listens(path: str) -> bool:
         return False
     writer.transport.abort()
     return True
+
+
+async def release(ledger: Ledger) -> None:
+    """Give a model's name and its lease back."""
+    try:
+        await in_thread(ledger.release)
+    except BusyError:  # no thread can be had: the locks go all the same, and others clear away what they guarded
+        ledger.close()

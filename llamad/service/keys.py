@@ -5,10 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from llamad.config.definition import Definition, Host
 from llamad.config.loaded import Loaded
 from llamad.errors import AccessError, ConfigError, Where
 from llamad.front.certificate import Certificate, load_certificate
 from llamad.front.keys import KeySet
+
+
+def key_files(settings: Definition | Host) -> tuple[str, ...]:
+    """The files of secrets that a definition, or the host's settings, names."""
+    admin = settings.admin_keys_file if isinstance(settings, Definition) else None
+    return tuple(filter(None, (settings.api_keys_file, admin, settings.tls_cert, settings.tls_key)))
+
+
+def new_in(keys: KeySet, former: KeySet) -> str:
+    """What differs between the secrets of an address, in words; "" for nothing."""
+    if keys == former:
+        return ""
+    return "the API keys" if keys != former.with_certificate(keys.certificate) else "the certificate"
 
 
 def read_all_keys(loaded: Loaded, credential: Callable[[str, str], Path | None]) -> KeySet:
@@ -24,15 +38,23 @@ def read_keys(
     admin_credential: Path | None = None,
     tls_credential: Path | None = None,
 ) -> KeySet:
-    """The API keys of the credential and of `api_keys_file` together, those of the admin likewise, and the
-    certificate of `tls_cert`, whose key may be a credential. Raises AccessError, ConfigError.
+    """What `read_api_keys` does, and the certificate of `tls_cert`, whose key may be a credential. Raises AccessError,
+    ConfigError.
+    """
+    definition, origins = loaded.definition, loaded.origins
+    keys = read_api_keys(loaded, credential, admin_credential)
+    shown = certificate_of(definition.tls_cert, definition.tls_key, tls_credential, origins.get(("tls_cert",)))
+    return keys.with_certificate(shown)
+
+
+def read_api_keys(loaded: Loaded, credential: Path | None, admin_credential: Path | None = None) -> KeySet:
+    """The API keys of the credential and of `api_keys_file` together, and those of the admin likewise. Raises
+    AccessError, ConfigError.
     """
     definition, origins = loaded.definition, loaded.origins
     keys = keys_of(definition.api_keys_file, credential, origins.get(("api_keys_file",)))
     where = origins.get(("admin_keys_file",))
-    keys = keys.with_admin(keys_of(definition.admin_keys_file, admin_credential, where, "admin_keys_file"))
-    shown = certificate_of(definition.tls_cert, definition.tls_key, tls_credential, origins.get(("tls_cert",)))
-    return keys.with_certificate(shown)
+    return keys.with_admin(keys_of(definition.admin_keys_file, admin_credential, where, "admin_keys_file"))
 
 
 def certificate_of(

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from llamad.config.loaded import Loaded
 from llamad.front.holding import Refusal
 from llamad.front.keys import KeySet
 from llamad.front.lane import Lane
 from llamad.front.settings import FrontSettings, ModelDescription, RequestRecord
 from llamad.front.several import SwitchFront
-from llamad.service.front import REOPEN_S
+from llamad.service.front import REOPEN_S, settings_of
 from llamad.service.opening import count_or_none, opening_of
 from llamad.service.requests import RequestFigures, RequestLog
 from llamad.supervision.launch import Launch
@@ -44,6 +45,7 @@ class LaneFront:
         self._open = False
         self._generation = self._since = 0
         self._progress = 0
+        self._front = front
         self.lane: Lane = front.add(settings, keys, self, describe)
 
     # -- the supervisor's side --------------------------------------------------------------------------
@@ -97,6 +99,12 @@ class LaneFront:
     def is_wanted(self) -> bool:
         """Whether any request is there, waiting or in flight."""
         return bool(self.lane.exchanges)
+
+    def apply(self, loaded: Loaded, keys: KeySet) -> None:
+        """Use other settings and keys from the next request on."""
+        self._front.change(self.lane, settings_of(loaded), keys)
+        if self.log is not None:
+            self.log.level = loaded.definition.log.requests
 
     def refuse_with(self, refusal: Refusal) -> None:
         """Answer every request with this until the lane is held or opened."""

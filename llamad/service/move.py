@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import socket
+from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from llamad.config.definition import Definition
+from llamad.config.definition import Definition, Host
 from llamad.config.listen import DEFAULT_LISTEN, Listen, parse_listen
 from llamad.errors import LlamadError
+from llamad.front.keys import KeySet
 from llamad.service.notify import Notifier
 from llamad.service.sockets import SOCKET_FILE, Listening, bind_tcp, bind_unix, show, store_name
 
@@ -26,25 +28,30 @@ class Relay(Protocol):
         ...
 
 
-def address_of(definition: Definition) -> Listen:
-    """Where a definition is served."""
-    return parse_listen(definition.listen or DEFAULT_LISTEN)
+class Place(NamedTuple):
+    """An address, and the mode of its socket where that is a file."""
+
+    listen: Listen
+    mode: int
+
+
+def place_of(settings: Definition | Host) -> Place:
+    """Where a definition is served, or the router."""
+    return Place(parse_listen(settings.listen or DEFAULT_LISTEN), int(settings.listen_mode, 8))
 
 
 class Move:
-    """From one definition's address to another's. To be ended by `carry_out` or `give_up`."""
+    """From one address to another. To be ended by `carry_out` or `give_up`."""
 
     def __init__(
-        self, listening: Listening, old: Definition, new: Definition, notifier: Notifier, runtime: Path, public: Path
+        self, listening: Listening, old: Place, new: Place, notifier: Notifier, runtime: Path, public: Path
     ) -> None:
         """Bind what must be bound. Raises BusyError, AccessError, ConfigError; nothing has changed then."""
         self._listening = listening
         self._notifier = notifier
         self._path = runtime / SOCKET_FILE
         self._public = public
-        self._old, self._new = address_of(old), address_of(new)
-        self._mode = int(new.listen_mode, 8)
-        self._former_mode = int(old.listen_mode, 8)
+        (self._old, self._former_mode), (self._new, self._mode) = old, new
         self._shares_port = False
         self._sock = self._bind() if self._needs_socket else None
         self._former_name = listening.unix_path
@@ -117,3 +124,16 @@ class Move:
         if self._former_name is not None and self._former_name != self._name:
             with contextlib.suppress(OSError):
                 self._former_name.unlink()
+
+
+async def carry_over(
+    move: Move, relay: Relay, apply: Callable[[KeySet], None], keys: KeySet, former: KeySet
+) -> None:
+    """Carry a move out. `apply` has the relay ask for keys: these at the new address, the `former` ones at the old.
+
+    What is meant for the new address must not open the old one: an address that all can reach is not served without
+    the keys it had, nor a new one without its own.
+    """
+    apply((keys or former).with_certificate(keys.certificate))
+    await move.carry_out(relay)
+    apply(keys)

@@ -32,7 +32,7 @@ from llamad.planning.settle import settled
 from llamad.planning.solve import plan as solve
 from llamad.planning.terms import LARGEST_AUTO_UBATCH_TOKENS
 from llamad.service.direct import endpoint_of, remove_stale
-from llamad.service.facts import FactsReader, extras_of, located_facts
+from llamad.service.facts import FactsReader, extras_of, files_key, located_facts
 from llamad.supervision.learned import Learned, LearnedFile, in_words, key_of
 from llamad.units import MIB
 
@@ -385,6 +385,7 @@ def launch_of(made: Made, maker: PlanMaker, loaded: Loaded) -> Launch:
         file_bytes=made.facts.file_bytes,
         learned_key=made.learned_key,
         model_key=made.model_key,
+        files_key=files_key(loaded.definition, made.facts),
         engine_key=made.caps.key,
         engine_words=made.caps.words,
     )

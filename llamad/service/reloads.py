@@ -7,31 +7,30 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from llamad.clock import Clock
-from llamad.config.changes import Change, Takes, changes, in_words, takes
+from llamad.config.changes import changes
 from llamad.config.loaded import Loaded
-from llamad.config.watch import POLL_S, Watch, look
-from llamad.errors import ConfigError, LlamadError
+from llamad.config.watch import POLL_S, Watch
+from llamad.config.watched import OneDefinition, look, with_keys
+from llamad.errors import LlamadError
 from llamad.front.keys import KeySet
+from llamad.service import in_force
+from llamad.service.in_force import TOPIC, InForce
+from llamad.service.keys import key_files
 from llamad.service.move import Move, Relay
-from llamad.supervision.reload import Reverted
-from llamad.threads import in_thread
+from llamad.threads import in_thread, in_time
 
 CONFIG_READ_S = 10.0
 QUIET_S = 2.0
 """How long the watch waits at first: loading what it needs must not cost the first requests anything."""
 READY = "ready"
 SETTLED = (READY, "stuck")
-TOPIC = "definition"
-"""What its remarks in the status are about."""
 
 
-class Model(Protocol):
+class Model(in_force.Model, Protocol):
     """The supervisor."""
-
-    loaded: Loaded
 
     @property
     def public_state(self) -> str:
@@ -42,33 +41,13 @@ class Model(Protocol):
         """The one line of `systemctl status`."""
         ...
 
-    def remark(self, topic: str, text: str) -> None:
-        """Say this in the status, in place of what was said of the topic."""
-        ...
 
-    def adopt(self, loaded: Loaded) -> None:
-        """Use a definition that asks for no other child."""
-        ...
-
-    async def reload(self, loaded: Loaded, changed: str) -> None:
-        """Put a definition into force. Raises LlamadError; the old one is in force then."""
-        ...
-
-
-class Address(Relay, Protocol):
+class Address(in_force.Address, Relay, Protocol):
     """The relay."""
 
-    def apply(self, loaded: Loaded, keys: KeySet) -> None:
-        """Use other settings and keys from now on."""
-        ...
 
-
-class Teller(Protocol):
+class Teller(in_force.Teller, Protocol):
     """Journal, systemd and the public status."""
-
-    def event(self, name: str, message: str, **fields: str) -> None:
-        """One record of the catalog's event `name`."""
-        ...
 
     def reloading(self) -> None:
         """A reload begins."""
@@ -87,6 +66,16 @@ class Sources:
     keys: Callable[[Loaded], KeySet]
     move: Callable[[Loaded, Loaded], Move]
     """Bind the address of the second beside that of the first. Called on the loop."""
+    replaced: Callable[[Loaded], bool] = lambda _loaded: False
+    """Whether files of the model are others than those that were loaded."""
+
+
+class _Found(NamedTuple):
+    """What a reload has read."""
+
+    loaded: Loaded
+    keys: KeySet
+    replaced: bool
 
 
 class Reloads:
@@ -101,21 +90,25 @@ class Reloads:
         clock: Clock,
         keys: KeySet,
         quiet_s: float = QUIET_S,
+        read_s: float = CONFIG_READ_S,
     ) -> None:
-        """`keys` are in force."""
+        """`keys` are in force. `read_s`: how long files may take."""
         self._sources = sources
         self._model = model
         self._address = address
         self._teller = teller
         self._clock = clock
         self._quiet_s = quiet_s
-        self._keys = keys
+        self._read_s = read_s
+        self._force = InForce(model, address, teller, keys)
+        self._key_files = key_files(model.loaded.definition)
         self._file: Path = model.loaded.file
         self._judged = model.loaded.digest
         self._gone = False
         self._again = self._hung_up = False
         self._task: asyncio.Task[None] | None = None
         self._watch: asyncio.Task[None] | None = None
+        self._watcher: Watch | None = None
 
     # -- who asks -----------------------------------------------------------------------------------------
 
@@ -146,12 +139,13 @@ class Reloads:
         if not self._model.loaded.host.watch:
             self.close()
         elif self._watch is None:
-            file = self._file
-            watch = Watch(file, file.parent, self._clock, edited=self.edited, blind=self._blind)
-            self._watch = asyncio.create_task(self._run(watch))
+            subject = OneDefinition(self._file, self._file.parent, lambda: self._key_files)
+            self._watcher = Watch(subject, self._clock, edited=self.edited, blind=self._blind)
+            self._watch = asyncio.create_task(self._run(self._watcher))
             self._watch.add_done_callback(raise_bug)
 
     async def _run(self, watch: Watch) -> None:
+        # Where there are files of keys the first look finds them new: they may be, since they were read.
         await self._clock.sleep(self._quiet_s)
         await watch.run(self._judged)
 
@@ -159,13 +153,10 @@ class Reloads:
         """Watch no more."""
         if self._watch is not None:
             self._watch.cancel()
-            self._watch = None
+            self._watch = self._watcher = None
 
     def _blind(self, error: OSError | ImportError) -> None:
-        limit = "raise fs.inotify.max_user_watches and fs.inotify.max_user_instances"
-        fix = limit if isinstance(error, OSError) else "install python3-watchdog"
-        why = f"{error}; it is looked at every {POLL_S:g} s instead"
-        self._teller.event("not-watched", f"{self._file} cannot be watched: {why}", CAUSE=why, FIX=fix)
+        tell_blind(self._teller, str(self._file), error)
 
     # -- a reload -----------------------------------------------------------------------------------------
 
@@ -180,75 +171,52 @@ class Reloads:
         """Where nobody waits, systemd is told of a reload only if there is one to be seen."""
         told = hung_up
         try:
-            loaded, keys = await asyncio.wait_for(in_thread(self._read), CONFIG_READ_S)
+            late = self.hang_up if hung_up else self._ask
+            loaded, keys, replaced = await in_time(in_thread(self._read, hung_up), self._read_s, late)
+            if self._watcher is not None:
+                self._watcher.hint()  # for files that are named only now
             found = changes(self._model.loaded, loaded)
-            if found and not told and self._model.public_state == READY:
+            if (found or replaced) and not told and self._model.public_state == READY:
                 told = True
                 self._teller.reloading()
-            await self._apply(loaded, keys, found, hung_up)
-            self._model.remark(TOPIC, "")
-        except Reverted as error:
-            self._model.remark(TOPIC, f"reload reverted: {error.why}")
+            move = self._sources.move, self._address
+            await self._force.change(loaded, keys, asked=hung_up, replaced=replaced, move=move)
         except LlamadError as error:
             self._refused(str(error))
         except TimeoutError:
-            self._refused(f"reading {self._file} takes longer than {CONFIG_READ_S:g} s")
+            self._refused(f"reading {self._file} takes longer than {self._read_s:g} s")
         if told and self._model.public_state in SETTLED:  # in all others what comes of it is still to come
             self._teller.still_ready(self._model.status_text())
         if self._watch is not None or (hung_up and self._model.public_state == READY):
             self.watch()
 
-    def _read(self) -> tuple[Loaded, KeySet]:
-        # The contents before they are judged: what is written meanwhile is another edit.
-        self._judged, self._gone = look(self._file, self._file.parent).digest, not os.path.lexists(self._file)
+    def _read(self, hung_up: bool) -> _Found:
+        # The contents before they are judged or used: what is written meanwhile is another edit.
+        seen, self._gone = look(self._file, self._file.parent), not os.path.lexists(self._file)
+        self._judged = with_keys(seen, self._key_files).digest
         loaded = self._sources.load()
-        return loaded, self._sources.keys(loaded)
-
-    async def _apply(self, loaded: Loaded, keys: KeySet, found: tuple[Change, ...], hung_up: bool) -> None:
-        running, needs = self._model.loaded, takes(found)
-        if running.definition.is_direct or loaded.definition.is_direct:
-            if running.definition.front != loaded.definition.front:
-                fix = f"systemctl restart llamad@{loaded.name}"
-                raise ConfigError("front: who owns the address is settled when the unit starts", fix=fix)
-            if keys != self._keys:
-                needs |= {Takes.RESTART}  # llama-server reads its key file once
-        move = self._sources.move(running, loaded) if Takes.REBIND in needs else None
-        if move is None:
-            self._address.apply(loaded, keys)
-        try:
-            if hung_up or Takes.RESTART in needs:
-                await self._model.reload(loaded, in_words(found))
-            else:
-                self._model.adopt(loaded)
-        except LlamadError:
-            if move is not None:
-                move.give_up()
-            # With the keys that were in force: their file may be what is wrong now.
-            self._address.apply(running, self._keys)
-            raise
-        if move is not None:
-            # What is meant for the new address must not open the old one: an address that all can reach is not
-            # served without the keys it had, nor a new one without its own.
-            self._address.apply(loaded, keys or self._keys)
-            await move.carry_out(self._address)
-            self._address.apply(loaded, keys)
-        words = in_words(found) or ("the API keys" if keys != self._keys else "")
-        self._keys = keys
-        if words and Takes.RESTART not in needs:
-            self._teller.event(
-                "reload-applied", f"In force, without touching llama-server: {words}", CHANGED=words
-            )
+        named = key_files(loaded.definition)
+        self._judged = with_keys(seen, named).digest
+        self._key_files = named
+        return _Found(loaded, self._sources.keys(loaded), hung_up and self._sources.replaced(loaded))
 
     def _refused(self, why: str) -> None:
-        if self._gone:
-            name = self._model.loaded.name
-            why = f"{self._file} is gone"
-            fix = f"`systemctl disable --now llamad@{name}` ends it; or put the file back"
-            self._model.remark(TOPIC, f"{why}, served as before")
-            self._teller.event("definition-removed", f"{why}: {name} is served as before", CAUSE=why, FIX=fix)
+        if not self._gone:
+            self._force.refused(why)
             return
-        self._model.remark(TOPIC, f"reload refused: {why}")
-        self._teller.event("reload-refused", f"Reload refused, nothing changed: {why}", CAUSE=why)
+        name = self._model.loaded.name
+        why = f"{self._file} is gone"
+        fix = f"`systemctl disable --now llamad@{name}` ends it; or put the file back"
+        self._model.remark(TOPIC, f"{why}, served as before")
+        self._teller.event("definition-removed", f"{why}: {name} is served as before", CAUSE=why, FIX=fix)
+
+
+def tell_blind(teller: in_force.Teller, what: str, error: OSError | ImportError) -> None:
+    """Say that edits are found by looking only."""
+    limit = "raise fs.inotify.max_user_watches and fs.inotify.max_user_instances"
+    fix = limit if isinstance(error, OSError) else "install python3-watchdog"
+    why = f"{error}; it is looked at every {POLL_S:g} s instead"
+    teller.event("not-watched", f"{what} cannot be watched: {why}", CAUSE=why, FIX=fix)
 
 
 def raise_bug(task: asyncio.Task[None]) -> None:

@@ -17,11 +17,15 @@ from llamad.front.settings import FrontSettings, ModelDescription
 from llamad.ledger.handover import ROUTER_NOTE
 from llamad.ledger.ledger import Ledger
 from llamad.service.definitions import Read
+from llamad.service.forwarding import Forwarding
 from llamad.service.front import request_log, settings_of
-from llamad.service.house import House, Outside, Timers, Way, listens
+from llamad.service.house import House, Outside, Timers, Way, release
+from llamad.service.in_force import TOPIC
 from llamad.service.lane_front import LaneFront
 from llamad.service.life import LifeSeams, Living
 from llamad.service.overview import is_number
+from llamad.service.reloads import raise_bug
+from llamad.service.renewal import Renewal
 from llamad.service.reporter import DaemonReporter
 from llamad.service.router_answers import lane_figures
 from llamad.service.sockets import ROUTER_SOCKET
@@ -35,7 +39,7 @@ RETRY_S = 5.0
 RETRY_MOST_S = 60.0
 RESTART_S = 2.0
 """A unit that is not enabled and went away may be restarting: so long nobody else loads its model."""
-PROBE_S = 0.1
+STOPPING = Refusal(503, "stopping", "llamad is stopping", RETRY_S)
 _RETRIED = frozenset({ExitCode.NO_MODEL_FILE, ExitCode.NO_DEVICE, ExitCode.TEMPORARY})
 
 
@@ -44,7 +48,6 @@ class Resident:
 
     def __init__(self, house: House, read: Read) -> None:
         self.name = read.name
-        self.read = read
         self.way = Way.STARTING
         self.ready_at_s: float | None = None
         self.load_s = 0.0
@@ -62,11 +65,16 @@ class Resident:
         self._awaited_until_s: float | None = None
         self._why_unloaded = ""
         self._timers = Timers()
-        self._probing: asyncio.Task[None] | None = None
         self._closing = False
+        self._way_text = ""
         self.front = LaneFront(house.front, _settings(read), read.keys, self.describe)
+        self._renewal = Renewal(read, self.front, self._reporter, self)
+        socket_path = str(house.paths.unit_runtime(self.name) / ROUTER_SOCKET)
+        self._forwarding = Forwarding(self.front, socket_path, house.clock, lambda: self.way is Way.FORWARDED)
         self.front.log = request_log(self._reporter, read.loaded)
-        self.figures = lane_figures(read.name, self.front, self._reporter.counts, lambda: self.state)
+        self.figures = lane_figures(
+            read.name, self.front, self._reporter.counts, lambda: self.state, lambda: self._life
+        )
         self.front.on_waiting = self._request_waits
         self.front.on_finished = self._request_finished
         self.front.on_forward_lost = self._forward_lost
@@ -76,9 +84,19 @@ class Resident:
     # -- for the router -----------------------------------------------------------------------------------
 
     @property
+    def read(self) -> Read:
+        """The definition in force, or why there is none."""
+        return self._renewal.read
+
+    @property
     def loaded(self) -> Loaded | None:
         """The definition in force."""
         return self.read.loaded
+
+    @property
+    def trouble(self) -> str:
+        """What keeps the definition that is on disk from being in force."""
+        return self._renewal.trouble
 
     @property
     def is_always(self) -> bool:
@@ -118,31 +136,16 @@ class Resident:
                 self._await("llamad@{0} has stopped, and is disabled", RESTART_S)
             self._regard_own()
 
-    def change(self, read: Read) -> None:
-        """Another definition. One that cannot be used changes nothing for a model that is served."""
-        if read.problem is not None:
-            text = str(read.problem)
-            kind = "reload-refused" if self._life is not None else "config-refused"
-            self._reporter.event(kind, f"The definition cannot be used: {text}", CAUSE=text)
-            if self._life is not None:
-                return
-        self.read = read
-        self._failures = 0
-        self._house.front.change(self.front.lane, _settings(read), read.keys)
-        if read.loaded is not None and self.front.log is not None:
-            self.front.log.level = read.loaded.definition.log.requests
-        if self.way in (Way.FAILED, Way.BROKEN, Way.MANUAL):
-            self.way = Way.UNLOADED
-        if self._life is not None and read.loaded is not None:
-            self._life.reload(read.loaded)
-        self.regard(self._outside)
+    def change(self, read: Read, *, asked: bool = False) -> None:
+        """Another definition, or the same again. One that cannot be used changes nothing where there is one in force.
+        `asked`: what failed is tried again, and a replaced file is loaded.
+        """
+        if not self._closing:
+            self._renewal.ask(read, asked=asked)
 
-    def retry(self, read: Read) -> None:
-        """The definition is as it was; what failed with it is tried again."""
-        self.read = read
-        if self.way is Way.FAILED and self._task is None:
-            self._failures = 0
-            self._may_be_tried()
+    async def rest(self) -> None:
+        """Return when the definition that was given last is in force, or refused."""
+        await self._renewal.rest()
 
     def unload(self, why: str) -> None:
         """End the present life: requests in flight are finished first, at most for `drain_s`."""
@@ -152,23 +155,24 @@ class Resident:
             self._life.stop()
             self._house.changed()
 
-    def leave(self) -> None:
+    def leave(self, refusal: Refusal = STOPPING, why: str = "llamad.service is stopping") -> None:
         """No more requests, and no model: they are refused from now on."""
         self._closing = True
-        self.front.refuse_with(Refusal(503, "stopping", "llamad is stopping", RETRY_S))
-        self.unload("llamad.service is stopping")
+        self._renewal.close()
+        self.front.refuse_with(refusal)
+        self.unload(why)
 
     def stop_waiting(self) -> None:
         """The router is stopping: nothing is loaded any more; what is loaded goes on serving what was accepted."""
         self._closing = True
         if self._life is None and self.way is not Way.FORWARDED:
-            self.front.refuse_with(Refusal(503, "stopping", "llamad is stopping", RETRY_S))
+            self.front.refuse_with(STOPPING)
 
     async def gone(self) -> None:
         """Return when nothing of it is left."""
         self._timers.close()
-        if self._probing is not None:
-            self._probing.cancel()
+        self._renewal.close()
+        self._forwarding.close()
         if self._task is not None:
             await asyncio.wait([self._task])
         self._status.remove()
@@ -194,12 +198,10 @@ class Resident:
     def describe(self) -> ModelDescription:
         """For `/v1/models`."""
         plan = self.front.launch.plan if self.front.launch and self.ready_at_s is not None else None
-        context = plan.context_tokens if plan else None
-        held = False
+        context, held = plan.context_tokens if plan else None, False
         if self.way is Way.FORWARDED:
             status = read_status(self.name, self._house.paths.unit_runtime(self.name).parent) or {}
-            known = status.get("context_tokens")
-            context = known if is_number(known) else None
+            context = known if is_number(known := status.get("context_tokens")) else None
             held = status.get("state") != State.READY.public
         return ModelDescription(
             state=self.state,
@@ -215,30 +217,12 @@ class Resident:
     def _forward(self) -> None:
         if self.way is not Way.FORWARDED:
             self._become(Way.FORWARDED, f"llamad@{self.name} serves it")
-            self.front.hold(f"llamad@{self.name} does not answer yet")
-            self._probe()
-
-    def _probe(self) -> None:
-        """Pass requests on as soon as the other llamad listens. It holds them itself while the model loads."""
-        if self._probing is None or self._probing.done():
-            self._probing = asyncio.create_task(self._await_socket())
-            self._probing.add_done_callback(_raise_bug)
-
-    async def _await_socket(self) -> None:
-        path = str(self._house.paths.unit_runtime(self.name) / ROUTER_SOCKET)
-        pause_s = PROBE_S
-        while self.way is Way.FORWARDED:
-            if await listens(path):
-                self.front.forward(path)
-                return
-            await self._house.clock.sleep(pause_s)
-            pause_s = min(1.0, pause_s * 1.5)
+            self._forwarding.begin(f"llamad@{self.name} does not answer yet")
 
     def _forward_lost(self) -> None:
         if self.way is Way.FORWARDED:
-            self.front.hold(f"llamad@{self.name} does not answer")
+            self._forwarding.begin(f"llamad@{self.name} does not answer")
             self._house.changed()
-            self._probe()
 
     def _await(self, why: str, grace_s: float | None) -> None:
         """Let requests wait for the unit, for a while or until something changes."""
@@ -288,9 +272,38 @@ class Resident:
             self.front.refuse_with(Refusal(503, code, text))
 
     def _become(self, way: Way, text: str) -> None:
-        self.way = way
-        if way is not Way.LOADED:
-            self._status.not_served(state=str(way), text=text)
+        self.way, self._way_text = way, text
+        self._write_status()
+        self._house.changed()
+
+    def _write_status(self) -> None:
+        if self.way is not Way.LOADED:
+            text = "; ".join(filter(None, (self._way_text, self.trouble)))
+            self._status.not_served(state=str(self.way), text=text)
+
+    # -- for the renewal ----------------------------------------------------------------------------------
+
+    @property
+    def life(self) -> Living | None:
+        """The one that is led now."""
+        return self._life
+
+    def taken(self) -> None:
+        """Another definition is in force, or the same one for another attempt."""
+        self._failures = 0
+        if self.way in (Way.FAILED, Way.BROKEN, Way.MANUAL):
+            self.way = Way.UNLOADED
+        if self.ready_at_s is not None:
+            self._look_at_idleness()
+        self.regard(self._outside)
+        self._house.changed()
+
+    def troubled(self, text: str) -> None:
+        """There is, or is no more, something that keeps the definition on disk from being in force."""
+        if self._life is not None:
+            self._life.remark(TOPIC, text)
+        else:
+            self._write_status()
         self._house.changed()
 
     # -- requests -----------------------------------------------------------------------------------------
@@ -322,13 +335,12 @@ class Resident:
     # -- a life -------------------------------------------------------------------------------------------
 
     def _load(self) -> None:
-        loaded = self.loaded
-        assert loaded is not None and self._task is None
+        assert self._task is None
         self._why_unloaded = ""
-        self._task = asyncio.create_task(self._live(loaded))
-        self._task.add_done_callback(_raise_bug)
+        self._task = asyncio.create_task(self._live())
+        self._task.add_done_callback(raise_bug)
 
-    async def _live(self, loaded: Loaded) -> None:
+    async def _live(self) -> None:
         house = self._house
         ledger = Ledger(self._paths.ledger, self.name, house.paths.run / "public" / "ledger.json")
         failure: LlamadError | None = None
@@ -339,9 +351,11 @@ class Resident:
             self.way = Way.LOADED
             seams = LifeSeams(
                 house.config_root, self._paths, self._reporter, house.nvml, self.front,
-                house.paths.unit_state(self.name), house.always,
+                house.paths.unit_state(self.name), house.always, house.definitions,
             )  # fmt: skip
-            self._life = house.live(loaded, ledger, seams, house.clock, house.sandboxed)
+            assert self.loaded is not None
+            self._life = house.live(self.loaded, ledger, seams, house.clock, house.sandboxed)
+            self._life.remark(TOPIC, self.trouble)
             if self._closing:  # told while the name was being taken
                 self._life.stop()
             code = await self._life.run()
@@ -349,7 +363,7 @@ class Resident:
         except LlamadError as error:
             failure, code, text = error, error.exit_code, str(error)
         finally:
-            await _release(ledger)
+            await release(ledger)
             self._life, self._task, self.ready_at_s = None, None, None
             self.front.launch = None
         self._has_ended(code, text, failure)
@@ -404,15 +418,3 @@ class Resident:
 
 def _settings(read: Read) -> FrontSettings:
     return settings_of(read.loaded) if read.loaded is not None else FrontSettings(read.name)
-
-
-async def _release(ledger: Ledger) -> None:
-    try:
-        await in_thread(ledger.release)
-    except BusyError:  # no thread can be had: the locks go all the same, and others clear away what they guarded
-        ledger.close()
-
-
-def _raise_bug(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and (error := task.exception()):
-        raise error

@@ -21,6 +21,7 @@ from llamad.config.definition import HostSettings
 from llamad.config.listen import parse_listen
 from llamad.config.loaded import Loaded
 from llamad.errors import LlamadError
+from llamad.front.holding import Refusal
 from llamad.front.keys import KeySet
 from llamad.front.settings import FrontSettings
 from llamad.front.several import SwitchFront
@@ -29,17 +30,18 @@ from llamad.ledger.handover import Served, forget_requests, look
 from llamad.ledger.ledger import Ledger
 from llamad.ledger.wake import Watch
 from llamad.service.daemon import BUG_EXIT, on_signal
-from llamad.service.definitions import Read, changed, read_all, read_host
+from llamad.service.definitions import Read, read_host
 from llamad.service.house import House, Outside
 from llamad.service.journal import Journal, make_journal
 from llamad.service.life import Life, LifeSeams, Living
 from llamad.service.neighbours import ENABLED_UNITS, enabled_names
 from llamad.service.notify import Notifier, make_notifier, watchdog_interval_s
-from llamad.service.reloads import CONFIG_READ_S
+from llamad.service.reloads import QUIET_S
 from llamad.service.resident import Resident
 from llamad.service.router_answers import RouterAnswers
 from llamad.service.router_notify import NoRecords, ResidentNotifier, RouterReporter, summary
 from llamad.service.router_paths import RouterPaths
+from llamad.service.router_reloads import AddressInForce, RouterReloads, troubles
 from llamad.service.sockets import Listening, listen_on, stored_sockets
 from llamad.service.start import UNDER_SYSTEMD, report_refusal
 from llamad.supervision.residency import choose
@@ -68,7 +70,9 @@ class Router:
         enabled_units: Path = ENABLED_UNITS,
         nvml: Nvml | None = None,
         live: Callable[[Loaded, Ledger, LifeSeams, Clock, bool], Living] = Life,
+        quiet_s: float = QUIET_S,
     ) -> None:
+        """`quiet_s`: how long the watch over the definitions waits at first."""
         self.residents: dict[str, Resident] = {}
         self._config_root = config_root
         self._paths = paths
@@ -84,29 +88,25 @@ class Router:
         self._again = asyncio.Event()
         self._stopping = asyncio.Event()
         self._served = Served(frozenset(), frozenset(), {})
-        self._reads: dict[str, Read] = {}
+        self._leaving: dict[str, Resident] = {}
+        self._reloads = RouterReloads(config_root, paths, reporter, notifier, self._clock, quiet_s)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._reload_task: asyncio.Task[None] | None = None
-        self._reload_again = False
         self._is_ready = False
 
     async def run(self, host: HostSettings, keys: KeySet, listening: Listening) -> int:
         """Serve until told to stop; the exit code."""
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(self._on_loop_error)
-        self._listen = str(host.host.listen)
-        self._resident_s = host.host.resident_s
         answers = RouterAnswers(lambda: [resident.figures for resident in self.residents.values()])
         self.front = SwitchFront(_settings(host), keys, NoRecords(), self._clock, self._not_ready, answers)
         self._house = House(
             self._config_root, self._paths, self.front, self._reporter.journal,
             ResidentNotifier(self._notifier), self._nvml, self._clock, self._sandboxed, host.host.unit_grace_s,
-            self._again.set, self._always, self._live,
+            self._again.set, self._always, self._reloads.definitions, self._live,
         )  # fmt: skip
+        self.use_host(host, keys)
         self._install_signals(loop)
-        self._reads = await in_thread(read_all, self._config_root, self._paths)
-        for read in self._reads.values():
-            self._add(read)
+        await self._reloads.begin(self, AddressInForce(host, keys, listening, self.front))
         await in_thread(forget_requests, self._ledger)
         await self.front.start(listening.sockets)
         self._start(self._watch())
@@ -122,10 +122,9 @@ class Router:
             self._stopping.set()
 
     def reload(self) -> None:
-        """Read all definitions again. Any number of calls end in one reading after the running one."""
-        self._reload_again = True
-        if self._reload_task is None or self._reload_task.done():
-            self._reload_task = self._start(self._reload())
+        """Read all definitions again, and try again what has failed."""
+        if not self._stopping.is_set():
+            self._reloads.hang_up()
 
     # -- who serves what ------------------------------------------------------------------------------------
 
@@ -173,7 +172,7 @@ class Router:
         waiting = sorted((lease for lease in leases.values() if lease.lacks), key=lambda lease: lease.ticket)
         holding = {
             name: one
-            for name, resident in self.residents.items()
+            for name, resident in (self.residents | self._leaving).items()
             if name in leases and (one := resident.residency(dict(leases[name].promised))) is not None
         }
         for lease in waiting:
@@ -195,7 +194,8 @@ class Router:
     def _report(self) -> None:
         if self._stopping.is_set():
             return
-        text = summary(self._listen, [(name, resident.state) for name, resident in self.residents.items()])
+        states = [(name, resident.state) for name, resident in self.residents.items()]
+        text = summary(self._listen, states, troubles(self._reloads, self.residents))
         self._reporter.status(text)
         if not self._is_ready:
             self._is_ready = True
@@ -203,62 +203,62 @@ class Router:
 
     # -- definitions ----------------------------------------------------------------------------------------
 
-    def _add(self, read: Read) -> None:
+    def add(self, read: Read) -> None:
+        """Have one more model; one that is just leaving comes back when it is gone."""
+        if read.name in self._leaving:
+            return
         if read.problem is not None:
             self._reporter.broken(read.name, read.problem)
         self.residents[read.name] = Resident(self._house, read)
 
-    async def _reload(self) -> None:
-        while self._reload_again:
-            self._reload_again = False
-            self._reporter.reloading()
-            try:
-                await self._reload_once()
-            except (LlamadError, TimeoutError) as error:
-                self._reporter.reload_refused(str(error) or "the definitions cannot be read in time")
-            self._is_ready = False  # the next report ends the reload
-            self._again.set()
+    def remove(self, name: str) -> None:
+        """Have a model no more: nobody finds it from now on, and it is unloaded when it has answered."""
+        resident = self._leaving[name] = self.residents.pop(name)
+        self.front.leave(resident.front.lane)
+        self._start(self._see_off(name, resident))
 
-    async def _reload_once(self) -> None:
-        """Take in what has changed. Raises LlamadError where the host's settings cannot be used: nothing is changed."""
-        host, keys = await asyncio.wait_for(
-            in_thread(read_host, self._config_root, self._paths), CONFIG_READ_S
-        )
-        before = self._reads
-        self._reads = await in_thread(read_all, self._config_root, self._paths)
-        self.front.apply(_settings(host), keys)
-        self._resident_s, self._house.unit_grace_s = host.host.resident_s, host.host.unit_grace_s
-        if str(host.host.listen) != self._listen:
-            self._reporter.reload_refused("`listen` of [host] changes with a restart: `systemctl restart llamad`")
-        for name in sorted(changed(before, self._reads)):
-            if name not in self._reads:
-                self._start(self._remove(self.residents.pop(name)))
-            elif name not in self.residents:
-                self._add(self._reads[name])
-            else:
-                self.residents[name].change(self._reads[name])
-        for name, resident in self.residents.items():
-            if name not in changed(before, self._reads):
-                resident.retry(self._reads[name])
-
-    async def _remove(self, resident: Resident) -> None:
-        resident.leave()
+    async def _see_off(self, name: str, resident: Resident) -> None:
+        unknown = Refusal(404, "model_not_found", f"{name} is not defined any more")
+        resident.leave(unknown, "its definition is gone")
         await resident.gone()
+        drain_s = resident.loaded.definition.limits.drain_s if resident.loaded else 0.0
+        await resident.front.farewell(drain_s)  # what was forwarded; what was its own has ended
+        await resident.front.close_upstreams()
+        resident.front.refuse_with(unknown)
         self.front.remove(resident.front.lane)
+        del self._leaving[name]
+        if name in self._reloads.reads:
+            self.add(self._reloads.reads[name])
+        self._again.set()
+
+    def use_host(self, host: HostSettings, keys: KeySet) -> None:
+        """Use these settings, and these keys for the address, from now on."""
+        self.front.apply(_settings(host), keys)
+        self._listen, self._resident_s = str(host.host.listen), host.host.resident_s
+        self._house.unit_grace_s = host.host.unit_grace_s
+
+    def look_again(self) -> None:
+        """Who serves what may be another matter now."""
+        self._again.set()
+
+    def reloaded(self) -> None:
+        """A reload that somebody waits for is over: the next report tells so."""
+        self._is_ready = False
+        self._again.set()
 
     # -- the end --------------------------------------------------------------------------------------------
 
     async def _stop(self) -> None:
         """Answer what was accepted, then unload all at once."""
-        residents = list(self.residents.values())
+        self._reloads.close()
+        residents = [*self.residents.values(), *self._leaving.values()]
         for resident in residents:
             resident.stop_waiting()
         bounds = [one.loaded.definition.limits.drain_s for one in residents if one.loaded is not None]
         drain_s = max(bounds, default=0.0)
         self._notifier.send(EXTEND_TIMEOUT_USEC=int((drain_s + 60.0) * 1e6))
         for task in self._tasks:
-            if task is not self._reload_task:
-                task.cancel()
+            task.cancel()
         watchdog = asyncio.create_task(self._feed_watchdog())
         await self.front.close(drain_s + LINGER_S)
         for resident in residents:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import asyncio
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -14,10 +15,12 @@ from llamad.supervision.launch import Launch
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from llamad.engine.log import Observed
     from llamad.front.lane import Lane
     from llamad.front.relay import Front
     from llamad.front.responses import ResponseCache
     from llamad.service.lane_front import LaneFront
+    from llamad.service.life import Living
     from llamad.service.reporter import EventCounts
 
 
@@ -49,14 +52,21 @@ class LaneView:
         return self.lane.responses
 
 
-def lane_figures(name: str, front: LaneFront, events: EventCounts, state: Callable[[], str]) -> ModelFigures:
-    """The figures of a model behind the router. What the driver and the buffers say is not asked here."""
+def lane_figures(
+    name: str, front: LaneFront, events: EventCounts, state: Callable[[], str], life: Callable[[], Living | None]
+) -> ModelFigures:
+    """The figures of a model behind the router. `life`: the one that it has now."""
 
-    async def not_asked(_launch: Launch) -> dict[str, int]:
-        return {}
+    def observed() -> Observed | None:
+        living = life()
+        return living.observed() if living is not None else None
+
+    async def free_bytes(launch: Launch) -> Mapping[str, int]:
+        living = life()
+        return await living.free_bytes(launch) if living is not None else {}
 
     view = cast("Front", LaneView(front.lane))
-    return ModelFigures(name, view, front.figures, events, state, lambda: front.launch, lambda: None, not_asked)
+    return ModelFigures(name, view, front.figures, events, state, lambda: front.launch, observed, free_bytes)
 
 
 @dataclass
@@ -67,7 +77,8 @@ class RouterAnswers:
 
     async def metrics(self) -> bytes:
         """All models' series, each family once."""
-        return render([family for one in self.figures() for family in await one.families()])
+        found = await asyncio.gather(*(one.families() for one in self.figures()))  # each may wait for its deadlines
+        return render([family for families in found for family in families])
 
     async def admin(self, order: str, body: bytes, request_id: bytes) -> Answer:  # noqa: ARG002
         """Refused."""

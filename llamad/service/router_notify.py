@@ -11,6 +11,7 @@ from llamad.service.journal import Journal
 from llamad.service.notify import Notifier, monotonic_usec
 
 _NAMES_SHOWN = 8
+_TROUBLE_CHARACTERS = 400
 
 
 class ResidentNotifier:
@@ -60,7 +61,7 @@ class RouterReporter:
 
     def ready(self, text: str, listen: str) -> None:
         """It accepts requests, and knows who serves what. Also the end of a reload."""
-        self._event("router-ready", f"Serving on {listen}: {text}", CAUSE=text)
+        self.event("router-ready", f"Serving on {listen}: {text}", CAUSE=text)
         self._notifier.send(READY=1, STATUS=text)
 
     def status(self, text: str) -> None:
@@ -75,29 +76,34 @@ class RouterReporter:
 
     def reload_refused(self, why: str) -> None:
         """Something of a reload is not in force."""
-        self._event("reload-refused", f"Reload refused: {why}", CAUSE=why)
+        self.event("reload-refused", f"Reload refused: {why}", CAUSE=why)
+
+    def applied(self, changed: str) -> None:
+        """Settings of the router's own are in force."""
+        self.event("reload-applied", f"In force, without touching a model: {changed}", CHANGED=changed)
 
     def broken(self, name: str, problem: LlamadError) -> None:
         """A definition cannot be used; the others are served."""
         text = str(problem)
-        self._event("config-refused", f"Cannot serve {name}: {text}", model=name, CAUSE=text)
+        self.event("config-refused", f"Cannot serve {name}: {text}", model=name, CAUSE=text)
 
     def ledger_problem(self, why: str) -> None:
         """The ledger cannot be read; told once."""
         if why != self._problem:
             self._problem = why
-            self._event("ledger-problem", f"The router cannot look into the ledger: {why}", CAUSE=why)
+            self.event("ledger-problem", f"The router cannot look into the ledger: {why}", CAUSE=why)
 
     def stopping(self) -> None:
         """On its way out."""
-        self._event("stopping", "Stopping: requests in flight are finished first")
+        self.event("stopping", "Stopping: requests in flight are finished first")
         self._notifier.send(STOPPING=1, STATUS="stopping")
 
     def stopped(self) -> None:
         """Nothing is left."""
-        self._event("stopped", "Stopped: all models are unloaded")
+        self.event("stopped", "Stopped: all models are unloaded")
 
-    def _event(self, name: str, message: str, model: str = "llamad", **fields: str) -> None:
+    def event(self, name: str, message: str, model: str = "llamad", **fields: str) -> None:
+        """One record of the catalog's event `name`, about the router itself or one of its models."""
         kind = EVENTS[name]
         given = {key: fields.get(key) or "-" for key in {*kind.fields, *fields}}
         self.journal.record(
@@ -111,15 +117,20 @@ class RouterReporter:
         )
 
 
-def summary(listen: str, states: Sequence[tuple[str, str]]) -> str:
-    """`127.0.0.1:8080: 5 models; ready: phi4, qwen; forwarded: big; broken: old`; those at rest are only counted."""
+def summary(listen: str, states: Sequence[tuple[str, str]], troubles: Sequence[str] = ()) -> str:
+    """`127.0.0.1:8080: 5 models; ready: phi4, qwen; forwarded: big; broken: old`; those at rest are only counted.
+
+    `troubles`: with edits that are not in force; the first is told.
+    """
     groups: dict[str, list[str]] = {}
     for name, state in states:
         if state not in ("unloaded", "manual", "starting"):
             groups.setdefault(state, []).append(name)
     counted = f"{len(states)} model{'s' if len(states) != 1 else ''}"
     parts = [f"{state}: {_some(names)}" for state, names in sorted(groups.items(), key=lambda row: row[0] != "ready")]
-    return "; ".join([f"{listen}: {counted}", *parts])
+    more = f" (and {len(troubles) - 1} more)" if len(troubles) > 1 else ""
+    told = [f"{text[:_TROUBLE_CHARACTERS]}{more}" for text in troubles[:1]]
+    return "; ".join([f"{listen}: {counted}", *parts, *told])
 
 
 def _some(names: Sequence[str]) -> str:

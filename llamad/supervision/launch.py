@@ -34,6 +34,8 @@ class Launch:
     file_bytes: int = 0
     model_key: str = ""
     """Names everything that is loaded: the model's file and what is there beside it."""
+    files_key: str = ""
+    """Which files those were; "" where it is not known."""
     learned_key: str = ""
     """What a lesson from it is about: model, engine, drivers and flags."""
     stepped_from: int = 0

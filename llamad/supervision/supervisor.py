@@ -83,9 +83,9 @@ class Supervisor(Tending):
         if self._intake:
             self._intake.lines_per_s = limits.child_log_lines_per_s
 
-    async def reload(self, loaded: Loaded, changed: str = "") -> None:
+    async def reload(self, loaded: Loaded, changed: str = "", *, replaced: bool = False) -> None:
         """Put a new definition into force; return when it serves, or the old one does (again). `changed`: what is
-        new in it, in words.
+        new in it, in words. `replaced`: its files are others than those that the child has loaded.
 
         Raises LlamadError where the new definition was refused or could not be started; the old one is in force then.
         One that changes nothing for the child, ready or still loading, is applied at once without touching it. Where
@@ -94,7 +94,7 @@ class Supervisor(Tending):
         if self.state is State.STUCK:
             raise stuck_error(self.child_pid)
         has_child = self.state in _STARTING or self.state.serves
-        if self.launch and has_child and needs_no_new_child(self.launch.loaded, loaded):
+        if self.launch and has_child and not replaced and needs_no_new_child(self.launch.loaded, loaded):
             self.adopt(loaded)
             return
         limits = loaded.definition.limits

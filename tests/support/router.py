@@ -11,12 +11,13 @@ import contextlib
 import os
 import socket
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from llamad.clock import Clock
 from llamad.config.loaded import Loaded
+from llamad.engine.log import Observed
 from llamad.errors import ExitCode, LlamadError
 from llamad.ledger.booking import Booking, mark_of
 from llamad.ledger.lease import Lease, Phase
@@ -71,6 +72,20 @@ class World:
         self.gates: dict[str, asyncio.Event] = {}
         """A life does not become ready before its gate is set."""
         self.reloads: list[str] = []
+        """What was put into force by another llama-server, and what is new in it: `one: placement.context`."""
+        self.adopted: list[str] = []
+        self.renewed: list[str] = []
+        self.refusals: dict[str, LlamadError] = {}
+        """What a check of a definition finds."""
+        self.reload_failures: dict[str, LlamadError] = {}
+        self.reload_gates: dict[str, asyncio.Event] = {}
+        self.replaced: set[str] = set()
+        """Whose files are others than those that were loaded."""
+        self.remarks: dict[str, str] = {}
+        self.observed: dict[str, Observed] = {}
+        self.free: dict[str, int] = {}
+        self.lived: dict[str, list[Loaded]] = {}
+        """The definitions that the lives of each model had."""
         self.lives: list[str] = []
         self.upstreams: dict[str, FakeUpstream] = {}
 
@@ -89,9 +104,9 @@ class PlayedLife:
         self.state = "waiting"
         self.child_pid = 1
         self._world = world
-        self._loaded = loaded
         self._ledger = ledger
         self._seams = seams
+        self._use(loaded)
         self._stopped = asyncio.Event()
 
     def state_changed(self) -> None:
@@ -101,8 +116,45 @@ class PlayedLife:
         self.is_leaving = True
         self._stopped.set()
 
-    def reload(self, loaded: Loaded) -> None:
-        self._world.reloads.append(loaded.name)
+    @property
+    def serves(self) -> bool:
+        return self.state == "ready"
+
+    async def check(self, loaded: Loaded) -> bool:
+        if refusal := self._world.refusals.get(loaded.name):
+            raise refusal
+        return loaded.name in self._world.replaced
+
+    def adopt(self, loaded: Loaded) -> None:
+        self._world.adopted.append(loaded.name)
+        self._use(loaded)
+
+    def renew(self, loaded: Loaded) -> None:
+        self._world.renewed.append(loaded.name)
+        self._use(loaded)
+
+    async def reload(self, loaded: Loaded, changed: str, *, replaced: bool) -> bool:
+        if changed:
+            self._world.reloads.append(f"{loaded.name}: {changed}")
+        if (gate := self._world.reload_gates.get(loaded.name)) and not await self._either(gate.wait()):
+            return False
+        if failure := self._world.reload_failures.get(loaded.name):
+            raise failure
+        self._use(loaded)
+        return True
+
+    def _use(self, loaded: Loaded) -> None:
+        self._loaded = loaded
+        self._world.lived.setdefault(loaded.name, []).append(loaded)
+
+    def remark(self, topic: str, text: str) -> None:
+        self._world.remarks[self._ledger.name] = text
+
+    def observed(self) -> Observed | None:
+        return self._world.observed.get(self._ledger.name)
+
+    async def free_bytes(self, launch: Launch) -> Mapping[str, int]:
+        return self._world.free
 
     async def run(self) -> ExitCode:
         name = self._ledger.name
@@ -203,7 +255,7 @@ class RouterBench:
         self.notifier = Signals()
         run = folder / "run"
         self.paths = RouterPaths(run, run / "router", folder / "state", folder / "cache", run / "ledger", None)
-        self.address = str(folder / "front.sock")
+        self.address: str | tuple[str, int] = str(folder / "front.sock")
         for made in (self.etc, self.enabled, run):
             made.mkdir()
         self.router: Router
@@ -235,12 +287,18 @@ class RouterBench:
     async def chat(self, model: str) -> Answer:
         return await ask(self.address, "POST", "/v1/chat/completions", b'{"model": "%b"}' % model.encode())
 
+    async def ask_with_key(self, model: str, key: str) -> Answer:
+        body = b'{"model": "%b"}' % model.encode()
+        return await ask(self.address, "POST", "/v1/chat/completions", body, Authorization=f"Bearer {key}")
+
     async def get(self, target: str) -> Answer:
         return await ask(self.address, "GET", target, None)
 
 
 @contextlib.asynccontextmanager
-async def routing(prepare: Callable[[RouterBench], None], host: str = "resident_s = 0") -> AsyncIterator[RouterBench]:
+async def routing(
+    prepare: Callable[[RouterBench], None], host: str = "resident_s = 0", *, quiet_s: float = 0.0
+) -> AsyncIterator[RouterBench]:
     """A router that runs, over what `prepare` has defined."""
     with tempfile.TemporaryDirectory(prefix="router") as folder:
         bench = RouterBench(Path(folder))
@@ -253,7 +311,7 @@ async def routing(prepare: Callable[[RouterBench], None], host: str = "resident_
         settings, keys = read_host(bench.etc, bench.paths)
         bench.router = Router(
             bench.etc, bench.paths, RouterReporter(bench.journal, bench.notifier), bench.notifier,
-            sandboxed=False, enabled_units=bench.enabled, live=bench.world.live,
+            sandboxed=False, enabled_units=bench.enabled, live=bench.world.live, quiet_s=quiet_s,
         )  # fmt: skip
         running = asyncio.ensure_future(bench.router.run(settings, keys, Listening([sock])))
         try:

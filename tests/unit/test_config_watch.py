@@ -23,12 +23,10 @@ from llamad.config.watch import (
     DEBOUNCE_S,
     GONE_S,
     LONGEST_DEBOUNCE_S,
-    MOST_FOLDERS,
     POLL_S,
     Watch,
-    folders_of,
-    look,
 )
+from llamad.config.watched import MOST_FOLDERS, OneDefinition, folders_of, look
 from llamad.errors import BusyError
 from tests.support.http import FakeClock
 
@@ -67,7 +65,7 @@ class Bench:
         self.digests: list[str] = []
         self.troubles: list[OSError | ImportError] = []
         self.watch = Watch(
-            self.file, root, self.clock, edited=self.digests.append, blind=self.troubles.append, hints=self._make,
+            OneDefinition(self.file, root), self.clock, edited=self.digests.append, blind=self.troubles.append, hints=self._make,
             off_the_loop=at_once,
         )  # fmt: skip
 
@@ -378,7 +376,7 @@ class Live:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[Live]:
         watch = Watch(
-            self.file, self.root, SystemClock(), edited=self._edited, blind=self.troubles.append
+            OneDefinition(self.file, self.root), SystemClock(), edited=self._edited, blind=self.troubles.append
         )
         task = asyncio.create_task(watch.run(look(self.file, self.root).digest))
         await asyncio.sleep(0.2)

@@ -5,19 +5,23 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llamad.config.definition import Definition, Lora
 from llamad.errors import AccessError, BadModelError, ModelMissingError
 from llamad.gguf import read
 from llamad.gguf.facts import ModelFacts
 from llamad.gguf.read import read_facts
-from llamad.service.facts import FactsReader, facts_of, raw_of
+from llamad.service.facts import FactsReader, are_replaced, facts_of, files_key, raw_of
 from llamad.store import own_folder
+from llamad.supervision.launch import Launch
 from tests.support import zoo_dense, zoo_mixed
+from tests.support.fakes import a_plan, loaded_of
 from tests.support.models import build_hollow, build_tiny
 
 ZOO = {**zoo_dense.ZOO, **zoo_mixed.ZOO}
@@ -160,3 +164,33 @@ def test_a_folder_of_ones_own_is_nobody_elses(tmp_path: Path) -> None:
     assert own_folder(environ, ".plan", "file") is None
     tmp_path.chmod(0o777)
     assert own_folder(environ, ".plan", "phi4") is None
+
+
+def test_a_replaced_file_is_told_from_one_that_was_only_renamed_or_given_a_mode(tmp_path: Path) -> None:
+    model, adapter = build_tiny(tmp_path / "m.gguf"), tmp_path / "lora.gguf"
+    adapter.write_text("one")
+    definition = Definition(model=str(model), lora=Lora(adapters={str(adapter): 1.0}))
+    loaded, read = replace(loaded_of(), definition=definition), FactsReader()
+    launch = Launch(loaded, a_plan(), (), {}, "/s", 1, "completion", "1", files_key=files_key(definition, read(str(model))))
+    assert not are_replaced(launch, loaded, read)
+    model.chmod(0o600)
+    os.link(model, tmp_path / "kept.gguf")
+    assert not are_replaced(launch, loaded, read)
+    assert not are_replaced(None, loaded, read) and not are_replaced(replace(launch, files_key=""), loaded, read)
+    for file in (model, adapter):
+        content, times = file.read_bytes(), file.stat()
+        copy = file.with_name("copy")
+        copy.write_bytes(content)
+        os.utime(copy, ns=(times.st_atime_ns, times.st_mtime_ns))
+        copy.replace(file)
+        assert are_replaced(launch, loaded, read), "another inode"
+        launch = replace(launch, files_key=files_key(definition, read(str(model))))
+        os.utime(file, ns=(0, 0))
+        assert are_replaced(launch, loaded, read), "another time"
+        launch = replace(launch, files_key=files_key(definition, read(str(model))))
+    times = model.stat()
+    other = build_tiny(tmp_path / "other.gguf", ctx_train_tokens=512).read_bytes()
+    with model.open("r+b") as stream:
+        stream.write(other[: times.st_size].ljust(times.st_size, b"\0"))
+    os.utime(model, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert model.stat().st_ino == times.st_ino and are_replaced(launch, loaded, read), "another header"

@@ -18,6 +18,7 @@ from llamad.service.reporter import EventCounts
 from llamad.service.requests import RequestFigures
 from llamad.service.router_answers import RouterAnswers, lane_figures
 from tests.support.fake_upstream import Call, FakeUpstream
+from tests.support.fakes import a_plan
 from tests.support.front import running
 from tests.support.http import scenario
 
@@ -213,8 +214,34 @@ async def test_the_router_shows_each_family_once_for_all_its_models() -> None:
     async with running() as bench:
         assert (await bench.ask()).status == 200
         lane = SimpleNamespace(lane=bench.front._lane, figures=RequestFigures(), launch=None)
-        models = [lane_figures(name, lane, EventCounts(), lambda: "ready") for name in ("a", "b")]  # type: ignore[arg-type]
+        models = [lane_figures(name, lane, EventCounts(), lambda: "ready", lambda: None) for name in ("a", "b")]  # type: ignore[arg-type]
         answers = RouterAnswers(lambda: models)
         samples = check(await answers.metrics())
         assert samples['llamad_state{model="a",state="ready"}'] == samples['llamad_state{model="b",state="ready"}'] == "1"
         assert (await answers.admin("drain", b"", b"id")).status == 404
+
+
+class Planned:
+    """A life whose llama-server has told its buffers, and whose driver shows what is free."""
+
+    def observed(self) -> Any:
+        return SimpleNamespace(buffers={("CUDA0", "model"): 40, ("CUDA0", "kv"): 30})
+
+    async def free_bytes(self, _launch: object) -> dict[str, int]:
+        return {"CUDA0": 5}
+
+
+@scenario
+async def test_the_router_shows_buffers_and_free_memory_of_what_it_has_loaded() -> None:
+    async with running() as bench:
+        launch = SimpleNamespace(plan=a_plan(), socket_path="/none")
+        lane = SimpleNamespace(lane=bench.front._lane, figures=RequestFigures(), launch=launch)
+        lives: list[Any] = [Planned()]
+        model = lane_figures("a", lane, EventCounts(), lambda: "loading", lambda: lives[-1])  # type: ignore[arg-type]
+        answers = RouterAnswers(lambda: [model])
+        samples = check(await answers.metrics())
+        wanted = {"llamad_device_buffer_bytes": "70", "llamad_device_free_bytes": "5"}
+        for name, value in wanted.items():
+            assert samples[f'{name}{{model="a",device="CUDA0"}}'] == value
+        lives.append(None)
+        assert not [name for name in check(await answers.metrics()) if name.startswith(tuple(wanted))]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable, Coroutine
@@ -16,12 +17,13 @@ import pytest
 from llamad.clock import SystemClock
 from llamad.config.load import load_definition
 from llamad.config.loaded import Loaded
-from llamad.config.watch import look
+from llamad.config.watched import look
 from llamad.errors import BusyError, LlamadError
 from llamad.front.keys import KeySet
 from llamad.service.keys import read_keys
 from llamad.service.reloads import Reloads, Sources
 from llamad.supervision.reload import Reverted
+from tests.support.certificates import make_certificate
 from tests.support.fakes import FakeReporter
 from tests.unit.test_config_watch import STYLES, open_fds
 
@@ -69,7 +71,7 @@ class Model:
         self.changed = asyncio.Event()
         self.said = ""
 
-    async def reload(self, loaded: Loaded, changed: str) -> None:
+    async def reload(self, loaded: Loaded, changed: str, *, replaced: bool) -> None:
         self.reloaded.append(changed)
         self.changed.set()
         await self.may_reload.wait()
@@ -96,6 +98,7 @@ class Model:
 
     def apply(self, loaded: Loaded, keys: KeySet) -> None:
         self.applied, self.keys = loaded, keys
+        self.changed.set()
 
     async def move(self, listening: Any) -> None:
         raise AssertionError("the move is a fake")
@@ -137,6 +140,11 @@ class Rig:
         """As the watch tells of it."""
         self.file.write_text(text)
         await self.noticed()
+
+    async def applied_keys(self, keys: list[str], admin: KeySet | None = None) -> None:
+        """Return when the relay asks for these."""
+        async with asyncio.timeout(20):
+            await self.model.until(lambda: self.model.keys == KeySet(keys, admin))
 
     async def noticed(self) -> None:
         self.reloads.edited(look(self.file, self.root).digest)
@@ -307,6 +315,114 @@ def test_keys_are_read_again_and_stay_when_the_next_reload_is_refused(rig: Rig) 
         assert rig.teller.names()[-2:] == ["reload-refused"] * 2
         assert str(file) in rig.teller.events[-1][1]
         assert rig.teller.told == ["reloading", "ready"] * 4
+
+    play(scene())
+
+
+def test_rotated_keys_are_in_force_by_themselves(rig: Rig) -> None:
+    """The watch sees the file that is named, also one that is named only since the last edit."""
+    file = with_keys(rig)
+
+    async def scene() -> None:
+        rig.reloads.watch()
+        await rig.applied_keys(["one"])
+        new = rig.root / "new"
+        new.write_text("two\n")
+        new.replace(file)
+        await rig.applied_keys(["two"])
+        file.unlink()
+        await rig.teller.until(lambda: "reload-refused" in rig.teller.names())
+        assert rig.model.keys == KeySet(["two"]) and str(file) in rig.model.said
+        other = rig.root / "folder"
+        other.mkdir()
+        (other / "keys").write_text("three\n")
+        rig.file.write_text(TEXT + f'admin_keys_file = "{other}/keys"\n')
+        await rig.applied_keys([], KeySet(["three"]))
+        (other / "keys").write_text("four\n")
+        await rig.applied_keys([], KeySet(["four"]))
+        assert rig.model.reloaded == [] and rig.model.said == ""
+        rig.reloads.close()
+        await asyncio.sleep(0)
+
+    play(scene())
+
+
+def made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+def test_a_renewed_certificate_is_in_force_by_itself(rig: Rig) -> None:
+    first, second = (make_certificate(made(rig.root / name)) for name in ("first", "second"))
+
+    async def scene() -> None:
+        for source in first:
+            shutil.copy(source, rig.root / source.name)
+        cert, key = (rig.root / source.name for source in first)
+        rig.file.write_text(TEXT + f'tls_cert = "{cert}"\ntls_key = "{key}"\n')
+        await rig.hang_up()
+        rig.reloads.watch()
+        shown = rig.model.keys
+        assert shown is not None and shown.certificate is not None
+        for source in second:
+            shutil.copy(source, rig.root / source.name)
+        async with asyncio.timeout(20):
+            await rig.model.until(lambda: rig.model.keys not in (None, shown))
+        await rig.rest()
+        assert rig.teller.events[-1][2]["CHANGED"] == "the certificate" and rig.model.reloaded == ["tls_cert, tls_key"]
+        rig.reloads.close()
+        await asyncio.sleep(0)
+
+    play(scene())
+
+
+def test_a_replaced_file_of_the_model_is_loaded_at_a_hang_up_and_not_before(rig: Rig) -> None:
+    async def scene() -> None:
+        rig.reloads._sources = replace(rig.reloads._sources, replaced=lambda _loaded: True)
+        await rig.edit(TEXT + 'aliases = ["a"]\n')
+        assert rig.model.reloaded == []
+        await rig.hang_up()
+        assert rig.model.reloaded == ["the files of the model"]
+
+    play(scene())
+
+
+def test_what_could_not_be_read_in_time_is_read_once_more_when_that_has_ended(rig: Rig) -> None:
+    async def scene() -> None:
+        may_read, load = threading.Event(), rig.load
+
+        def slowly() -> Loaded:
+            found = load()
+            may_read.wait(20)
+            return found
+
+        rig.reloads._sources = replace(rig.reloads._sources, load=slowly)
+        rig.reloads._read_s = 0.2
+        await rig.edit(TEXT + 'aliases = ["a"]\n')
+        assert rig.teller.names() == ["reload-refused"] and "0.2 s" in rig.model.said
+        rig.reloads._read_s = 20.0
+        may_read.set()
+        async with asyncio.timeout(20):
+            await rig.model.until(lambda: rig.model.loaded.definition.aliases == ("a",))
+        await rig.rest()
+        assert rig.model.said == "" and rig.loads == 2
+
+    play(scene())
+
+
+def test_a_llama_server_that_owns_the_address_is_started_again_for_new_keys(rig: Rig) -> None:
+    file = with_keys(rig)
+    direct = rig.file.read_text() + 'front = "direct"\n'
+
+    async def scene() -> None:
+        await rig.edit(direct)
+        assert rig.teller.names() == ["reload-refused"] and "systemctl restart" in rig.teller.events[0][1]
+        rig.file.write_text(direct)
+        rig.model.loaded = load_definition("tiny", rig.root)
+        await rig.hang_up()
+        file.write_text("two\n")
+        await rig.hang_up()
+        assert rig.model.reloaded[-1] == "the API keys"
 
     play(scene())
 

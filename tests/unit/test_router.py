@@ -191,10 +191,9 @@ async def test_broken_and_manual_definitions_are_told_and_a_reload_mends_them() 
         await bench.until(lambda: bench.states() == {"one": "ready", "broken": "unloaded", "new": "unloaded"})
         assert (await bench.chat("broken")).status == (await bench.chat("new")).status == 200
         assert (await bench.chat("hand")).code == "model_not_found"
-        assert bench.world.reloads == []
-        bench.define("one", "# changed")
+        bench.define("one", "[placement]\ncontext = 512")
         bench.router.reload()
-        await bench.until(lambda: bench.world.reloads == ["one"])
+        await bench.until(lambda: bench.world.reloads == ["one: placement.context"])
         (bench.etc / "one.toml").write_text("nonsense")
         bench.router.reload()
         await bench.until(lambda: bool(bench.journal.of("reload-refused")))

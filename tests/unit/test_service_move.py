@@ -15,6 +15,7 @@ import pytest
 from llamad.config.definition import Definition
 from llamad.config.listen import parse_listen
 from llamad.errors import AccessError, BusyError
+from llamad.service import move
 from llamad.service.move import Move
 from llamad.service.sockets import Listening, listen_on
 from tests.support.front import Bench, running
@@ -54,13 +55,12 @@ class Place:
         self.runtime.mkdir()
         self.public.mkdir()
         self.store = Store()
-        self.definition = definition_of(listen, mode)
+        self.place = move_to(listen, mode)
         parsed = parse_listen(listen)
         self.listening: Listening = listen_on(parsed, int(mode, 8), {}, self.store, self.runtime, self.public)
 
     def move(self, listen: str, mode: str = "0600") -> Move:
-        new = definition_of(listen, mode)
-        return Move(self.listening, self.definition, new, self.store, self.runtime, self.public)
+        return Move(self.listening, self.place, move_to(listen, mode), self.store, self.runtime, self.public)
 
     def address(self, listen: str) -> Any:
         parsed = parse_listen(listen)
@@ -70,8 +70,8 @@ class Place:
         await bench.front.start(self.listening.sockets)
 
 
-def definition_of(listen: str, mode: str) -> Definition:
-    return replace(Definition(model="/m"), listen=listen, listen_mode=mode)
+def move_to(listen: str, mode: str) -> move.Place:
+    return move.place_of(replace(Definition(model="/m"), listen=listen, listen_mode=mode))
 
 
 def refused(address: Any) -> bool:

@@ -280,6 +280,20 @@ def test_a_reload_of_the_relays_keys_touches_no_child(tmp_path: Path) -> None:
     assert rig.planner.plans == 1
 
 
+def test_a_reload_after_its_files_were_replaced_loads_them(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+
+    async def scene(rig: Rig) -> None:
+        await rig.until_ready()
+        old = rig.supervisor.child_pid
+        await rig.supervisor.reload(loaded_of(digest="2", **rig.limits), "the files of the model", replaced=True)
+        assert rig.supervisor.child_pid not in (0, old)
+        rig.supervisor.stop()
+
+    assert play(rig, scene) is ExitCode.OK
+    assert ("reload-applied", {"CHANGED": "the files of the model"}) in [(event[0], event[2]) for event in rig.reporter.events]
+
+
 def test_a_reload_of_the_same_definition_does_not_begin_a_load_again(tmp_path: Path) -> None:
     """Loading a large model takes minutes; a hang-up for a comment must not start them again."""
     rig = Rig(tmp_path)

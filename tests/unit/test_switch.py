@@ -11,6 +11,7 @@ import pytest
 from llamad.front.holding import Refusal
 from llamad.front.keys import KeySet
 from llamad.front.settings import Outcome
+from tests.support.fake_upstream import Call
 from tests.support.http import scenario, yield_to_loop
 from tests.support.switch import switching
 
@@ -243,6 +244,27 @@ async def test_a_model_that_dies_is_replayed_in_its_own_lane() -> None:
         await bench.load("one")
         assert (await waiting).status == 200
         assert json.loads(bench.upstreams["one"].calls[0].body)["model"] == "one"
+
+
+@scenario
+async def test_a_model_that_leaves_is_found_by_nobody_and_answers_what_it_has() -> None:
+    async with switching("one", "two") as bench:
+        go_on = asyncio.Event()
+
+        async def slowly(call: Call) -> None:
+            await go_on.wait()
+            await call.reply()
+
+        bench.upstreams["one"].handler = slowly
+        answer = asyncio.ensure_future(bench.chat(b'{"model": "one"}'))
+        await bench.upstreams["one"].call(0)
+        bench.front.leave(bench.lanes["one"])
+        assert (await bench.chat(b'{"model": "one"}')).code == "model_not_found"
+        assert [one["id"] for one in (await bench.ask("GET", "/v1/models")).json["data"]] == ["two"]
+        go_on.set()
+        assert (await answer).status == 200
+        bench.front.remove(bench.lanes["one"])
+        assert (await bench.chat(b'{"model": "two"}')).status == 200
 
 
 @scenario

@@ -61,6 +61,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_planners(add)
     _add_models(add)
     _add_measurers(add)
+    _add_export(add)
     return parser
 
 
@@ -332,6 +333,26 @@ def _add_measurers(verb: Verbs) -> None:
     tune.add_argument("--repeats", metavar="N", type=_count(100, least=3), default=3,
                       help="rounds of each candidate, at least 3 (default: 3)")  # fmt: skip
     _add_measuring(tune, "30min")
+
+
+def _add_export(verb: Verbs) -> None:
+    export = verb(
+        "export",
+        "configuration for a load balancer, gateway or Prometheus over several hosts",
+        "llamad export haproxy --hosts gpu1,gpu2 --listen 0.0.0.0:8000 > /etc/haproxy/llamad.cfg",
+        "llamad export nginx --hosts gpu1:8081,gpu2:8081 --model phi4 > /etc/nginx/conf.d/llamad.conf",
+        "llamad export prometheus --hosts gpu1,gpu2,gpu2:8081",
+        "llamad export litellm --hosts gpu1,gpu2 --model phi4,qwen3 > config.yaml",
+    )
+    export.add_argument("kind", choices=("haproxy", "nginx", "prometheus", "litellm"))
+    export.add_argument("--hosts", metavar="HOST[:PORT],...", action="append", required=True,
+                        help="where llamad answers; port 8080, the router's, by default (repeatable)")  # fmt: skip
+    export.add_argument("--model", metavar="NAME,...", action="append", default=[],
+                        help="the models that are served there (default: all definitions of this host)")  # fmt: skip
+    export.add_argument("--listen", metavar="HOST:PORT", default="127.0.0.1:8000",
+                        help="where HAProxy or nginx listens (default: 127.0.0.1:8000)")  # fmt: skip
+    export.add_argument("--tls-ca", metavar="FILE|system", default="",
+                        help="the hosts speak HTTPS, with certificates of this authority")  # fmt: skip
 
 
 def _add_measuring(verb: argparse.ArgumentParser, timeout: str) -> None:

@@ -10,6 +10,8 @@ from http import HTTPStatus
 from typing import Any
 
 from llamad.front.head import RequestHead
+from llamad.front.holding import Admission
+from llamad.front.routing import RoutingError, model_in_query
 from llamad.front.settings import FrontSettings, ModelDescription
 from llamad.frozen import dataclass
 
@@ -111,7 +113,7 @@ def answer_locally(
     head: RequestHead,
     request_id: bytes,
     *,
-    is_open: bool,
+    admission: Admission,
     settings: FrontSettings,
     describe: Callable[[], ModelDescription],
 ) -> Answer:
@@ -121,7 +123,7 @@ def answer_locally(
     if head.method not in (b"GET", b"HEAD"):
         return not_allowed(path, request_id)
     if path in HEALTH_PATHS:
-        return OK if is_open else _LOADING
+        return _health(head, request_id, admission, settings, describe)
     model = describe()
     entries = entries_of(settings, model)
     if path in MODELS_PATHS:
@@ -131,6 +133,43 @@ def answer_locally(
         return found
     message = f'no model "{wanted}" here; there is: {", ".join(entry["id"] for entry in entries)}'
     return error(404, "model_not_found", message, request_id)
+
+
+def _health(
+    head: RequestHead,
+    request_id: bytes,
+    admission: Admission,
+    settings: FrontSettings,
+    describe: Callable[[], ModelDescription],
+) -> Answer:
+    try:
+        wanted = model_in_query(head.target)
+    except RoutingError as problem:
+        return error(problem.status, problem.code, problem.message, request_id)
+    if wanted is None:
+        return OK if admission is Admission.PASSED else _LOADING
+    if wanted not in (settings.name, *settings.aliases):
+        return no_such_model(request_id)
+    return model_health(settings.name, admission, describe(), request_id)
+
+
+def model_health(name: str, admission: Admission, model: ModelDescription, request_id: bytes) -> Answer:
+    """Health of one model, for a load balancer: 200 where a request would be answered by it now, else 503. In either
+    case `requests` says what becomes of one: `passed`, `held` (it waits, and has the model loaded) or `refused`.
+    """
+    if model.is_held_elsewhere and admission is Admission.PASSED:
+        admission = Admission.HELD
+    told = {"model": name, "state": model.state, "requests": str(admission)}
+    if admission is Admission.PASSED:
+        return Answer(200, json.dumps({"status": "ok", **told}).encode())
+    message = f"{name} is {model.state}: requests {'wait' if admission is Admission.HELD else 'are refused'}"
+    wrong = json.loads(error_body(503, "model_not_ready", message, request_id))
+    return Answer(503, json.dumps({**wrong, **told}).encode())
+
+
+def no_such_model(request_id: bytes) -> Answer:
+    """Health of a model that is not here. It names no others: nobody needs a key to ask."""
+    return error(404, "model_not_found", "there is no such model here", request_id)
 
 
 def entries_of(settings: FrontSettings, model: ModelDescription) -> list[dict[str, Any]]:

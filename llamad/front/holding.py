@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bisect import insort
 from collections.abc import Callable
+from enum import StrEnum
 from typing import NamedTuple, Protocol
 
 from llamad.clock import Clock
@@ -21,6 +22,14 @@ class Refusal(NamedTuple):
     code: str
     message: str
     retry_after_s: float | None = None
+
+
+class Admission(StrEnum):
+    """What becomes of a request that comes now."""
+
+    PASSED = "passed"
+    HELD = "held"
+    REFUSED = "refused"
 
 
 class Target(NamedTuple):
@@ -106,6 +115,13 @@ class Gate:
     def is_open(self) -> bool:
         """Whether a request would be passed on now."""
         return self._target is not None
+
+    @property
+    def admission(self) -> Admission:
+        """What becomes of a request that comes now, as long as there is room for it."""
+        if self._refusal is not None:
+            return Admission.REFUSED
+        return Admission.HELD if self._target is None else Admission.PASSED
 
     @property
     def generation(self) -> int:

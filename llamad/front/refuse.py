@@ -57,9 +57,9 @@ def answered_here(
         return None
     if shared.switch is not None:
         return shared.switch.answer(path, head, request_id), Outcome.LOCAL
-    is_open, settings = shared.lane.gate.is_open, shared.settings
+    admission, settings = shared.lane.gate.admission, shared.settings
     answer = answer_locally(
-        path, head, request_id, is_open=is_open, settings=settings, describe=shared.describe
+        path, head, request_id, admission=admission, settings=settings, describe=shared.describe
     )
     return answer, Outcome.LOCAL
 

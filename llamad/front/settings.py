@@ -77,6 +77,8 @@ class ModelDescription:
     trained_context_tokens: int | None = None
     size_bytes: int | None = None
     created_s: int = 0
+    is_held_elsewhere: bool = False
+    """Whether another llamad, to which requests are passed on, lets them wait."""
 
 
 class Outcome(StrEnum):

@@ -16,6 +16,8 @@ from llamad.front.answers import (
     list_answer,
     local_path,
     model_answer,
+    model_health,
+    no_such_model,
     not_allowed,
     wanted_model,
 )
@@ -124,10 +126,8 @@ class Switch:
             return Answer(204, None, OPTIONS_LINES)
         if head.method not in (b"GET", b"HEAD"):
             return not_allowed(path, request_id)
-        if path == _READY:
-            return self._ready(request_id)
         if path in HEALTH_PATHS:
-            return OK
+            return self._health(path, head, request_id)
         branches = self._there.values()
         entries = [entry for one in branches for entry in entries_of(one.lane.settings, one.describe())]
         if path in MODELS_PATHS:
@@ -140,6 +140,21 @@ class Switch:
         except RoutingError as problem:
             return error(problem.status, problem.code, problem.message, request_id)
         return error(404, "model_not_found", "another model has this alias", request_id)
+
+    def _health(self, path: bytes, head: RequestHead, request_id: bytes) -> Answer:
+        """Of the address, or with `?model=NAME` of a model, which is not loaded for it."""
+        try:
+            wanted = model_in_query(head.target)
+        except RoutingError as problem:
+            return error(problem.status, problem.code, problem.message, request_id)
+        if wanted is None:
+            return self._ready(request_id) if path == _READY else OK
+        try:
+            name = self.names.find(wanted)
+        except RoutingError:
+            return no_such_model(request_id)
+        branch = self._there[name]
+        return model_health(name, branch.lane.gate.admission, branch.describe(), request_id)
 
     def _ready(self, request_id: bytes) -> Answer:
         names = self._not_ready()

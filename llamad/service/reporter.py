@@ -17,12 +17,14 @@ _CHILD_PRIORITY = {"error": "err", "warning": "warning", "info": "info", "debug"
 
 
 class EventCounts:
-    """How often what happened, since llamad started."""
+    """How often what happened, since llamad started. Each cause is there from the start, with 0: of a series that
+    begins with 1 Prometheus sees no increase.
+    """
 
     def __init__(self) -> None:
         self.names: Counter[str] = Counter()
-        self.deaths: Counter[str] = Counter()
-        self.restarts: Counter[str] = Counter()
+        self.deaths: Counter[str] = Counter(dict.fromkeys(CAUSE_IDS, 0))
+        self.restarts: Counter[str] = Counter(dict.fromkeys(CAUSE_IDS, 0))
         self._last_death = "unknown"
 
     def told(self, name: str, death: str) -> None:

@@ -158,12 +158,12 @@ def _ms(seconds: float) -> str:
 
 
 class RequestFigures:
-    """Counts over all requests of one model since llamad started."""
+    """Counts over all requests of one model since llamad started, each from 0 where the label's values are known."""
 
     def __init__(self) -> None:
-        self._outcomes: Counter[str] = Counter()
-        self._statuses: Counter[int] = Counter()
-        self._tokens: Counter[str] = Counter()
+        self._outcomes: Counter[str] = Counter({outcome.value: 0 for outcome in Outcome})
+        self._statuses: Counter[int] = Counter({200: 0})
+        self._tokens: Counter[str] = Counter({"prompt": 0, "cached": 0, "output": 0})
         self._duration = Histogram(_SECONDS)
         self._hold = Histogram(_SECONDS)
         self._first = Histogram(_SECONDS)

@@ -31,6 +31,7 @@ from llamad.service.router_answers import lane_figures
 from llamad.service.sockets import ROUTER_SOCKET
 from llamad.service.status import StatusFile, read_status
 from llamad.supervision import residency
+from llamad.supervision.machine import State
 from llamad.threads import in_thread
 from llamad.units import parse_duration
 
@@ -199,17 +200,18 @@ class Resident:
     def describe(self) -> ModelDescription:
         """For `/v1/models`."""
         plan = self.front.launch.plan if self.front.launch and self.ready_at_s is not None else None
-        context = plan.context_tokens if plan else None
+        context, held = plan.context_tokens if plan else None, False
         if self.way is Way.FORWARDED:
             status = read_status(self.name, self._house.paths.unit_runtime(self.name).parent) or {}
-            known = status.get("context_tokens")
-            context = known if is_number(known) else None
+            context = known if is_number(known := status.get("context_tokens")) else None
+            held = status.get("state") != State.READY.public
         return ModelDescription(
             state=self.state,
             context_tokens=context,
             trained_context_tokens=self.read.trained_context_tokens,
             size_bytes=self.read.size_bytes,
             created_s=self._created_s,
+            is_held_elsewhere=held,
         )
 
     # -- between lives ------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2] / "llamad"
 LEVELS = [
     {"errors", "units", "clock", "store", "frozen", "threads", "data"},
     {"gguf", "hardware", "config"},
-    {"planning"},
+    {"planning", "export"},
     {"engine", "ledger", "models"},
     {"front", "supervision"},
     {"service"},
@@ -21,7 +21,7 @@ LEVELS = [
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 PURE = [
-    "planning", "ledger/lease.py", "ledger/arithmetic.py", "front/head.py", "front/body.py", "supervision/machine.py",
+    "planning", "export", "ledger/lease.py", "ledger/arithmetic.py", "front/head.py", "front/body.py", "supervision/machine.py",
     "supervision/cause.py", "supervision/causes.py", "supervision/signatures.py", "supervision/step_down.py",
     "supervision/backoff.py", "supervision/growth.py", "supervision/words.py", "units.py", "errors.py", "engine/log.py", "engine/telling.py", "engine/proof.py",
     "engine/flags.py", "models/source.py", "models/choose.py", "models/recipes.py", "models/speed.py",

@@ -10,6 +10,7 @@ import subprocess
 import tomllib
 from collections import Counter
 from dataclasses import MISSING, fields
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,51 @@ def test_gpu_nodes_are_made_before_every_start() -> None:
     assert gpu["Unit"]["StartLimitIntervalSec"] == ["0"]
 
 
+RPC_UNIT = UNITS / "llamad-rpc@.service"
+
+
+def test_lent_devices_are_for_this_machine_until_somebody_says_else() -> None:
+    service, text = unit(RPC_UNIT)["Service"], RPC_UNIT.read_text()
+    assert text.startswith("# WARNING: ggml-rpc-server has no passwords, no encryption")
+    assert service["DynamicUser"] == ["yes"] and "User" not in service  # a client owns it: it must own nothing
+    assert service["IgnoreSIGPIPE"] == ["yes"] and service["Restart"] == ["always"] and unit(RPC_UNIT)["Unit"]["StartLimitIntervalSec"] == ["0"]
+    assert service["IPAddressDeny"] == ["any"]
+    networks = [ip_network(word) for word in service["IPAddressAllow"][0].split() if word != "localhost"]
+    assert networks and all(network.is_private for network in networks)
+    assert all("LLAMAD_RPC" not in line for line in service["Environment"])
+    for folder in ("/etc/credstore", "/run/llamad", "/var/lib/llamad"):
+        assert f"-{folder}" in service["InaccessiblePaths"][0].split()
+    assert service["DeviceAllow"] == unit(MODEL_UNIT)["Service"]["DeviceAllow"]
+
+
+def lend(tmp_path: Path, *argv: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The script of the unit, with a program in place of ggml-rpc-server that prints its arguments."""
+    program = tmp_path / "rpc"
+    program.write_text("#!/bin/sh\nprintf '%s\\n' \"$@\"\n")
+    program.chmod(0o755)
+    env = {"PATH": "/usr/bin:/bin", "LLAMAD_RPC_SERVER": str(program), **environment}
+    script = ROOT / "packaging/libexec/rpc-server"
+    return subprocess.run([script, *argv], env=env, capture_output=True, text=True, check=False, timeout=10)
+
+
+def test_the_settings_of_lent_devices_become_arguments(tmp_path: Path) -> None:
+    assert lend(tmp_path, "50052").stdout.split() == ["-H", "127.0.0.1", "-p", "50052"]
+    chosen = {"LLAMAD_RPC_HOST": "10.0.0.2", "LLAMAD_RPC_DEVICES": "CUDA0,CUDA1", "LLAMAD_RPC_THREADS": "8", "LLAMAD_RPC_CACHE": "yes"}
+    words = lend(tmp_path, "1", **chosen).stdout.split()
+    assert words == ["-H", "10.0.0.2", "-p", "1", "-d", "CUDA0,CUDA1", "-t", "8", "-c"]
+    wrong = lend(tmp_path, "gpu1")
+    assert (wrong.returncode, wrong.stdout) == (64, "") and "must be a port" in wrong.stderr
+    missing = lend(tmp_path, "1", LLAMAD_RPC_SERVER="/none")
+    assert missing.returncode == 69 and "llama.cpp-tools-extra" in missing.stderr
+
+
+@pytest.mark.skipif(systemd_version() < 250, reason="needs systemd-analyze security --offline")
+def test_exposure_of_the_unit_of_lent_devices_is_at_most_1_5() -> None:
+    command = ["systemd-analyze", "security", "--offline=true", "--threshold=15", "--no-pager", str(RPC_UNIT)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    assert done.returncode == 0, done.stdout[-300:] + done.stderr
+
+
 @pytest.mark.skipif(systemd_version() < 250, reason="needs systemd-analyze security --offline")
 def test_exposure_of_the_model_unit_is_at_most_1_5() -> None:
     command = ["systemd-analyze", "security", "--offline=true", "--threshold=15", "--no-pager", str(MODEL_UNIT)]
@@ -147,9 +193,12 @@ def test_exposure_of_the_model_unit_is_at_most_1_5() -> None:
 @pytest.mark.skipif(systemd_version() < 254, reason="older systemd does not know all the settings")
 def test_systemd_accepts_the_units(tmp_path: Path) -> None:
     for path in UNITS.iterdir():
-        text = re.sub(r"/usr/bin/llamad\b|/usr/bin/nvidia-modprobe\b", "/bin/true", path.read_text())
+        text = re.sub(r"/usr/bin/llamad\b|/usr/bin/nvidia-modprobe\b|/usr/libexec/llamad/rpc-server\b", "/bin/true", path.read_text())
         (tmp_path / path.name).write_text(text.replace("User=_llamad", "User=daemon"))
-    names = [str(tmp_path / name) for name in ("llamad@x.service", "llamad-gpu@x.service", "llamad.target")]
+    names = [
+        str(tmp_path / name)
+        for name in ("llamad@x.service", "llamad-gpu@x.service", "llamad-rpc@50052.service", "llamad.target")
+    ]
     command = ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", *names]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
@@ -319,7 +368,7 @@ def test_examples_are_valid_definitions(path: Path) -> None:
 
 def test_example_drop_ins_change_what_they_say() -> None:
     for path in (ROOT / "docs/examples").glob("drop-in-*.conf"):
-        assert path.read_text().startswith("# /etc/systemd/system/llamad@"), path.name
+        assert path.read_text().startswith(("# /etc/systemd/system/llamad@", "# /etc/systemd/system/llamad-rpc@")), path.name
         assert list(unit(path)) == ["Service"], path.name
 
 
@@ -368,6 +417,8 @@ def test_completion_offers_the_names_of_definitions(tmp_path: Path) -> None:
     assert complete("llamad status phi4 ", tmp_path) == {"phi4", "qwen"}
     assert complete("llamad serve phi4 ", tmp_path) == set()
     assert complete("llamad add new ", tmp_path) == {"FILES"}
+    assert complete("llamad export ", tmp_path) == {"haproxy", "litellm", "nginx", "prometheus"}
+    assert complete("llamad export haproxy --hosts a --model ", tmp_path) == {"phi4", "qwen"}
     assert complete(f"llamad --config {tmp_path} show p", tmp_path / "none") == {"phi4"}
 
 
@@ -414,10 +465,11 @@ def test_the_package_depends_on_what_the_code_needs() -> None:
 def test_everything_that_is_shipped_is_installed() -> None:
     lines = [line.split() for line in (ROOT / "debian/llamad.install").read_text().splitlines()]
     installed = {source for source, _folder in lines}
-    for folder in ("systemd", "sysusers", "tmpfiles", "catalog"):
-        for path in (ROOT / "packaging" / folder).iterdir():
-            assert str(path.relative_to(ROOT)) in installed
-    assert all((ROOT / source).is_file() for source in installed)
+    installed |= set((ROOT / "debian/llamad.examples").read_text().split())
+    for folder in ("systemd", "sysusers", "tmpfiles", "catalog", "libexec", "observability"):
+        for path in (ROOT / "packaging" / folder).rglob("*"):
+            assert path.is_dir() or str(path.relative_to(ROOT)) in installed
+    assert all((ROOT / source).is_file() for source in installed if "*" not in source)
 
 
 def test_maintainer_scripts_are_valid_shell() -> None:
@@ -427,10 +479,11 @@ def test_maintainer_scripts_are_valid_shell() -> None:
 
 def test_purging_never_touches_models() -> None:
     script = (ROOT / "debian/llamad.postrm").read_text()
-    removed = re.search(r"rm -rf (.*)", script)
+    removed = re.search(r"rm -rf (.*)", script.replace("\\\n", " "))
     assert removed is not None
     assert removed[1].split() == [
-        "/var/lib/llamad/state", "/var/lib/llamad/router", "/var/cache/llamad", "/run/llamad"
+        "/var/lib/llamad/state", "/var/lib/llamad/router", "/var/cache/llamad", "/run/llamad", "/var/cache/llamad-rpc",
+        "/var/cache/private/llamad-rpc",
     ]  # fmt: skip
 
 

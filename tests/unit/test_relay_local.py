@@ -28,6 +28,25 @@ async def test_health_is_told_at_once_and_without_a_key(path: str) -> None:
 
 
 @scenario
+async def test_health_of_a_model_says_what_becomes_of_a_request() -> None:
+    async with running(handler=None, aliases=("gpt-4o/mini",), keys="k") as bench:
+        answer = await bench.ask("GET", "/health?model=tiny", None)
+        assert (answer.status, answer.code, answer.json["requests"]) == (503, "model_not_ready", "held")
+        await bench.serve()
+        for name in ("tiny", "gpt-4o%2Fmini"):
+            answer = await bench.ask("GET", f"/health?x=1&model={name}", None)
+            assert answer.status == 200
+            assert answer.json == {"status": "ok", "model": "tiny", "state": "ready", "requests": "passed"}
+        answer = await bench.ask("GET", "/ready?model=other", None)
+        assert (answer.status, answer.code) == (404, "model_not_found") and "tiny" not in answer.body.decode()
+        assert (await bench.ask("GET", "/health?model=tiny&model=x", None)).status == 400
+        bench.front.refuse(503, "failed", "it failed")
+        answer = await bench.ask("GET", "/health?model=tiny", None)
+        assert (answer.status, answer.json["requests"]) == (503, "refused")
+        assert bench.observer.waits == 0 and bench.upstream.calls == []
+
+
+@scenario
 async def test_head_of_a_local_answer_has_no_body() -> None:
     async with running() as bench, await bench.client() as client:
         answer = await client.ask("HEAD", "/health", None)

@@ -11,6 +11,7 @@ import pytest
 
 from llamad.errors import BadModelError, BusyError
 from llamad.ledger.handover import is_routers, take_over
+from llamad.service.status import StatusFile
 from tests.support.fake_upstream import Call
 from tests.support.router import RouterBench, routing
 
@@ -218,6 +219,34 @@ async def test_a_unit_takes_the_model_over_and_gives_it_back() -> None:
         assert (await bench.chat("one")).status == 200
         assert bench.world.lives == ["one", "one"]
         assert bench.state("two") == "unloaded"
+
+
+@scene
+async def test_health_of_a_model_tells_which_are_ready_here_and_loads_none() -> None:
+    async with routing(two) as bench:
+        assert (await bench.get("/health?model=gpt-4o")).json["requests"] == "held"
+        assert bench.world.lives == []
+        assert (await bench.chat("one")).status == 200
+        health = await bench.get("/health?model=gpt-4o")
+        assert (health.status, health.json["state"]) == (200, "ready")
+        assert (await bench.get("/health?model=two")).status == 503
+        assert bench.world.lives == ["one"]
+
+
+@scene
+async def test_a_model_of_a_unit_is_as_healthy_as_the_unit_says() -> None:
+    async with routing(two) as bench:
+        unit = bench.unit("one")
+        await asyncio.to_thread(unit.ledger.take)
+        await unit.serve()
+        assert (await bench.chat("one")).status == 200
+        told = StatusFile(unit.folder, "one")
+        for state, status, requests in (("loading", 503, "held"), ("ready", 200, "passed"), ("backoff", 503, "held")):
+            told.update(state=state)
+            health = await bench.get("/health?model=one")
+            assert (health.status, health.json["state"]) == (status, "forwarded")
+            assert health.json["requests"] == requests
+        await unit.stop()
 
 
 @scene

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from llamad.front.holding import Refusal
 from llamad.front.keys import KeySet
 from llamad.front.settings import Outcome
 from tests.support.fake_upstream import Call
@@ -138,6 +139,22 @@ async def test_the_list_of_models_has_all_with_their_aliases() -> None:
         bench.pending.append("one")
         answer = await bench.ask("GET", "/ready", None)
         assert (answer.status, answer.code) == (503, "not_ready") and "one" in answer.json["error"]["message"]
+
+
+@scenario
+async def test_health_of_a_model_needs_no_key_loads_nothing_and_names_no_other() -> None:
+    async with switching("one", keys="k") as bench:
+        lane = bench.add("two", "gpt-4o")
+        answers = {name: await bench.ask("GET", f"/health?model={name}", None) for name in ("one", "gpt-4o", "three")}
+        assert {name: answer.status for name, answer in answers.items()} == {"one": 200, "gpt-4o": 503, "three": 404}
+        assert answers["one"].json["requests"] == "passed"
+        assert (answers["gpt-4o"].json["model"], answers["gpt-4o"].json["requests"]) == ("two", "held")
+        assert b"two" not in answers["three"].body
+        assert bench.observers["two"].waits == 0 and bench.served() == {"one": 0}
+        lane.gate.refuse(Refusal(503, "model_failed", "it failed"))
+        answer = await bench.ask("GET", "/health?model=two", None)
+        assert (answer.status, answer.json["requests"]) == (503, "refused")
+        assert (await bench.ask("GET", "/health?model=one&model=two", None)).status == 400
 
 
 @scenario

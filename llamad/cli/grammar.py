@@ -295,9 +295,9 @@ def _add_measurers(verb: Verbs) -> None:
     bench = verb(
         "bench",
         "measure how fast a model reads, writes and begins to answer",
-        "llamad bench phi4                                 all lengths, alone and with all slots busy",
-        "llamad bench phi4 --prompt 4096 --concurrency 8   one case",
-        "llamad bench phi4 -o before.json                  for later; the last results are kept anyway",
+        "llamad bench phi4                                 # all lengths, alone and with all slots busy",
+        "llamad bench phi4 --prompt 4096 --concurrency 8   # one case",
+        "llamad bench phi4 -o before.json                  # for later; the last results are kept anyway",
     )
     bench.add_argument("name", metavar="NAME")
     bench.add_argument("--prompt", metavar="TOKENS", type=_count(1 << 24), action="append", default=[],
@@ -313,9 +313,8 @@ def _add_measurers(verb: Verbs) -> None:
     tune = verb(
         "tune",
         "try settings, measure them, and say what is faster",
-        "llamad tune phi4                                  what is faster with all slots busy; changes nothing",
-        "llamad tune phi4 --for latency --stop --apply     stop the service, find, write it down, start it again",
-        "rm /etc/llamad/phi4.toml.d/50-tune.toml           undo it",
+        "llamad tune phi4                                  # what is faster with all slots busy; changes nothing",
+        "llamad tune phi4 --for latency --stop --apply     # stop the service, find, write it down, start it again",
     )
     tune.add_argument("name", metavar="NAME")
     tune.add_argument("--for", dest="goal", choices=("throughput", "latency", "prompt"), default="throughput",

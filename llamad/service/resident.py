@@ -199,19 +199,15 @@ class Resident:
 
     def describe(self) -> ModelDescription:
         """For `/v1/models`."""
-        plan = self.front.launch.plan if self.front.launch and self.ready_at_s is not None else None
-        context, held = plan.context_tokens if plan else None, False
+        launch, held = self.front.launch if self.ready_at_s is not None else None, False
+        context = launch.plan.context_tokens if launch else None
         if self.way is Way.FORWARDED:
             status = read_status(self.name, self._house.paths.unit_runtime(self.name).parent) or {}
             context = known if is_number(known := status.get("context_tokens")) else None
             held = status.get("state") != State.READY.public
+        size_bytes, trained_tokens = self.read.size_bytes, self.read.trained_context_tokens
         return ModelDescription(
-            state=self.state,
-            context_tokens=context,
-            trained_context_tokens=self.read.trained_context_tokens,
-            size_bytes=self.read.size_bytes,
-            created_s=self._created_s,
-            is_held_elsewhere=held,
+            self.state, context, trained_tokens, size_bytes, self._created_s, is_held_elsewhere=held
         )
 
     # -- between lives ------------------------------------------------------------------------------------

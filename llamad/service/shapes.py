@@ -88,6 +88,11 @@ class ModelStatus(Shape):
     context_trained_tokens: int | None = None
     next_context: NextContext | None = None
     slots: int | None = None
+    unified_cache: Annotated[bool | None, Field(description="the slots share one")] = None
+    ubatch_tokens: int | None = None
+    flash_attention: bool | None = None
+    cache_type_k: str | None = None
+    cache_type_v: str | None = None
     layers: Annotated[int | None, Field(description="on devices")] = None
     layers_total: int | None = None
     source: Annotated[

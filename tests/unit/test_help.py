@@ -28,7 +28,7 @@ def test_every_verb_has_examples_that_are_right(verb: str) -> None:
     assert found and all(line.startswith(f"llamad {verb}") for line in found)
     for line in found:
         words = shlex.split(line, comments=True)[1:]
-        ends = [words.index(mark) for mark in ("|", "||", "&&") if mark in words]
+        ends = [words.index(mark) for mark in ("|", "||", "&&", ">") if mark in words]
         args = make_parser().parse_args(words[: min(ends, default=len(words))])
         assert args.verb == verb
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -155,18 +156,26 @@ def remove(found: Removal, units: Units, say: Say, *, purge: bool, backup: bool)
         if status:
             fix = f"`systemctl status llamad@{name}`; nothing was removed"
             raise BusyError(f"llamad@{name} cannot be stopped", why=f"systemctl ended with {status}", fix=fix)
-    try:
+    with _removing(name):
         _take_away(found.files, backup=backup)
-        for folder in found.left if purge else ():
-            shutil.rmtree(folder)
-    except OSError as error:
-        raise os_error(f"cannot remove {error.filename or name}", error, "run it as root") from error
     if found.failed:
         units.order("reset-failed", unit_of(name))
+    status = 0
     if units.are_there() and units.is_active(ROUTER_UNIT):
         say("llamad.service is told: it unloads the model and knows it no more")
-        return units.order("reload", ROUTER_UNIT)
-    return 0
+        status = units.order("reload", ROUTER_UNIT)
+    with _removing(name):  # last: who has the model loaded writes there
+        for folder in filter(os.path.lexists, found.left if purge else ()):
+            shutil.rmtree(folder)
+    return status
+
+
+@contextlib.contextmanager
+def _removing(name: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise os_error(f"cannot remove {error.filename or name}", error, "run it as root") from error
 
 
 def _take_away(files: tuple[Path, ...], *, backup: bool) -> None:

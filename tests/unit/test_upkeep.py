@@ -149,9 +149,11 @@ def test_purge_deletes_what_was_learned_and_follows_no_link(etc: Path, tmp_path:
     (etc / "broken.toml").write_text("[")
     (tmp_path / "link").symlink_to(precious)
     found = upkeep.Removal(**{**vars(found), "left": (tmp_path / "link",)})
+    units = PlayedUnits(router=True)
     with pytest.raises(LlamadError):
-        remove(found, PlayedUnits(), print, purge=True, backup=False)
+        remove(found, units, print, purge=True, backup=False)
     assert (precious / "file").exists()
+    assert units.orders == ["reload llamad.service"]  # the definition is gone, whatever became of the caches
 
 
 # -- load and unload ------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from llamad.service.systemctl import ROUTER_UNIT, Units, require, unit_of
 
 Say = Callable[[str], None]
 CACHE_ROOT = Path("/var/cache/llamad")
+_ENABLED = ("enabled", "enabled-runtime")
 _RUNS = ("active", "activating", "reloading", "deactivating")
 
 
@@ -57,11 +58,14 @@ def disable(name: str, root: Path, units: Units, say: Say) -> int:
     """Stop a model's unit, now and at boot; the exit status of systemctl. One without a definition is stopped too."""
     check_name(name, root)
     require(units, f"end the `llamad serve {name}` that serves it")
-    if not units.show(name) and name not in definition_names(root):
+    unit, defined = units.show(name), name in definition_names(root)
+    stands = unit.get("ActiveState", "") in (*_RUNS, "failed") or unit.get("UnitFileState", "") in _ENABLED
+    if not defined and not stands:
         require_definition(name, root)
     status = units.order("disable", "--now", unit_of(name))
     if status == 0:
-        say(f"llamad@{name} is stopped and does not start at boot; the definition stays: {root / name}.toml")
+        stays = f"; the definition stays: {root / name}.toml" if defined else ""
+        say(f"llamad@{name} is stopped and does not start at boot{stays}")
         if units.is_active(ROUTER_UNIT):
             say(f"llamad.service runs: it loads {name} with the next request for it (`llamad remove {name}` ends that)")
     return status
@@ -100,7 +104,7 @@ def removal(name: str, root: Path, units: Units) -> Removal:
         tuple(path for path in (main, root / f"{name}.toml.d") if os.path.lexists(path)),
         model,
         unit.get("ActiveState", "") in _RUNS,
-        unit.get("UnitFileState", "") in ("enabled", "enabled-runtime"),
+        unit.get("UnitFileState", "") in _ENABLED,
         unit.get("ActiveState", "") == "failed",
         tuple(path for path in places_of(name) if os.path.lexists(path)),
         tuple(path for path in _kept_beside(name) if path.exists()),

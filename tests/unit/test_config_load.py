@@ -516,3 +516,13 @@ def test_a_dropin_that_leads_nowhere_is_told(tmp_path: Path) -> None:
     (tmp_path / "phi4.toml.d" / "a.toml").symlink_to("/nonexistent/a.toml")
     with pytest.raises(ConfigError, match="leads nowhere"):
         load_definition("phi4", tmp_path)
+
+
+@pytest.mark.parametrize("key", ["memory", "idle.keep_alive"])
+def test_a_number_beyond_all_numbers_is_a_mistake_of_the_file(key: str, tmp_path: Path) -> None:
+    table, _, name = key.rpartition(".")
+    value = f"{'9' * 400}{'GiB' if key == 'memory' else 'h'}"
+    (tmp_path / "phi4.toml").write_text(f'model = "/srv/m.gguf"\n[{table or "placement"}]\n{name} = "{value}"\n')
+    with pytest.raises(ConfigError) as caught:
+        load_definition("phi4", tmp_path)
+    assert str(caught.value).startswith(f"{tmp_path}/phi4.toml:3:")

@@ -228,3 +228,12 @@ def test_an_address_without_metrics_counts_nobody(tmp_path: Path) -> None:
         return await traffic.begin(), await traffic.others(5)
 
     assert run(server, go) == (0, 0)
+
+
+def test_an_address_that_takes_requests_and_does_not_answer_counts_nobody(tmp_path: Path) -> None:
+    async def go() -> int:
+        server = await asyncio.start_unix_server(lambda _reader, _writer: asyncio.sleep(60), tmp_path / "s")
+        async with server:
+            return await Traffic(Target(unix_path=str(tmp_path / "s")), "phi4", wait_s=0.1).begin()
+
+    assert asyncio.run(asyncio.wait_for(go(), 20)) == 0

@@ -69,6 +69,8 @@ def test_the_first_command_of_an_advice_that_can_be_typed_here(installed: set[st
     commands.installed = installed
     advice = "`setfacl -m u:_llamad:x /srv`, `chmod o+x /srv`, or move it"
     assert definitions.command_in(advice, commands) == command
+    commands.installed = {"git"}
+    assert definitions.command_in("run `git lfs pull` in that folder", commands) == ""
 
 
 # -- the engine ----------------------------------------------------------------------------------------------------

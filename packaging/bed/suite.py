@@ -1,6 +1,6 @@
 """packaging/test: unit tests, package, lintian, installation and system tests in booted beds.
 
-The whole suite is shared out to two beds, a file of system tests or all unit tests as one job: most of them wait most
+The whole suite is shared out to three beds, a file of system tests or all unit tests as one job: most of them wait most
 of the time. What measures time (`pytest.mark.alone`) comes last, by itself.
 """
 
@@ -22,10 +22,11 @@ from bed.report import BedError, elapsed_s
 _UNIT, _SYSTEM = "tests/unit", "tests/system"
 _NOTHING_COLLECTED = 5  # pytest's exit status when its filters leave no test
 _SYSTEM_TREE = "/build/system"
-_BEDS = 2
+_BEDS = 3
 _MARK = "mark.alone"
 # Begun first, so that no bed is left with a long one at the end.
-_LONG = ("out_of_memory", "reload", "faults", "plan_figures", "real_loads", "lifecycle", "service", "mistakes")
+_LONG = ("router_reload", "faults", "lifecycle", "hang", "measure", "reload", "service", "out_of_memory", "real_loads",
+         "router_crowd", "router_unit", "ledger", "mistakes")  # fmt: skip
 _LAST_WORDS = "echo; echo 'the end of the journal of this bed:'; journalctl --boot --no-pager --lines=60"
 
 

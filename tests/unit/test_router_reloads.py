@@ -20,6 +20,7 @@ import pytest
 from llamad.config.apart import Apart
 from llamad.config.watched import AllDefinitions
 from llamad.errors import BusyError, ChildError
+from llamad.service.status import read_status
 from llamad.supervision.reload import Reverted
 from tests.support.fake_upstream import Call
 from tests.support.router import RouterBench, routing
@@ -274,6 +275,8 @@ async def test_a_file_of_keys_that_comes_late_is_found_though_nothing_else_chang
         await bench.until(lambda: bench.state("one") == "broken", "its keys are missing")
         (bench.folder / "later/one.keys").write_text("one-1\n")
         await bench.until(lambda: bench.state("one") == "unloaded", "found")
+        shown = read_status("one", bench.paths.of_model("one").runtime.parent)
+        assert shown is not None and shown["state"] == "unloaded" and "keys" not in str(shown["text"])
         assert (await bench.ask_with_key("one", "one-1")).status == 200
         assert (await bench.ask_with_key("one", "none")).status == 401
         (bench.etc / "llamad.toml").write_text(f'[host]\napi_keys_file = "{bench.folder}/later/all.keys"\n')

@@ -56,6 +56,16 @@ def endpoint_of(definition: Definition, engine: Path, socket_name: str) -> str:
     return TcpEndpoint(listen.host, listen.port, own, path)
 
 
+def is_told_as_before(endpoint: str, definition: Definition, engine: Path) -> bool:
+    """Whether a llama-server that was started for this endpoint would be told the same address and keys again. Raises
+    AccessError.
+    """
+    if not isinstance(endpoint, TcpEndpoint):
+        return True
+    now = endpoint_of(definition, engine, "")
+    return isinstance(now, TcpEndpoint) and (str(now), now.key) == (str(endpoint), endpoint.key)
+
+
 def remove_stale(endpoint: str) -> None:
     """llama-server leaves its socket behind and does not start over one."""
     if not isinstance(endpoint, TcpEndpoint):

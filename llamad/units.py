@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 
@@ -21,18 +22,28 @@ def parse_size(text: str) -> int:
     if not match:
         raise ValueError(f'not a size: "{text}" (write for example 512MiB or 10GiB)')
     unit = (match[2] or "").upper().removesuffix("B").removesuffix("I")
-    return int(float(match[1]) * _SIZE_FACTORS[unit])
+    size_bytes = float(match[1]) * _SIZE_FACTORS[unit]
+    if size_bytes >= 1 << 63:
+        raise ValueError(f'too large for a size: "{text}"')
+    return int(size_bytes)
 
 
 def parse_duration(text: str) -> float:
     """Seconds of `30min`, `1h 30min`, `250ms`, `60s` or `60`. Raises ValueError."""
     stripped = text.strip().lower()
     if re.fullmatch(r"\d+(\.\d+)?", stripped):
-        return float(stripped)
+        return _finite(float(stripped), text)
     parts = _DURATION_PART.findall(stripped)
     if not parts or _DURATION_PART.sub("", stripped).strip():
         raise ValueError(f'not a duration: "{text}" (write for example 60s or 30min)')
-    return sum(float(n) * _DURATION_FACTORS["ms" if unit == "ms" else unit[0]] for n, unit in parts)
+    found = sum(float(n) * _DURATION_FACTORS["ms" if unit == "ms" else unit[0]] for n, unit in parts)
+    return _finite(found, text)
+
+
+def _finite(seconds: float, text: str) -> float:
+    if math.isinf(seconds):
+        raise ValueError(f'too long for a duration: "{text}"')
+    return seconds
 
 
 def mib(size_bytes: float) -> float:

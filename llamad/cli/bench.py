@@ -55,10 +55,13 @@ def progress(text: str) -> None:
 
 def write_output(path: Path, text: str) -> None:
     """Replace a file by the result, whole or not at all. Raises AccessError, BusyError."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
     try:
         try:
-            temporary.write_text(text)
+            # Root may name a folder in which others can put links.
+            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+            with os.fdopen(fd, "w", encoding="utf-8") as file:
+                file.write(text)
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)

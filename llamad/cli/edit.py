@@ -7,6 +7,7 @@ import os
 import sys
 from pathlib import Path
 
+from llamad.cli.main import for_terminal
 from llamad.cli.rehearsal import refusal_of
 from llamad.cli.terminal import ask
 from llamad.config.names import HOST_FILE, is_definition_file
@@ -60,7 +61,7 @@ def _ask() -> Answer:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr)
+    print(for_terminal(text), file=sys.stderr)
 
 
 def _say_what_follows(name: str) -> None:

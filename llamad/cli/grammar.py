@@ -285,7 +285,7 @@ def _add_models(verb: Verbs) -> None:
     recommend.add_argument("--allow-cpu", action="store_true", help="a part of a model may run on the CPU")
     recommend.add_argument("--bandwidth", metavar="GB/s", type=float, help="of the device's memory")
     recommend.add_argument("--ram-bandwidth", metavar="GB/s", type=float, help="of the host's memory")
-    recommend.add_argument("--top", metavar="N", type=int, default=10, help="so many lines; default: 10")
+    recommend.add_argument("--top", metavar="N", type=_count(1000), default=10, help="so many lines; default: 10")
     recommend.add_argument("--all", action="store_true", help="all that fit")
     recommend.add_argument("--json", action="store_true", help="one JSON object, of every model")
 

@@ -32,6 +32,7 @@ _OTHER_KINDS = {
 _HEADINGS = ("FILE", "ARCHITECTURE", "PARAMETERS", "QUANTISATION", "SIZE", "CONTEXT", "")
 _FITS = "FITS HERE"
 _LONGEST_PROBLEM = 300
+_LONGEST_LINE = 4200
 
 
 def run(args: argparse.Namespace) -> int:
@@ -97,7 +98,7 @@ def _print_definitions(rows: Sequence[dict[str, object]], args: argparse.Namespa
     for row in rows:
         print(
             f"{row['name']!s:<{widths['name']}}  {row['state']!s:<{widths['state']}}  "
-            f"{row['listen']!s:<{widths['listen']}}  {row['model']}"
+            f"{row['listen']!s:<{widths['listen']}}  {shown(str(row['model']), _LONGEST_LINE)}"
         )
 
 

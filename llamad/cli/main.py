@@ -12,6 +12,7 @@ import os
 import sys
 from pathlib import Path
 
+from llamad.config.keys import shown
 from llamad.config.names import DEFAULT_ROOT
 from llamad.errors import ConfigErrors, LlamadError
 
@@ -65,10 +66,15 @@ def _run(argv: list[str]) -> int:
 def print_error(error: LlamadError) -> None:
     """`llamad: what`, then why and fix on lines of their own; problems of a file as compilers print them."""
     if isinstance(error, ConfigErrors) or error.where is not None:
-        print(error, file=sys.stderr)
+        print(for_terminal(str(error)), file=sys.stderr)
         return
-    print(f"llamad: {error.what}", file=sys.stderr)
+    print(for_terminal(f"llamad: {error.what}"), file=sys.stderr)
     if error.why:
-        print(f"  why: {error.why}", file=sys.stderr)
+        print(for_terminal(f"  why: {error.why}"), file=sys.stderr)
     if error.fix:
-        print(f"  fix: {error.fix}", file=sys.stderr)
+        print(for_terminal(f"  fix: {error.fix}"), file=sys.stderr)
+
+
+def for_terminal(text: str) -> str:
+    """Lines with nothing that a terminal would obey: names of files and answers of servers are in errors."""
+    return "\n".join(shown(line, len(line)) for line in text.split("\n"))

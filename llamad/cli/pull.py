@@ -9,6 +9,7 @@ import signal
 import sys
 from types import FrameType
 
+from llamad.config.compose import to_toml
 from llamad.config.names import definition_names
 from llamad.models.fetch import Stopped
 from llamad.models.progress import Progress
@@ -55,4 +56,4 @@ def _tell(pulled: Pulled, args: argparse.Namespace) -> None:
     name = definition_name(pulled.model, definition_names(args.config))
     print(f"serve it: llamad add {name} {shlex.quote(str(pulled.model))}")
     if pulled.projector is not None:
-        print(f'and for pictures or sound, in its definition:\n[vision]\nmmproj = "{pulled.projector}"')
+        print(f'and for pictures or sound, in its definition:\n[vision]\nmmproj = {to_toml(str(pulled.projector))}')

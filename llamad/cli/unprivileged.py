@@ -6,12 +6,10 @@ which devices it sees are what the service will see; elsewhere it becomes the se
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pwd
-import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from llamad.errors import AccessError
@@ -120,6 +118,8 @@ def run_as_service(
     """
     import subprocess
 
+    from llamad.measure.stopped import ends_interrupt  # only who measures
+
     own_unit = f"llamad-{argv[0]}-{name}-{os.getpid()}.service"
     command = [*own_command(), "--config", str(config.absolute()), *argv]
     under_systemd = sandboxed and can_sandbox()
@@ -135,7 +135,7 @@ def run_as_service(
     else:
         command = [*_as_user(name), *command]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, process_group=0)
-    with _interrupting_terms():
+    with ends_interrupt():
         try:
             return_text, _ = process.communicate(words, timeout=limit_s + 60)
         except (KeyboardInterrupt, subprocess.TimeoutExpired):
@@ -155,20 +155,6 @@ def _as_user(name: str) -> list[str]:
         _make_folder(os.path.join(parent, name), mode, user)
     who = [f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--init-groups", "--reset-env"]
     return ["setpriv", *who, "--"]
-
-
-@contextlib.contextmanager
-def _interrupting_terms() -> Iterator[None]:
-    """A SIGTERM is taken as Ctrl-C is: what was started is stopped before we end."""
-
-    def interrupt(_number: int, _frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def own_command() -> list[str]:

@@ -109,7 +109,9 @@ def _offer(path: str, world: World) -> str:
     import difflib  # only for what is refused: a start has no time for it
 
     folder, _, name = path.rpartition("/")
-    near = difflib.get_close_matches(name, world.list_folder(folder or "/"), n=1, cutoff=0.6)
+    # Who may write there may be anybody, and back quotes mark commands in an advice.
+    names = [one for one in world.list_folder(folder or "/") if one.isprintable() and "`" not in one]
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     return f'did you mean "{folder}/{near[0]}"?' if near else ""
 
 

@@ -91,7 +91,9 @@ def _read_to_limit(fd: int) -> bytes:
 def _cannot_read(path: Path, error: OSError) -> AccessError | ConfigError:
     where = Where(str(path), 1, 1)
     if isinstance(error, PermissionError):
-        fix = f"`chmod a+rX {path}`, or run it as a user that may read it"
+        import shlex  # only for what is refused: a start has no time for it
+
+        fix = f"`chmod a+rX {shlex.quote(str(path))}`, or run it as a user that may read it"
         return AccessError("cannot read it", where=where, why="permission denied", fix=fix)
     fix = "check the disk or the mount that it lies on"
     return ConfigError("cannot read it", where=where, why=error.strerror or "", fix=fix)

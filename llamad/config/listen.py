@@ -15,6 +15,7 @@ from llamad.frozen import dataclass
 
 _SOCKET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,59}\.sock")
 _HOST_PORT = re.compile(r"(?:\[(?P<v6>[^\[\]]*)\]|(?P<v4>[^:\[\]]*)):(?P<port>[^:]*)")
+_INTERFACE = re.compile(r"[A-Za-z0-9._-]{1,15}")
 DEFAULT_LISTEN = "127.0.0.1:8080"
 """Where a model is served whose definition does not say."""
 _EXAMPLE = 'for example "127.0.0.1:8081", "[::1]:8081" or "unix:NAME.sock"'
@@ -64,7 +65,7 @@ def parse_listen(text: str) -> Listen:
     if not match:
         raise ValueError(f'not an address: "{text}"; write {_EXAMPLE}')
     port = match["port"]
-    if not (port.isascii() and port.isdecimal() and 1 <= int(port[:6]) <= 65535):
+    if not (port.isascii() and port.isdecimal() and len(port) <= 5 and 1 <= int(port) <= 65535):
         raise ValueError(f'not a port: "{port}"; write a number from 1 to 65535')
     return Listen("tcp", host=_host(match["v6"], match["v4"], int(port)), port=int(port))
 
@@ -90,6 +91,8 @@ def _host(v6: str | None, v4: str | None, port: int) -> str:
         address = ip_address(text or "")
     except ValueError:
         raise ValueError(f'not an IP address: "{text}"; write {_EXAMPLE}') from None
+    if "%" in str(address) and not _INTERFACE.fullmatch(str(address).partition("%")[2]):
+        raise ValueError(f"no interface has the name that is written after the %; write {_EXAMPLE}")
     if v6 is not None and address.version == 4:
         raise ValueError(f'"{v6}" is an IPv4 address in brackets; write "{v6}:{port}"')
     return str(address)

@@ -15,6 +15,7 @@ from llamad.errors import AccessError, ConfigError, LlamadError, Where
 from llamad.store import sync_folder
 
 _MODE = 0o644
+_CLOSED = 0o600
 
 
 def free_listen(root: Path = DEFAULT_ROOT, in_use: Callable[[int], bool] = lambda _port: False) -> str:
@@ -81,7 +82,7 @@ def replace_definition(file: Path, content: bytes, before: bytes | None) -> None
                 _write_new(temporary, content)
                 os.link(temporary, target)
             else:
-                _write_new(temporary, content)
+                _write_new(temporary, content, _CLOSED)  # it may hold what others must not read
                 _as_before(target, temporary)
                 if target.read_bytes() != before:
                     what = "was changed by somebody else meanwhile"
@@ -113,9 +114,7 @@ def replace_file(path: Path, content: bytes) -> None:
     """Write a drop-in whole or not at all, its folder too where it is missing. Raises as `write_definition`."""
     temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
     try:
-        if not path.parent.is_dir():
-            path.parent.mkdir()
-            path.parent.chmod(0o755)  # whatever the umask: the service reads it
+        make_folder(path.parent)
         try:
             _write_new(temporary, content)
             temporary.replace(path)
@@ -126,12 +125,19 @@ def replace_file(path: Path, content: bytes) -> None:
         raise _cannot_write(path, error) from error
 
 
-def _write_new(path: Path, content: bytes) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, _MODE)
+def make_folder(folder: Path) -> None:
+    """A folder of drop-ins, where it is missing. Raises OSError."""
+    if not folder.is_dir():
+        folder.mkdir()
+        folder.chmod(0o755)  # whatever the umask: the service reads it
+
+
+def _write_new(path: Path, content: bytes, mode: int = _MODE) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
     with os.fdopen(fd, "wb") as file:
         file.write(content)
         file.flush()
-        os.fchmod(fd, _MODE)  # whatever the umask: `llamad list` reads it without root
+        os.fchmod(fd, mode)  # whatever the umask: `llamad list` reads it without root
         os.fsync(fd)
 
 

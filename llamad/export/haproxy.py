@@ -78,8 +78,9 @@ def _parts(fleet: Fleet) -> Iterator[str]:
     yield f"\nfrontend llamad from llamad-defaults\n    bind {fleet.listen}"
     yield _MODEL.replace("KEPT", str(BODY_BYTES - 4096))
     for model in fleet.models:
-        ready, acl = _backend(model), f"is_{model.name}"
-        yield f"    acl {acl} var(txn.model) -m str -- {' '.join(map(quoted, model.names))}\n"
+        # No name of ours above; and a line each, for one holds no more than 64 words.
+        ready, acl = _backend(model), f"asks_for_{model.name}"
+        yield from (f"    acl {acl} var(txn.model) -m str -- {quoted(name)}\n" for name in model.names)
         yield f"    use_backend {ready} if {acl} {{ nbsrv({ready}) gt 0 }}\n"
         yield f"    use_backend {ready}:held if {acl}\n"
     yield "    default_backend llamad:any\n"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from llamad.export.fleet import SYSTEM, Fleet, Model, made_by
+from llamad.units import pad
 
+_BUCKET_BYTES = 64
 SYSTEM_FILE = "/etc/ssl/certs/ca-certificates.crt"
 _ABOUT = (
     "For the http context: /etc/nginx/conf.d/llamad.conf. Check it:  nginx -t",
@@ -54,6 +56,7 @@ def _parts(fleet: Fleet) -> Iterator[str]:
     yield "map $uri $llamad_in_path {\n    default $arg_model;\n"
     yield '    "~^/upstream/(?<llamad_name>[^/]+)" $llamad_name;\n}\n'
     yield "map $http_x_model $llamad_model {\n    default $http_x_model;\n    \"\" $llamad_in_path;\n}\n"
+    yield _room_for(name for model in fleet.models for name in model.names)
     yield "map $llamad_model $llamad_upstream {\n    default llamad_any;\n"
     owners = {name.lower(): (name, model) for model in reversed(fleet.models) for name in reversed(model.names)}
     yield from (f"    {quoted(name)} {_upstream(model)};\n" for name, model in reversed(owners.values()))
@@ -92,6 +95,12 @@ def _pool(name: str, fleet: Fleet) -> Iterator[str]:
     yield "    keepalive 32;\n    keepalive_timeout 60s;\n}\n"
 
 
+def _room_for(names: Iterable[str]) -> str:
+    """nginx refuses a map with a name that does not fit into a bucket, by default 64 bytes with two pointers."""
+    needed = max((16 + pad(len(name) + 2, 8) for name in names), default=0)
+    return f"map_hash_bucket_size {1 << (needed - 1).bit_length()};\n" if needed > _BUCKET_BYTES else ""
+
+
 def _upstream(model: Model) -> str:
     return f"llamad_model_{model.name}"
 
@@ -102,5 +111,5 @@ def quoted(text: str) -> str:
     Values are compared without regard to case, so that a file must not have two that differ in that only.
     """
     escaped = "".join(f"\\{char}" if char in '\\"' else char for char in text)
-    special = text.startswith("~") or text in ("default", "hostnames", "include", "volatile")
+    special = text.startswith(("~", "\\")) or text in ("default", "hostnames", "include", "volatile")
     return f'"\\\\{escaped}"' if special else f'"{escaped}"'

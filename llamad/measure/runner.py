@@ -8,7 +8,6 @@ import asyncio
 import gc
 import os
 import random
-import signal
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from llamad.measure.instance import Instances
 from llamad.measure.load import Load
 from llamad.measure.results import BenchResult, Expected, PlanInForce, Point
 from llamad.measure.statistics import rating
+from llamad.measure.stopped import ENDS, heard
 from llamad.measure.subject import (
     DeviceShare,
     Service,
@@ -180,7 +180,7 @@ def expectation(facts: ModelFacts, plan: PlanInForce, shares: Sequence[DeviceSha
 
 
 def to_end(work: Coroutine[object, object, Result]) -> Result:
-    """Run it; a Ctrl-C or SIGTERM ends it with everything cleaned up. Raises KeyboardInterrupt then."""
+    """Run it; Ctrl-C, SIGTERM or a hangup ends it with everything cleaned up. Raises KeyboardInterrupt then."""
     gc.enable()  # a verb that takes minutes leaves garbage
     with asyncio.Runner() as runner:
         loop = runner.get_loop()
@@ -188,7 +188,8 @@ def to_end(work: Coroutine[object, object, Result]) -> Result:
         async def watched() -> Result:
             task = asyncio.current_task()
             assert task is not None
-            loop.add_signal_handler(signal.SIGTERM, task.cancel)
+            for number in heard(ENDS):
+                loop.add_signal_handler(number, task.cancel)
             return await work
 
         try:

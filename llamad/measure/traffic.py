@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 
 from llamad.errors import LlamadError
@@ -11,14 +12,17 @@ from llamad.units import sane_number
 
 _NO_WORK = tuple(f'outcome="{one.value}"' for one in (Outcome.LOCAL, Outcome.REFUSED, Outcome.REPEATED))
 """Health checks, `/metrics` and the like: they cost the model nothing."""
+_WAIT_S = 20.0
 _SAMPLE = re.compile(r"^(llamad_[a-z_]+)\{([^{}]*)\} ([0-9.e+]+)$", re.M)
 
 
 class Traffic:
-    """Counts what was not ours. An address that does not tell (another program, no key for it) counts nothing."""
+    """Counts what was not ours. An address that does not tell (another program, no key for it, no answer) counts
+    nothing."""
 
-    def __init__(self, target: Target, model: str) -> None:
+    def __init__(self, target: Target, model: str, wait_s: float = _WAIT_S) -> None:
         self._target = target
+        self._wait_s = wait_s
         self._label = f'model="{model}"'
         self._finished: int | None = None
 
@@ -38,8 +42,9 @@ class Traffic:
 
     async def _text(self) -> str:
         try:
-            return await get_text(self._target, "/metrics")
-        except LlamadError:
+            async with asyncio.timeout(self._wait_s):
+                return await get_text(self._target, "/metrics")
+        except (LlamadError, TimeoutError):
             return ""
 
     def _present(self, text: str) -> int:

@@ -77,7 +77,7 @@ class Hub:
         files: list[HubFile] = []
         url: str | None = f"{self._endpoint}/api/models/{repo}/tree/{commit}?recursive=true"
         for _ in range(_PAGES_MOST):
-            if url is None:
+            if url is None or len(files) > _FILES_MOST:
                 break
             rows, following = self._json(url)
             if not isinstance(rows, list):

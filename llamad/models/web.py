@@ -9,6 +9,7 @@ import http.client
 import ipaddress
 import ssl
 import string
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
@@ -25,6 +26,7 @@ from llamad.gguf.header import shown
 from llamad.models.token import Token
 
 TIMEOUT_S = 30.0
+BODY_S = 120.0
 REDIRECTS_MOST = 10
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _FOR_LATER = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -173,8 +175,9 @@ class Web:
         return self._openers[scheme]
 
 
-def body_of(answer: Answer, most_bytes: int) -> bytes:
-    """A whole short body. Raises Interrupted where it ends early, BusyError where it is longer."""
+def body_of(answer: Answer, most_bytes: int, most_s: float = BODY_S) -> bytes:
+    """A whole short body. Raises Interrupted where it ends early or takes too long, BusyError where it is longer."""
+    end_s = time.monotonic() + most_s
     with_length = answer.headers.get("Content-Length", "")
     parts, size = [], 0
     while part := answer.read(_READ_BYTES):
@@ -182,6 +185,8 @@ def body_of(answer: Answer, most_bytes: int) -> bytes:
         size += len(part)
         if size > most_bytes:
             raise BusyError("the server's answer is too long", why=f"more than {most_bytes} bytes")
+        if time.monotonic() > end_s:
+            raise Interrupted("the answer does not end")
     if with_length.isdecimal() and size != int(with_length):
         raise Interrupted("the answer ended early")
     return b"".join(parts)

@@ -16,8 +16,8 @@ from llamad.config.files import read_all, read_definition, read_file
 from llamad.config.load import judge, judge_host
 from llamad.config.names import HOST_FILE, definition_names
 from llamad.config.staged import staged
-from llamad.config.write import replace_definition
-from llamad.errors import BusyError, ChildError, ConfigErrors, LlamadError, Where, os_error
+from llamad.config.write import make_folder, replace_definition
+from llamad.errors import BusyError, ChildError, ConfigError, ConfigErrors, LlamadError, Where, os_error
 from llamad.service.checks import check_loaded
 
 HOST_NAME = "llamad"
@@ -98,7 +98,7 @@ def _edit_copy(
         if answer is Answer.LEAVE:
             return Outcome.LEFT
         if answer is Answer.INSTALL:
-            file.parent.mkdir(mode=0o755, exist_ok=True)
+            make_folder(file.parent)
             replace_definition(file, content, before)
             return Outcome.INSTALLED
         line = found.line
@@ -162,7 +162,7 @@ def _line_in(text: str, file: Path) -> int:
 @contextmanager
 def locked(file: Path) -> Iterator[None]:
     """Be the one who edits a definition. The lock is on the file itself (its folder where there is none), and ends
-    with this process however it ends. Raises BusyError, AccessError.
+    with this process however it ends. Raises BusyError, AccessError, ConfigError where there is no folder for it.
     """
     fd = _lock(Path(os.path.realpath(file)))
     try:
@@ -177,6 +177,9 @@ def _lock(file: Path) -> int:
         try:
             fd = os.open(place, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except FileNotFoundError:
+            if not file.parent.is_dir():  # a link that leads nowhere ends here too
+                fix = "make it, or install the package"
+                raise ConfigError("there is no such folder", where=Where(str(file.parent)), fix=fix) from None
             continue
         except OSError as error:
             raise os_error(f"cannot open {place}", error, "run it as root") from error

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from llamad.service.systemctl import ROUTER_UNIT, Units, require, unit_of
 
 Say = Callable[[str], None]
 CACHE_ROOT = Path("/var/cache/llamad")
+_ENABLED = ("enabled", "enabled-runtime")
 _RUNS = ("active", "activating", "reloading", "deactivating")
 
 
@@ -56,11 +58,14 @@ def disable(name: str, root: Path, units: Units, say: Say) -> int:
     """Stop a model's unit, now and at boot; the exit status of systemctl. One without a definition is stopped too."""
     check_name(name, root)
     require(units, f"end the `llamad serve {name}` that serves it")
-    if not units.show(name) and name not in definition_names(root):
+    unit, defined = units.show(name), name in definition_names(root)
+    stands = unit.get("ActiveState", "") in (*_RUNS, "failed") or unit.get("UnitFileState", "") in _ENABLED
+    if not defined and not stands:
         require_definition(name, root)
     status = units.order("disable", "--now", unit_of(name))
     if status == 0:
-        say(f"llamad@{name} is stopped and does not start at boot; the definition stays: {root / name}.toml")
+        stays = f"; the definition stays: {root / name}.toml" if defined else ""
+        say(f"llamad@{name} is stopped and does not start at boot{stays}")
         if units.is_active(ROUTER_UNIT):
             say(f"llamad.service runs: it loads {name} with the next request for it (`llamad remove {name}` ends that)")
     return status
@@ -99,7 +104,7 @@ def removal(name: str, root: Path, units: Units) -> Removal:
         tuple(path for path in (main, root / f"{name}.toml.d") if os.path.lexists(path)),
         model,
         unit.get("ActiveState", "") in _RUNS,
-        unit.get("UnitFileState", "") in ("enabled", "enabled-runtime"),
+        unit.get("UnitFileState", "") in _ENABLED,
         unit.get("ActiveState", "") == "failed",
         tuple(path for path in places_of(name) if os.path.lexists(path)),
         tuple(path for path in _kept_beside(name) if path.exists()),
@@ -155,18 +160,26 @@ def remove(found: Removal, units: Units, say: Say, *, purge: bool, backup: bool)
         if status:
             fix = f"`systemctl status llamad@{name}`; nothing was removed"
             raise BusyError(f"llamad@{name} cannot be stopped", why=f"systemctl ended with {status}", fix=fix)
-    try:
+    with _removing(name):
         _take_away(found.files, backup=backup)
-        for folder in found.left if purge else ():
-            shutil.rmtree(folder)
-    except OSError as error:
-        raise os_error(f"cannot remove {error.filename or name}", error, "run it as root") from error
     if found.failed:
         units.order("reset-failed", unit_of(name))
+    status = 0
     if units.are_there() and units.is_active(ROUTER_UNIT):
         say("llamad.service is told: it unloads the model and knows it no more")
-        return units.order("reload", ROUTER_UNIT)
-    return 0
+        status = units.order("reload", ROUTER_UNIT)
+    with _removing(name):  # last: who has the model loaded writes there
+        for folder in filter(os.path.lexists, found.left if purge else ()):
+            shutil.rmtree(folder)
+    return status
+
+
+@contextlib.contextmanager
+def _removing(name: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise os_error(f"cannot remove {error.filename or name}", error, "run it as root") from error
 
 
 def _take_away(files: tuple[Path, ...], *, backup: bool) -> None:

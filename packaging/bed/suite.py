@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -16,7 +17,7 @@ from bed import build, container, lanes, package
 from bed.container import Bed
 from bed.lanes import Ended, Job
 from bed.recipe import BUILDER, TEST_PYTHON
-from bed.report import elapsed_s
+from bed.report import BedError, elapsed_s
 
 _UNIT, _SYSTEM = "tests/unit", "tests/system"
 _NOTHING_COLLECTED = 5  # pytest's exit status when its filters leave no test
@@ -53,7 +54,7 @@ def run(words: argparse.Namespace, for_pytest: Sequence[str], *, source: Path) -
                 beds.append(gone_at_the_end.enter_context(bed))
             return 0
 
-        if _step(ended, "bed", boot) and (system is None or _installed(ended, beds, source)):
+        if _step(ended, "bed", boot) and (system is None or _step(ended, "package", lambda: _packed(beds[0], source))):
             ended += lanes.carry_out(beds, shared)
             ended += lanes.carry_out(beds[:1], alone)
     failed = _failed(ended)
@@ -106,7 +107,8 @@ def _jobs(
 ) -> tuple[list[Job], list[Job]]:
     """What may run side by side, and what comes after it. Paths that somebody named are one job, as they are."""
     shared, alone = [], []
-    for kind, paths, job in (("unit tests", unit, _unit_tests), ("system tests", system, _system_tests)):
+    system_tests = partial(_system_tests, source=source)
+    for kind, paths, job in (("unit tests", unit, _unit_tests), ("system tests", system, system_tests)):
         if paths is None:
             continue
         if paths not in ([_UNIT], [_SYSTEM]):
@@ -134,25 +136,21 @@ def _step(ended: list[Ended], name: str, action: Callable[[], int]) -> bool:
     return ended[-1].status == 0
 
 
-def _installed(ended: list[Ended], beds: Sequence[Bed], source: Path) -> bool:
-    """Build and check the package, and install it in every bed."""
-    built: list[str] = []
-
-    def provide() -> int:
-        built.extend(package.provide(bed, source) for bed in beds)
-        return 0
-
-    def install() -> int:
-        return max(_install(bed, path) for bed, path in zip(beds, built, strict=True))
-
-    return _step(ended, "package", provide) and _step(ended, "install", install)
+def _packed(bed: Bed, source: Path) -> int:
+    """Have the package built and checked."""
+    package.provide(bed, source)
+    return 0
 
 
-def _install(bed: Bed, deb: str) -> int:
-    status, said = bed.output(package.install_command(deb), timeout_s=300)
+def _require_installed(bed: Bed, source: Path) -> None:
+    """Install the package unless this bed has it: not before, because unit tests are for a host without one. Raises
+    BedError."""
+    if bed.output(["test", "-x", "/usr/bin/llamad"])[0] == 0:
+        return
+    status, said = bed.output(package.install_command(package.provide(bed, source)), timeout_s=300)
     if status != 0:
-        print(said)
-    return status
+        msg = f"the package cannot be installed:\n{said}"
+        raise BedError(msg)
 
 
 def _unit_tests(words: Sequence[str]) -> Callable[[Bed, IO[bytes] | None], int]:
@@ -163,10 +161,11 @@ def _unit_tests(words: Sequence[str]) -> Callable[[Bed, IO[bytes] | None], int]:
     return work
 
 
-def _system_tests(words: Sequence[str]) -> Callable[[Bed, IO[bytes] | None], int]:
+def _system_tests(words: Sequence[str], source: Path) -> Callable[[Bed, IO[bytes] | None], int]:
     """Run them as root. Their tree has no llamad in it: what they import is what the package installed."""
 
     def work(bed: Bed, into: IO[bytes] | None) -> int:
+        _require_installed(bed, source)
         package.copy_tree(bed, _SYSTEM_TREE, user="root")
         bed.output(["rm", "-r", f"{_SYSTEM_TREE}/llamad"])
         quiet = {"PYTHONDONTWRITEBYTECODE": "1"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -197,3 +198,23 @@ def read_by_nobody(file: Path) -> bool:
 def test_an_unknown_user_is_nobody_on_the_real_system() -> None:
     assert SystemAccess().identity("no-such-user-here") is None
     assert SystemAccess().mode("/no/such/file\0") is None
+
+
+def test_the_commands_of_an_advice_hold_no_back_quotes(tmp_path: Path) -> None:
+    """They mark where a command ends."""
+    folder = tmp_path / "a`b`c'd"
+    folder.mkdir(mode=0o700)
+    (folder / "m.gguf").touch()
+
+    class Other(SystemAccess):
+        def identity(self, user: str) -> Identity:
+            return Identity(user, 990, frozenset({990}))
+
+        def mode(self, path: str) -> Mode:
+            return Mode(0o700 if path == str(folder) else 0o755, 0, 0)
+
+    problem = access_problem(str(folder / "m.gguf"), sandboxed=False, access=Other())
+    assert problem is not None and problem.fix.count("`") == 4
+    command = re.findall("`([^`]+)`", problem.fix)[1]
+    subprocess.run(["/bin/sh", "-c", command], check=True)
+    assert folder.stat().st_mode & 0o777 == 0o701

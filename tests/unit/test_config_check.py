@@ -243,3 +243,15 @@ def test_all_problems_come_in_the_order_of_their_places(tmp_path: Path) -> None:
     )
     places = [line.partition(": ")[0] for line in check(tmp_path)]
     assert places == ["tiny.toml:2:1", "tiny.toml:3:17", "tiny.toml:4:1"]
+
+
+def test_a_name_that_somebody_gave_a_file_is_no_command_of_an_advice(tmp_path: Path) -> None:
+    write(tmp_path, "tiny", f'model = "{tmp_path}/models/m-Q4.gguf"\n')
+    (tmp_path / "models").mkdir()
+    for name in ("m-Q4`reboot`.gguf", "m-Q4\x1b[2J.gguf"):
+        (tmp_path / "models" / name).touch()
+        (line,) = check(tmp_path)
+        assert "reboot" not in line and line.isprintable()
+    (tmp_path / "models" / "m-Q4_0.gguf").touch()
+    (line,) = check(tmp_path)
+    assert line.endswith('did you mean "models/m-Q4_0.gguf"?')

@@ -41,6 +41,8 @@ def test_addresses(text: str, listen: Listen, local: bool) -> None:
         ("127.0.0.1:0", "not a port"),
         ("127.0.0.1:65536", "not a port"),
         ("127.0.0.1:٣", "not a port"),
+        ("127.0.0.1:0000081234", "not a port"),
+        ("[fe80::1%eth0\n    server x]:80", "no interface"),
         ("127.0.0.1:" + "9" * 5000, "not a port"),
         ("example.org:80", "not an IP address"),
         ("127.0.0.256:80", "not an IP address"),

@@ -532,3 +532,13 @@ def test_mistakes_of_the_host_too(tmp_path: Path, text: str, wanted: str) -> Non
         with pytest.raises(ConfigError) as caught:
             load()
         assert f"llamad.toml:{wanted}" in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["memory", "idle.keep_alive"])
+def test_a_number_beyond_all_numbers_is_a_mistake_of_the_file(key: str, tmp_path: Path) -> None:
+    table, _, name = key.rpartition(".")
+    value = f"{'9' * 400}{'GiB' if key == 'memory' else 'h'}"
+    (tmp_path / "phi4.toml").write_text(f'model = "/srv/m.gguf"\n[{table or "placement"}]\n{name} = "{value}"\n')
+    with pytest.raises(ConfigError) as caught:
+        load_definition("phi4", tmp_path)
+    assert str(caught.value).startswith(f"{tmp_path}/phi4.toml:3:")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
+import sys
 import threading
 import tomllib
 from pathlib import Path
@@ -168,3 +170,27 @@ def test_a_file_that_was_changed_meanwhile_is_not_replaced(tmp_path: Path) -> No
     with pytest.raises(ConfigError, match="is there already"):
         replace_definition(file, b"new", None)
     assert file.read_bytes() == b"theirs" and os.listdir(tmp_path) == ["phi4.toml"]
+
+
+_WATCHED = """
+import os, sys
+from pathlib import Path
+from llamad.config.write import replace_definition
+file = Path(sys.argv[1])
+
+def look(event, args):
+    if event == "os.chmod" and str(args[0]).startswith(f"{file.parent}/.phi4"):
+        print(oct(os.stat(args[0]).st_mode & 0o777), flush=True)
+
+sys.addaudithook(look)
+replace_definition(file, b"new", b"old")
+"""
+
+
+def test_what_others_may_not_read_they_cannot_read_while_it_is_replaced(tmp_path: Path) -> None:
+    file = tmp_path / "phi4.toml"
+    file.write_bytes(b"old")
+    file.chmod(0o640)
+    words = [sys.executable, "-c", _WATCHED, str(file)]
+    done = subprocess.run(words, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["0o600"]

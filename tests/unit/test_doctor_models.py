@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import shutil
 import struct
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from llamad.service.doctor import addresses, definitions, engine, limits
 from llamad.service.doctor.engine import Target
-from llamad.service.doctor.finding import Finding, Severity, Unseen
+from llamad.service.doctor.finding import Finding, Report, Severity, Unseen
 from llamad.service.doctor.host import Answer
 from llamad.service.doctor.sandbox import OwnSandbox, UnitSandbox
+from llamad.service.doctor.text import report_text
 from tests.support.doctor_host import HELP, ME, FakeCommands, Fakes, engine_says, make_host, the_one, wrong
 
 MODEL = 'model = "/srv/nosuch/m.gguf"\n'
@@ -67,6 +69,8 @@ def test_the_first_command_of_an_advice_that_can_be_typed_here(installed: set[st
     commands.installed = installed
     advice = "`setfacl -m u:_llamad:x /srv`, `chmod o+x /srv`, or move it"
     assert definitions.command_in(advice, commands) == command
+    commands.installed = {"git"}
+    assert definitions.command_in("run `git lfs pull` in that folder", commands) == ""
 
 
 # -- the engine ----------------------------------------------------------------------------------------------------
@@ -106,6 +110,8 @@ def test_without_root_it_says_what_it_did_not_see(tmp_path: Path) -> None:
          "apt-get install libggml0-backend-cuda"),
         (NVIDIA, {"cpu", "vulkan"}, MODEL, "error", "Vulkan driver is missing",
          "apt-get install mesa-vulkan-drivers vulkan-tools"),
+        (NVIDIA, {"cpu", "cuda"}, MODEL, "error", "their own words",
+         "systemd-run --pipe --wait --property=User=_llamad SERVER --list-devices"),
         (None, {"cpu"}, MODEL + GPU, "error", "asks for Vulkan", "apt-get install libggml0-backend-vulkan mesa-vulkan-drivers"),
     ],
 )  # fmt: skip
@@ -119,7 +125,7 @@ def test_an_engine_that_sees_no_gpu(
     fakes.sandbox.answer = Answer(0, engine_says(devices=""))
     (found,) = look(fakes, text)
     assert not isinstance(found, Unseen)
-    assert (found.severity, found.cure) == (severity, cure)
+    assert (found.severity, found.cure) == (severity, cure.replace("SERVER", f"{tmp_path}/llama-server"))
     assert says in found.why
 
 
@@ -239,7 +245,11 @@ def test_memory_that_may_be_locked(tmp_path: Path) -> None:
     fakes = make_host(tmp_path / "mlock")
     (found,) = limited(fakes, f'{MODEL}[placement]\nload_mode = "mlock"\n', LimitMEMLOCK="65536")
     assert found.severity is Severity.ERROR
-    assert found.cure.startswith("mkdir -p /etc/systemd/system/llamad@phi4.service.d && printf %s '[Service]\nLimitMEMLOCK=")
+    assert found.cure.startswith("mkdir -p /etc/systemd/system/llamad@phi4.service.d && printf '[Service]\\nLimitMEMLOCK=")
+    command = found.cure.replace("/etc/systemd/system", str(tmp_path)).replace("systemctl daemon-reload", "true")
+    subprocess.run(["/bin/sh", "-c", command], check=True)
+    assert (tmp_path / "llamad@phi4.service.d/limits.conf").read_text() == "[Service]\nLimitMEMLOCK=infinity\n"
+    assert found.cure in report_text(Report(root=True, findings=(found,), unseen=()))
     assert limited(make_host(tmp_path / "none"), LimitMEMLOCK="infinity") == []
 
 
@@ -320,6 +330,9 @@ LOCAL = bytes([127, 0, 0, 1])
     [
         ("tcp", LOCAL, "/user.slice/user-0.slice/session-1.scope", "kill 42"),
         ("tcp", bytes(4), "/system.slice/nginx.service", "systemctl disable --now nginx.service"),
+        ("tcp", LOCAL, "/user.slice/user-1000.slice/user@1000.service/app.slice/ssh.service", "kill 42"),
+        ("tcp", LOCAL, "/user.slice/user-1000.slice/user@1000.service/llamad@phi4.service", "kill 42"),
+        ("tcp", LOCAL, "/system.slice/box.service/payload/x.service", "systemctl disable --now box.service"),
         ("tcp6", bytes(16), "/system.slice/llama-server.service", "systemctl disable --now llama-server.service"),
         ("tcp", LOCAL, "/system.slice/system-llamad.slice/llamad@qwen.service", "systemctl disable --now llamad@qwen.service"),
     ],

@@ -224,3 +224,30 @@ def test_which_editor(tmp_path: Path) -> None:
     assert (tmp_path / "a.toml.said").read_text() == f"+12 {file}\n"
     with pytest.raises(ChildError, match="cannot run"):
         run_editor([str(tmp_path / "none")], file, 0)
+
+
+def test_the_folder_of_a_drop_in_can_be_read_whatever_the_umask(etc: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        admin = Admin(writes("[placement]\nparallel = 2\n"))
+        assert edit("phi4", etc / "phi4.toml.d" / "10-new.toml", etc, admin.desk()) is Outcome.INSTALLED
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((etc / "phi4.toml.d").stat().st_mode) == 0o755
+
+
+def test_where_there_is_no_folder_there_is_nothing_to_edit(etc: Path) -> None:
+    """A link into nowhere too; both are said at once."""
+    (etc / "llamad.toml").symlink_to("/nonexistent/folder/llamad.toml")
+    code = (
+        "import sys; from pathlib import Path; from llamad.errors import ConfigError\n"
+        "from llamad.service.editing import locked\n"
+        "for file in sys.argv[1:]:\n"
+        "    try:\n        with locked(Path(file)): pass\n"
+        "    except ConfigError as error: print(error)\n"
+    )
+    files = [str(etc / "none" / "llamad.toml"), str(etc / "llamad.toml")]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *files], cwd=ROOT, capture_output=True, text=True, check=True, timeout=20
+    )
+    assert done.stdout.count("there is no such folder") == 2

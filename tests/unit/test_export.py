@@ -144,6 +144,22 @@ def test_the_verb_reads_models_and_aliases_of_this_host(kind: str, tmp_path: Pat
 
 
 def test_names_of_models_reach_haproxy_as_they_are() -> None:
-    line = next(line for line in haproxy(fleet()).splitlines() if line.startswith("    acl is_phi4 "))
-    words = [json.loads(f'"{word}"'.replace("\\$", "$")) for word in re.findall(r'"((?:[^"\\]|\\.)*)"', line)]
-    assert words == ["phi4", *ODD]
+    lines = [line for line in haproxy(fleet()).splitlines() if line.startswith("    acl asks_for_phi4 ")]
+    found = re.findall(r'"((?:[^"\\]|\\.)*)"', "\n".join(lines))
+    assert [json.loads(f'"{word}"'.replace("\\$", "$")) for word in found] == ["phi4", *ODD]
+
+
+def test_no_model_has_the_name_of_a_condition_of_haproxy() -> None:
+    text = haproxy(fleet("gpu1", Model("named"), Model("form"), Model("phi4", tuple(f"a{number}" for number in range(100)))))
+    acls = re.findall(r"^    acl (\S+) (.*)$", text, re.MULTILINE)
+    subjects = {name: {what.split()[0] for other, what in acls if other == name} for name, _ in acls}
+    assert len([name for name, what in acls if what.endswith('"form"') or "multipart" in what]) == 2
+    assert subjects["is_form"] == {"req.hdr(Content-Type)"} and [name for name, _ in acls].count("is_named") == 1
+    assert all(len(line.split()) < 64 for line in text.splitlines() if not line.lstrip().startswith("#"))
+
+
+def test_names_that_nginx_reads_otherwise_or_has_no_room_for() -> None:
+    assert '\n    "\\\\\\\\x" llamad_model_phi4;' in nginx(fleet("gpu1", Model("phi4", ("\\x",))))
+    assert "map_hash_bucket_size" not in nginx(fleet("gpu1", Model("phi4", ("a" * 46,))))
+    assert "map_hash_bucket_size 128;" in nginx(fleet("gpu1", Model("phi4", ("a" * 47,))))
+    assert "map_hash_bucket_size 256;" in nginx(fleet("gpu1", Model("phi4", ("a" * 111,))))

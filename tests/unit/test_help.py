@@ -9,7 +9,8 @@ import shlex
 import pytest
 
 from llamad.cli.grammar import make_parser
-from llamad.cli.main import main
+from llamad.cli.main import main, print_error
+from llamad.errors import BusyError, ConfigError, ConfigErrors, LlamadError, Where
 
 
 def verbs() -> dict[str, argparse.ArgumentParser]:
@@ -63,3 +64,13 @@ def test_wrong_words_are_usage(words: list[str], capsys: pytest.CaptureFixture[s
     with pytest.raises(SystemExit) as ended:
         main(words)
     assert ended.value.code == 64 and "usage: llamad" in capsys.readouterr().err
+
+
+def test_an_error_says_nothing_that_a_terminal_would_obey(capsys: pytest.CaptureFixture[str]) -> None:
+    bad = "a\x1b]0;b\x07\r\u202e\udcff"
+    problems: list[LlamadError] = [ConfigError(bad, where=Where(f"/{bad}", 1, 1)), ConfigError("two")]
+    for error in (BusyError(bad, why=bad, fix=bad), *problems, ConfigErrors(problems)):
+        print_error(error)
+    said = capsys.readouterr().err
+    assert all(line.isprintable() for line in said.split("\n")) and "a\\x1b]0;b" in said
+    assert said.count("two") == 2 and len(said.splitlines()) == 7

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -228,3 +229,12 @@ def test_an_address_without_metrics_counts_nobody(tmp_path: Path) -> None:
         return await traffic.begin(), await traffic.others(5)
 
     assert run(server, go) == (0, 0)
+
+
+def test_an_address_that_does_not_answer_counts_nobody(tmp_path: Path) -> None:
+    """Of a service that is stopped, say: the kernel takes the connection."""
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "s"))
+        listening.listen()
+        traffic = Traffic(Target(unix_path=str(tmp_path / "s")), "phi4", wait_s=0.1)
+        assert asyncio.run(asyncio.wait_for(traffic.begin(), 20)) == 0

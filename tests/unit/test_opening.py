@@ -13,7 +13,7 @@ from llamad.service.opening import opening_of
 def launch(slots: int = 4, unified: bool = True, mode: str = "completion", max_tokens: int | None = None) -> Any:
     plan = SimpleNamespace(context_tokens=4096, slots=slots, unified_cache=unified)
     sampling = SimpleNamespace(max_tokens=max_tokens)
-    return SimpleNamespace(plan=plan, mode=mode, definition=SimpleNamespace(sampling=sampling))
+    return SimpleNamespace(plan=plan, mode=mode, definition=SimpleNamespace(sampling=sampling, is_direct=False))
 
 
 def test_slots_that_share_a_cache_share_its_tokens() -> None:

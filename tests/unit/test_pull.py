@@ -11,6 +11,7 @@ import stat
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -526,3 +527,13 @@ def test_a_log_gets_plain_lines_and_a_terminal_one_that_moves(capsys: pytest.Cap
         plain_lines.progress("m.gguf", "fetching", done, 1000)
     assert capsys.readouterr().err == ""
     assert [time_text(s) for s in (9.4, 200, 7500, 1e6)] == ["9 s", "3 min 20 s", "2 h 5 min", "more than 2 days"]
+
+
+def test_what_is_to_be_written_into_a_definition_is_toml(server: HubServer, data: bytes, tmp_path: Path) -> None:
+    """Whatever the hub calls its files."""
+    odd = 'x"y-mmproj-F16.gguf'
+    server.repos[REPO] |= {FILE: data, odd: data}
+    env = dict(os.environ, HF_ENDPOINT=server.url)
+    words = [sys.executable, "-m", "llamad", "pull", f"{REPO}:q4_k_m", "--mmproj", "--to", str(tmp_path)]
+    done = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, timeout=30, check=True)
+    assert tomllib.loads(done.stdout.partition("in its definition:\n")[2])["vision"]["mmproj"] == f"{tmp_path}/{odd}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from email.message import Message
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from llamad.models.pull import Order, pull
 from llamad.models.reading import Patience
 from llamad.models.source import HubSource, UrlSource, file_name, parse_source
 from llamad.models.token import find_token
+from llamad.models.web import Interrupted, body_of
 from tests.support.certificates import make_certificate
 from tests.support.hub_server import HubServer
 from tests.support.models import build_tiny
@@ -298,3 +300,21 @@ def test_what_a_repository_publishes(server: HubServer, data: bytes) -> None:
     assert [(file.path, file.size_bytes, len(file.sha256)) for file in found] == [(FILE, len(data), 64)]
     with pytest.raises(UsageError):
         published(f"{REPO}:Q4_K_M", {"HF_ENDPOINT": server.url}, wait=lambda _: None)
+
+
+class _Drop:
+    """An answer that comes byte by byte, without an end."""
+
+    status = 200
+    headers = Message()
+
+    def read(self, most_bytes: int) -> bytes:
+        return b" "[:most_bytes]
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
+
+def test_an_answer_that_does_not_end_is_given_up() -> None:
+    with pytest.raises(Interrupted, match="does not end"):
+        body_of(_Drop(), 1 << 40, most_s=0.05)

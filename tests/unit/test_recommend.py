@@ -349,3 +349,11 @@ def test_the_verb_that_plans_takes_no_more_than_a_file(tmp_path: Path) -> None:
     loaded = plan_verb.bare(tmp_path / "x.gguf", tmp_path)
     assert loaded.name == plan_verb.BARE and loaded.definition.placement.context == "auto"
     assert MIB < GIB
+
+
+def test_no_lines_at_all_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    for number in ("0", "-3"):
+        with pytest.raises(SystemExit) as ended:
+            main(["recommend", "--gpu", "24GiB", "--top", number])
+        assert ended.value.code == 64
+    assert "--top" in capsys.readouterr().err

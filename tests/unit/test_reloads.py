@@ -529,8 +529,9 @@ def test_a_thousand_edits_by_eight_writers_end_in_the_last_without_a_restart(rig
         done_at.append(time.monotonic() - began_s)
         await rig.rest()
         assert rig.model.reloaded == [] and rig.loads < 40
-        assert open_fds() == fds
-        assert threading.active_count() <= threads + 2
+        async with asyncio.timeout(5.0):  # a look that the last edits asked for may still be on its way
+            while open_fds() != fds or threading.active_count() > threads + 2:  # noqa: ASYNC110 - threads tell nobody
+                await asyncio.sleep(0.05)
         rig.reloads.close()
         await asyncio.sleep(0)
 

@@ -158,7 +158,7 @@ class FakeMaker:
         self.returning.append([device.free_bytes for device in returning])
         plan = self.plans.pop(0) if len(self.plans) > 1 else self.plans[0]
         caps: Any = SimpleNamespace(path="llama-server", version="b1", key="k", words="b1", has=lambda _flag: False)
-        facts: Any = SimpleNamespace(n_vocab=300, file_bytes=1)
+        facts: Any = SimpleNamespace(n_vocab=300, file_bytes=1, fingerprint="f")
         return Made(plan, facts, caps, ("--host", self.socket_path))
 
     def environment(self, _plan: Plan) -> dict[str, str]:

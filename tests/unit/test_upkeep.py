@@ -90,6 +90,17 @@ def test_enable_and_disable_say_what_they_do(etc: Path) -> None:
     assert "the definition stays" in said[-2] and "loads phi4 with the next request" in said[-1]
 
 
+def test_what_is_only_misspelt_is_not_said_to_be_stopped(etc: Path) -> None:
+    """systemd knows a unit of every name."""
+    units, said = PlayedUnits(), list[str]()
+    with pytest.raises(UsageError, match="no definition named phi5"):
+        disable("phi5", etc, units, said.append)
+    assert (units.orders, said) == ([], [])
+    units.states["gone"] = ("active", "enabled")
+    assert disable("gone", etc, units, said.append) == 0
+    assert said == ["llamad@gone is stopped and does not start at boot"]
+
+
 def test_a_unit_that_does_not_start_is_told_with_where_to_look(etc: Path) -> None:
     said: list[str] = []
     assert enable("phi4", etc, PlayedUnits(status=1), said.append, sandboxed=False) == 1
@@ -149,9 +160,11 @@ def test_purge_deletes_what_was_learned_and_follows_no_link(etc: Path, tmp_path:
     (etc / "broken.toml").write_text("[")
     (tmp_path / "link").symlink_to(precious)
     found = upkeep.Removal(**{**vars(found), "left": (tmp_path / "link",)})
+    units = PlayedUnits(router=True)
     with pytest.raises(LlamadError):
-        remove(found, PlayedUnits(), print, purge=True, backup=False)
+        remove(found, units, print, purge=True, backup=False)
     assert (precious / "file").exists()
+    assert units.orders == ["reload llamad.service"]  # the definition is gone, whatever became of the caches
 
 
 # -- load and unload ------------------------------------------------------------------------------------------------

@@ -193,3 +193,12 @@ def test_the_verb(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
         assert "every byte as o/r says" in capsys.readouterr().out
         flip(tiny)
         assert main(words) == 65
+
+
+def test_a_pipe_beside_a_model_is_no_list_of_sums(tiny: Path) -> None:
+    os.mkfifo(tiny.with_name(tiny.name + ".sha256"))
+    fd = os.open(tiny.with_name(tiny.name + ".sha256"), os.O_RDWR)
+    try:
+        assert written_sum(tiny) is None
+    finally:
+        os.close(fd)

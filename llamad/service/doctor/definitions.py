@@ -97,9 +97,12 @@ def _cure(host: Host, problem: LlamadError, about: str) -> str:
 
 
 def command_in(fix: str, commands: Commands) -> str:
-    """The first command in back quotes of an advice whose program is installed; "" where there is none."""
+    """The first command in back quotes of an advice whose program is installed; "" where there is none.
+
+    None of git: it means a folder that is not named, and root must not run what that folder's configuration says.
+    """
     for command in _COMMAND.findall(fix):
         program = command.split()[0]
-        if program not in ("llamad", "context") and program.islower() and commands.has(program):
+        if program not in ("llamad", "context", "git") and program.islower() and commands.has(program):
             return str(command)
     return ""

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from llamad.config.access import SERVICE_USER
 from llamad.config.definition import Host as HostSection
 from llamad.config.definition import Placement
 from llamad.config.load import load_host
@@ -118,9 +119,12 @@ class _Look:
     def silent(self, answer: Answer | None) -> Finding:
         unit = unit_of(self._about or "NAME")
         why = (answer.errors.strip().splitlines() or [""])[-1][:200] if answer else "no answer in time"
-        command = f"systemd-run --pipe --wait --property=User=_llamad {shlex.quote(self._server)} --list-devices"
         what = f"{self._server} cannot be run in the sandbox of {unit}"
-        return error(NAME, what, about=self._about, why=why, cure=command)
+        return error(NAME, what, about=self._about, why=why, cure=self._list_devices())
+
+    def _list_devices(self) -> str:
+        """A command for root, which runs no engine as root."""
+        return f"systemd-run --pipe --wait --property=User={SERVICE_USER} {shlex.quote(self._server)} --list-devices"
 
     def findings(self, parts: Mapping[str, Answer]) -> Iterator[Seen]:
         # 1: it cannot be read; killed, it hangs, which the definition's check tells without touching it again here.
@@ -204,6 +208,6 @@ class _Look:
         if driven and "vulkan" in self._backends:
             return "the GPU's Vulkan driver is missing", "apt-get install mesa-vulkan-drivers vulkan-tools"
         if driven:
-            return f"its backends ({has}) find none; their own words are in this", f"{self._server} --list-devices"
+            return f"its backends ({has}) find none; their own words are in this", self._list_devices()
         why = "there is no GPU with a driver; allow_cpu = true in [placement] lets the model run on the CPU"
         return why, f"${{EDITOR:-editor}} {shlex.quote(self._target.editable)}"

@@ -43,8 +43,8 @@ def _locked(host: Host, unit: Unit, loaded: Loaded) -> Iterator[Finding]:
 
 def _drop_in(unit: Unit, line: str) -> str:
     folder = shlex.quote(f"/etc/systemd/system/{unit.name}.d")
-    text = shlex.quote(f"[Service]\n{line}\n")
-    return f"mkdir -p {folder} && printf %s {text} >{folder}/limits.conf && systemctl daemon-reload"
+    text = shlex.quote(f"[Service]\\n{line}\\n")  # printf ends the lines: the whole command must be one
+    return f"mkdir -p {folder} && printf {text} >{folder}/limits.conf && systemctl daemon-reload"
 
 
 def _hidden(host: Host, unit: Unit, name: str) -> Iterator[Finding]:

@@ -28,7 +28,7 @@ class Process:
     pid: int
     command: str
     unit: str
-    """Its systemd unit; "" for none of a service."""
+    """Its unit of the system; "" for none, or one of a user's own."""
 
     def __str__(self) -> str:
         return f"{self.command} (process {self.pid}" + (f" of {self.unit})" if self.unit else ")")
@@ -71,6 +71,6 @@ def owners(tree: Tree, target: str) -> list[Process]:
 def _process(tree: Tree, pid: int) -> Process:
     command = tree.trusted_text(f"/proc/{pid}/comm").strip()
     parts = [part for line in tree.trusted_text(f"/proc/{pid}/cgroup").splitlines() for part in line.split("/")]
-    units = [part for part in parts if part.endswith((".service", ".scope"))]
-    service = next((unit for unit in reversed(units) if unit.endswith(".service")), "")
-    return Process(pid, command, service)
+    # The outermost is systemd's. What is below is named by whom it was handed to: a user, a container.
+    service = next((part for part in parts if part.endswith(".service")), "")
+    return Process(pid, command, "" if service.startswith("user@") else service)

@@ -97,8 +97,8 @@ def judge_host(root: Path, contents: Mapping[Path, bytes]) -> LoadedHost:
     merged = Merged()
     for text in _parse_all(contents):
         merged.add(text, text.tables)
-    problems, settings = _validate(HostSettings, merged, file)
-    if settings is None:
+    problems, settings = _validate_host(merged, file)
+    if settings is None or problems:
         raise _all(problems, contents)
     origins = {path: merged.origins.get(path) for path in value_paths(settings)}
     return LoadedHost(settings, origins, tuple(contents))
@@ -135,9 +135,9 @@ def judge(name: str, file: Path, root: Path, contents: Mapping[Path, bytes]) -> 
         if is_host:
             host_merged.add(text, text.tables)
         merged.add(text, _defaults(text) if is_host else text.tables)
-    problems, settings = _validate(HostSettings, host_merged, host_file)
+    problems, settings = _validate_host(host_merged, host_file)
     found, definition = _validate_definition(merged, file)
-    if definition is None or settings is None or found:
+    if definition is None or settings is None or problems or found:
         raise _all([*problems, *found], contents)
     host_places = {path: place for path, place in host_merged.origins.items() if path[0] == "host"}
     return make_loaded(name, file, definition, settings.host, merged.origins | host_places, contents)
@@ -176,6 +176,15 @@ def _validate(model: type[_Table], merged: Merged, file: Path) -> tuple[list[Lla
     except ValidationError as error:
         problems = problems_of(error, merged.tables, model)
         return [_located(problem, merged, file) for problem in problems], None
+
+
+def _validate_host(merged: Merged, file: Path) -> tuple[list[LlamadError], HostSettings | None]:
+    problems, settings = _validate(HostSettings, merged, file)
+    if settings is not None and "host" in merged.tables:
+        from llamad.config.rules import broken_rules_of_host
+
+        problems += [_located(problem, merged, file) for problem in broken_rules_of_host(settings.host)]
+    return problems, settings
 
 
 def _validate_definition(merged: Merged, file: Path) -> tuple[list[LlamadError], Definition | None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from llamad.config.definition import Definition
+from llamad.config.definition import Definition, Host
 from llamad.config.environment import refused_variables
 from llamad.config.extra_args import refused_args
 from llamad.config.front import front_problems
@@ -22,9 +22,7 @@ def broken_rules(definition: Definition) -> Iterator[Problem]:
         yield from _path_problems(key, file, f'"{folder}/{{name}}"')
     yield from _vision_problems(definition)
     yield from front_problems(definition)
-    if definition.tls_key is not None and definition.tls_cert is None:
-        fix = 'write tls_cert = "/etc/llamad/NAME.crt"'
-        yield Problem(("tls_key",), "no certificate is written beside this key", fix)
+    yield from _tls_problems(definition, (), "NAME")
     for index, what, fix in refused_args(server.extra_args):
         yield Problem(("server", "extra_args", index), what, fix)
     for name, what, fix in refused_variables(definition.environment):
@@ -32,6 +30,21 @@ def broken_rules(definition: Definition) -> Iterator[Problem]:
     for key, text in _texts_for_the_child(definition):
         if "\0" in text:
             yield Problem(key, "has a NUL character", "delete it")
+
+
+def broken_rules_of_host(host: Host) -> Iterator[Problem]:
+    """The same for `[host]`."""
+    for name in ("api_keys_file", "tls_cert", "tls_key"):
+        file = getattr(host, name)
+        if file is not None:
+            yield from _path_problems(("host", name), file, '"/etc/llamad/{name}"')
+    yield from _tls_problems(host, ("host",), "llamad")
+
+
+def _tls_problems(settings: Definition | Host, table: Path, name: str) -> Iterator[Problem]:
+    if settings.tls_key is not None and settings.tls_cert is None:
+        fix = f'write tls_cert = "/etc/llamad/{name}.crt"'
+        yield Problem((*table, "tls_key"), "no certificate is written beside this key", fix)
 
 
 def _texts_for_the_child(definition: Definition) -> Iterator[tuple[Path, str]]:

@@ -14,7 +14,7 @@ from llamad.front.errand import Errand, is_errand
 from llamad.front.exchange import Exchange
 from llamad.front.head import CONTINUE, HeadError, RequestHead, find_end
 from llamad.front.memo import read_request
-from llamad.front.peer import has_unread, is_owner, is_tls, reset_when_closed
+from llamad.front.peer import has_unread, is_owner, is_tls, reset_when_closed, unwritten_bytes
 from llamad.front.reading import Reader
 from llamad.front.refuse import answered_here, record_local
 from llamad.front.settings import Outcome
@@ -116,7 +116,7 @@ class ClientConnection(Reader):
 
     def pause_writing(self) -> None:
         self.writing_paused = True
-        self._stall = (self._writable().get_write_buffer_size(), self._shared.clock.monotonic())
+        self._stall = (unwritten_bytes(self._writable(), self._socket()), self._shared.clock.monotonic())
         self._pause(_FOR_WRITING, self._exchange is None)
         if self._exchange is not None:
             self._exchange.client_full(True)
@@ -368,7 +368,7 @@ class ClientConnection(Reader):
         self._state = _State.LINGER
         self._buffer = bytearray()
         self._deadline_s = _NEVER
-        self._stall = (transport.get_write_buffer_size(), self._shared.clock.monotonic())
+        self._stall = (unwritten_bytes(transport, self._socket()), self._shared.clock.monotonic())
         if self._eof or not transport.can_write_eof():
             transport.close()
             return
@@ -381,7 +381,7 @@ class ClientConnection(Reader):
     def _check_stall(self, now_s: float) -> None:
         """Break a connection whose client reads nothing (or, when all is written, does not close)."""
         size, since_s = self._stall
-        now_size = self._writable().get_write_buffer_size()
+        now_size = unwritten_bytes(self._writable(), self._socket())
         if now_size != size:
             self._stall = (now_size, now_s)
         elif now_s - since_s >= (self._shared.settings.body_idle_s if now_size else _LINGER_S):

@@ -20,7 +20,8 @@ _AT_ONCE = 64
 _RETRY_S = 0.5
 _HANDSHAKE_S = 10.0
 _LAST_HANDSHAKES_S = 1.0
-_GOODBYE_S = 2.0
+_GOODBYE_S = 3600.0
+"""What asyncio gives a connection for the last bytes, however fast they go. Who takes none the sweep breaks off."""
 _NO_ROOM = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 _KEEPALIVE = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 15), (socket.TCP_KEEPCNT, 4))
 

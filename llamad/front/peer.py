@@ -7,6 +7,7 @@ import os
 import select
 import socket
 import struct
+import sys
 
 _RESET = struct.pack("ii", 1, 0)
 
@@ -23,6 +24,20 @@ def has_unread(sock: socket.socket) -> bool:
 def is_tls(transport: asyncio.BaseTransport) -> bool:
     """Whether what goes through it is encrypted."""
     return transport.get_extra_info("sslcontext") is not None
+
+
+def unwritten_bytes(transport: asyncio.Transport, sock: socket.socket) -> int:
+    """How many bytes wait for the other end; 0 when all of ours are out. Behind TLS there is a buffer more, which
+    nobody can look into: while there is anything in it, the kernel has bytes that are not taken yet."""
+    size = transport.get_write_buffer_size()
+    if not is_tls(transport) or sock.fileno() < 0:
+        return size
+    import fcntl  # not for a start
+    import termios
+
+    count = bytearray(4)
+    fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, count)
+    return size + int.from_bytes(count, sys.byteorder)
 
 
 def is_owner(sock: socket.socket) -> bool:

@@ -8,7 +8,7 @@ from llamad.front.access import is_for_admin
 from llamad.front.answers import Answer, answer_locally, error, is_public
 from llamad.front.head import RequestHead
 from llamad.front.settings import FrontObserver, Outcome, RequestRecord
-from llamad.front.shared import REMEMBERED_BYTES, Shared
+from llamad.front.shared import Shared
 
 
 def refusal(
@@ -52,8 +52,8 @@ def answered_here(
     if problem is not None:
         return problem, Outcome.REFUSED
     if path is None:
-        if not by_owner and len(head.forwarded) <= REMEMBERED_BYTES:
-            shared.remember(asked)
+        if not by_owner:
+            shared.remember(asked, head)
         return None
     if shared.switch is not None:
         return shared.switch.answer(path, head, request_id), Outcome.LOCAL

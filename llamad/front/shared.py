@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 _SANE_ID = re.compile(rb"[0-9A-Za-z._-]{1,128}")
 _CLOSING_IDLE_S = 5.0
 _LET_IN = 128
-REMEMBERED_BYTES = 1024
-"""Of a head: what a longer one asked for is not remembered."""
+_REMEMBERED_BYTES = 1024
+"""Of a head, keys included: what a longer one asked for is not remembered."""
 
 
 class Shared:
@@ -87,8 +87,10 @@ class Shared:
         self.lane.apply(settings)
         self.let_in.clear()
 
-    def remember(self, asked: tuple[object, ...]) -> None:
-        """This may be asked again, until settings or keys change."""
+    def remember(self, asked: tuple[object, ...], head: RequestHead) -> None:
+        """This, which `head` asked, may be asked again, until settings or keys change."""
+        if len(head.forwarded) + sum(len(one.value) for one in head.credentials) > _REMEMBERED_BYTES:
+            return
         if len(self.let_in) >= _LET_IN:
             self.let_in.clear()
         self.let_in.add(asked)

@@ -28,7 +28,7 @@ from llamad.front.lane import Lane
 from llamad.front.reply import ClientSide
 from llamad.front.routing import Names, RoutingError, model_in_query, split_upstream
 from llamad.front.settings import ModelDescription
-from llamad.front.shared import REMEMBERED_BYTES, Shared
+from llamad.front.shared import Shared
 
 _READY = b"/ready"
 
@@ -108,8 +108,7 @@ class Switch:
             keys = branch.keys or self._shared.keys
             if keys and not keys.allows(head.credentials):
                 raise RoutingError(401, "invalid_api_key", "a valid API key for this model is needed")
-            if len(head.forwarded) <= REMEMBERED_BYTES:
-                self._shared.remember(asked)
+            self._shared.remember(asked, head)
         return branch.lane
 
     def may_let_in(self, head: RequestHead) -> bool:

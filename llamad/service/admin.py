@@ -52,7 +52,7 @@ class Orders:
         try:
             asked = json.loads(body) if body.strip() else {}
             deadline_s = float(asked.get("deadline_s", _DRAIN_S))
-        except (ValueError, RecursionError, AttributeError, TypeError):
+        except (ValueError, RecursionError, AttributeError, TypeError, OverflowError):
             deadline_s = -1.0
         if not 0 <= deadline_s <= _DRAIN_MAX_S:
             message = 'send {"deadline_s": SECONDS} with 0 to 86400, or no body for 60'

@@ -18,7 +18,7 @@ from llamad.hardware.host import host_memory
 from llamad.ledger.booking import Booking, MustWait
 from llamad.ledger.lease import Phase
 from llamad.service.desk import Desk
-from llamad.service.direct import remove_stale
+from llamad.service.direct import is_told_as_before, remove_stale
 from llamad.service.facts import FactsReader, are_replaced
 from llamad.service.lessons import Lessons
 from llamad.service.lookout import Lookout
@@ -354,7 +354,12 @@ class BackgroundPlanner:
 
     def _is_same(self, previous: Launch, loaded: Loaded) -> bool:
         """Whether the last plan would do again: for this definition, and no lesson says otherwise."""
-        return not self._lessons.pending and needs_no_new_child(previous.loaded, loaded)
+        return not self._lessons.pending and self._is_for(previous, loaded)
+
+    def _is_for(self, previous: Launch, loaded: Loaded) -> bool:
+        """Whether the command of the last launch is that of this definition, with the keys in force."""
+        told = is_told_as_before(previous.socket_path, loaded.definition, self._paths.engine)
+        return told and needs_no_new_child(previous.loaded, loaded)
 
     def _make(self, loaded: Loaded, previous: Launch | None, most_tokens: int | None) -> Launch:
         grows = previous is not None and most_tokens is None and self._is_same(previous, loaded)
@@ -363,7 +368,7 @@ class BackgroundPlanner:
         maker = self._maker(loaded)
         if self._launch is not None and not needs_no_new_child(self._launch.loaded, loaded):
             self._lessons.drop()
-        if previous is not None and not needs_no_new_child(previous.loaded, loaded):
+        if previous is not None and not self._is_for(previous, loaded):
             remove_stale(previous.socket_path)
             self._wait_for(
                 maker, {d.name: d.free_bytes - d.parts.margin_bytes for d in previous.plan.devices}

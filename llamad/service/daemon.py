@@ -66,6 +66,9 @@ class Service:
         self.reporter.on_state = self._state_changed
         self.front.state = lambda: self.supervisor.public_state
         self.front.child_lives = lambda: self.supervisor.child_pid != 0
+        self.front.tell_keys = lambda loaded, keys: write_keys(
+            loaded.definition, keys, start.paths.engine, runs=True
+        )
         self.reloads = self._make_reloads()
         self.front.local = self._own_answers(planner)
         self.front.publish(start.paths.runtime)
@@ -94,9 +97,7 @@ class Service:
             )  # fmt: skip
 
         def keys(loaded: Loaded) -> KeySet:
-            keys = read_all_keys(loaded, start.paths.credential)
-            write_keys(loaded.definition, keys, start.paths.engine, runs=True)
-            return keys
+            return read_all_keys(loaded, start.paths.credential)
 
         def replaced(loaded: Loaded) -> bool:
             return are_replaced(self.supervisor.launch, loaded, start.read)

@@ -19,7 +19,7 @@ from llamad.config.watched import look
 from llamad.errors import ConfigError, LlamadError, Where, os_error
 from llamad.front.keys import KeySet
 from llamad.service.facts import CACHE_NAME, FactsReader
-from llamad.service.keys import certificate_of, keys_of, read_api_keys
+from llamad.service.keys import certificate_of, key_files, keys_of, read_api_keys
 from llamad.service.router_paths import HOST_CREDENTIAL, RouterPaths
 
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ class Read:
     keys: KeySet
     size_bytes: int | None = None
     trained_context_tokens: int | None = None
+    key_files: tuple[str, ...] = ()
+    """The files of secrets that it names, also where they are what is wrong with it."""
 
 
 def read_all(root: Path, paths: RouterPaths) -> dict[str, Read]:
@@ -48,15 +50,17 @@ def read_all(root: Path, paths: RouterPaths) -> dict[str, Read]:
 def read_one(name: str, root: Path, paths: RouterPaths, judge: Judge) -> Read:
     """One definition, with its keys and what is known of its model without loading it. Raises nothing."""
     folders = paths.of_model(name)
+    named: tuple[str, ...] = ()
     try:
         folders.make(under_systemd=False)
         loaded = load_kept(name, root, folders.cache / "definition.json", judge=judge)
         loaded = _behind_us(loaded)
+        named = key_files(loaded.definition)
         keys = read_api_keys(loaded, folders.credential(name))  # its certificate is of its own address
     except LlamadError as problem:
-        return Read(name, None, problem, KeySet())
+        return Read(name, None, problem, KeySet(), key_files=named)
     size, trained = _about(loaded, folders.cache)
-    return Read(name, loaded, None, keys, size, trained)
+    return Read(name, loaded, None, keys, size, trained, named)
 
 
 def read_again(before: Mapping[str, Read], root: Path, paths: RouterPaths) -> dict[str, Read]:
@@ -78,7 +82,7 @@ def _read_again(former: Read | None, name: str, root: Path, paths: RouterPaths, 
     try:
         return replace(former, keys=read_api_keys(loaded, paths.of_model(name).credential(name)))
     except LlamadError as problem:
-        return Read(name, None, problem, KeySet())
+        return Read(name, None, problem, KeySet(), key_files=former.key_files)
 
 
 def read_host(root: Path, paths: RouterPaths) -> tuple[HostSettings, KeySet]:

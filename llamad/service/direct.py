@@ -22,16 +22,22 @@ _KEY_FILE = "direct.keys"
 def write_keys(definition: Definition, keys: KeySet, engine: Path, *, runs: bool = False) -> None:
     """Put the keys where `endpoint_of` finds them, in the private folder `engine`. `runs`: there is a llama-server that
     knows llamad by its present key, which stays. Raises AccessError.
+
+    Whole or not at all: a llama-server that starts meanwhile must never find no key.
     """
     path = engine / _KEY_FILE
     try:
-        own = path.read_text().partition("\n")[0] if runs and path.exists() else ""
-        path.unlink(missing_ok=True)
-        if definition.is_direct and keys:
-            import secrets  # not for those that need none
+        if not (definition.is_direct and keys):
+            path.unlink(missing_ok=True)
+            return
+        import secrets  # not for those that need none
 
-            path.touch(mode=0o600)
-            path.write_text("\n".join([own or secrets.token_urlsafe(32), *keys.in_clear(), ""]))
+        own = path.read_text().partition("\n")[0] if runs and path.exists() else ""
+        scratch = path.with_name(f".{_KEY_FILE}")
+        scratch.unlink(missing_ok=True)
+        scratch.touch(mode=0o600, exist_ok=False)
+        scratch.write_text("\n".join([own or secrets.token_urlsafe(32), *keys.in_clear(), ""]))
+        scratch.replace(path)
     except OSError as error:
         raise AccessError(f"cannot write {path}", why=error.strerror or "") from error
 
@@ -48,6 +54,16 @@ def endpoint_of(definition: Definition, engine: Path, socket_name: str) -> str:
     except OSError as error:
         raise AccessError(f"cannot read {path}", why=error.strerror or "") from error
     return TcpEndpoint(listen.host, listen.port, own, path)
+
+
+def is_told_as_before(endpoint: str, definition: Definition, engine: Path) -> bool:
+    """Whether a llama-server that was started for this endpoint would be told the same address and keys again. Raises
+    AccessError.
+    """
+    if not isinstance(endpoint, TcpEndpoint):
+        return True
+    now = endpoint_of(definition, engine, "")
+    return isinstance(now, TcpEndpoint) and (str(now), now.key) == (str(endpoint), endpoint.key)
 
 
 def remove_stale(endpoint: str) -> None:

@@ -45,6 +45,8 @@ class RelayFront:
         self._created_s = int(time.time())
         self.state: Callable[[], str] = lambda: "stopped"
         self.child_lives: Callable[[], bool] = lambda: False
+        self.tell_keys: Callable[[Loaded, KeySet], None] = lambda _loaded, _keys: None
+        """Tells the keys in force to a llama-server that owns the address: for its next start."""
         self._front = Front(settings_of(loaded), keys, self, SystemClock(), self._describe, self)
         self._is_direct = loaded.definition.is_direct
         """Clients are with llama-server itself; what comes here is only what the router passes on."""
@@ -67,7 +69,9 @@ class RelayFront:
         await self._front.move(listening)
 
     def apply(self, loaded: Loaded, keys: KeySet) -> None:
-        """Use other settings and keys from now on."""
+        """Use other settings and keys from now on. Raises what `tell_keys` does; nothing has changed then."""
+        if self._is_direct:
+            self.tell_keys(loaded, keys)
         self._front.apply(settings_of(loaded), keys)
         if self._log is not None:
             self._log.level = loaded.definition.log.requests

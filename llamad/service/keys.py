@@ -87,6 +87,6 @@ def keys_of(
                 f"cannot read the keys in {path}", why=error.strerror or "", fix=fix
             ) from error
     keys = KeySet.from_text("\n".join(texts), written or str(credential))
-    if written and not keys:
-        raise ConfigError(f"{key}: {written} has no key in it", where=where, fix="one key a line")
+    if (written or credential) and not keys:  # or the address would ask for none
+        raise ConfigError(f"{key}: {written or credential} has no key in it", where=where, fix="one key a line")
     return keys

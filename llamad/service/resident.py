@@ -290,7 +290,7 @@ class Resident:
         """Another definition is in force, or the same one for another attempt."""
         self._failures = 0
         if self.way in (Way.FAILED, Way.BROKEN, Way.MANUAL):
-            self.way = Way.UNLOADED
+            self._become(Way.UNLOADED, "loaded with the first request for it")
         if self.ready_at_s is not None:
             self._look_at_idleness()
         self.regard(self._outside)

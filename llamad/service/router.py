@@ -216,11 +216,11 @@ class Router:
         """Have a model no more: nobody finds it from now on, and it is unloaded when it has answered."""
         resident = self._leaving[name] = self.residents.pop(name)
         self.front.leave(resident.front.lane)
-        self._start(self._see_off(name, resident))
-
-    async def _see_off(self, name: str, resident: Resident) -> None:
         unknown = Refusal(404, "model_not_found", f"{name} is not defined any more")
-        resident.leave(unknown, "its definition is gone")
+        resident.leave(unknown, "its definition is gone")  # at once: nobody is to choose it to make room
+        self._start(self._see_off(name, resident, unknown))
+
+    async def _see_off(self, name: str, resident: Resident, unknown: Refusal) -> None:
         await resident.gone()
         drain_s = resident.loaded.definition.limits.drain_s if resident.loaded else 0.0
         await resident.front.farewell(drain_s)  # what was forwarded; what was its own has ended

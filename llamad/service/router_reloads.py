@@ -108,6 +108,7 @@ class RouterReloads:
         self._clock = clock
         self._quiet_s = quiet_s
         self._subject = AllDefinitions(root, lambda: self.reads, self._key_files)
+        self._host_files: tuple[str, ...] = ()
         self._digest = ""
         self._again = self._hung_up = self._begun = False
         self._waited = 0
@@ -188,9 +189,9 @@ class RouterReloads:
         tell_blind(self._reporter, str(self._root), error)
 
     def _key_files(self) -> list[str]:
-        named = [*key_files(self._address.host.host)]
+        named = [*key_files(self._address.host.host), *self._host_files]
         for read in self.reads.values():
-            named += key_files(read.loaded.definition) if read.loaded else ()
+            named += read.key_files
         return list(dict.fromkeys(named))
 
     # -- a reload -----------------------------------------------------------------------------------------
@@ -249,6 +250,7 @@ class RouterReloads:
     async def _take_host(self, found: _Found) -> None:
         """The address's own settings, all or nothing: without its keys none of them."""
         address = self._address
+        self._host_files = key_files(found.host.host)  # also of what is refused: they may be what is wrong
         if found.keys is None:
             self._refused(str(found.problem))
             return

@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from llamad.config.definition import Definition, Placement
 from llamad.errors import BusyError
+from llamad.front.keys import KeySet
 from llamad.service import background
 from llamad.service.background import BackgroundPlanner
+from llamad.service.direct import endpoint_of, write_keys
 from llamad.service.paths import Paths
 from llamad.supervision.launch import Launch
 from tests.support.fakes import FakeReporter, a_plan, loaded_of
@@ -111,5 +115,29 @@ def test_a_lease_that_cannot_be_given_back_now_is_told_and_ends_nothing(tmp_path
         assert task.exception() is None
         reporter: Any = planner._reporter
         assert reporter.names() == ["ledger-problem"]
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_llama_server_that_owns_its_address_is_started_again_with_the_keys_in_force(tmp_path: Path, asked: bool) -> None:
+    """Its last command would do, but for the keys: it names their file, or none."""
+
+    async def scene() -> None:
+        planner = Planner(tmp_path)
+        planner.may_end.set()
+        planner._booking.returning = lambda _id: None  # type: ignore[method-assign]
+        planner._is_back = lambda _loaded, _previous: True  # type: ignore[method-assign,assignment]
+        loaded = loaded_of()
+        loaded = replace(loaded, definition=Definition(model="/m/tiny.gguf", front="direct", placement=Placement(allow_cpu=True)))
+        engine = planner._paths.engine
+        engine.mkdir()
+        write_keys(loaded.definition, KeySet(["one"] if asked else []), engine)
+        before = Launch(loaded, a_plan(), (), {}, endpoint_of(loaded.definition, engine, ""), 300, "completion", "1")
+        await planner.plan(loaded, before, 4096)
+        assert planner.begun == [], "the same again"
+        write_keys(loaded.definition, KeySet([] if asked else ["one"]), engine, runs=True)
+        await planner.plan(loaded, before, 4096)
+        assert planner.begun == ["1"]
 
     asyncio.run(scene())

@@ -518,6 +518,22 @@ def test_a_dropin_that_leads_nowhere_is_told(tmp_path: Path) -> None:
         load_definition("phi4", tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ('api_keys_file = "/etc/k\\u0000"', "2:1: host.api_keys_file: has a control character; delete it"),
+        ('api_keys_file = "llamad.keys"', '2:1: host.api_keys_file: "llamad.keys" is no full path; write it in full'),
+        ('tls_key = "/etc/x.key"', "2:1: host.tls_key: no certificate is written beside this key; "),
+    ],
+)
+def test_mistakes_of_the_host_too(tmp_path: Path, text: str, wanted: str) -> None:
+    folder = write(tmp_path, phi4=MODEL, llamad=f"[host]\n{text}\n")
+    for load in (lambda: load_host(folder), lambda: load_definition("phi4", folder)):
+        with pytest.raises(ConfigError) as caught:
+            load()
+        assert f"llamad.toml:{wanted}" in str(caught.value)
+
+
 @pytest.mark.parametrize("key", ["memory", "idle.keep_alive"])
 def test_a_number_beyond_all_numbers_is_a_mistake_of_the_file(key: str, tmp_path: Path) -> None:
     table, _, name = key.rpartition(".")

@@ -8,6 +8,8 @@ from llamad.errors import ConfigError
 from llamad.front.access import HostCheck, is_for_admin
 from llamad.front.head import Field, RequestHead, parse_request
 from llamad.front.keys import KeySet
+from tests.support.front import running
+from tests.support.http import scenario
 
 
 def head(first: bytes = b"GET / HTTP/1.1", *fields: bytes, host: bytes = b"localhost") -> RequestHead:
@@ -137,3 +139,13 @@ def test_http_1_0_without_a_host_passes() -> None:
 )
 def test_admin_only(line: bytes, admin: bool) -> None:
     assert is_for_admin(head(line)) is admin
+
+
+@scenario
+async def test_what_a_long_head_asked_for_is_not_remembered() -> None:
+    async with running() as bench:
+        for number in range(3):
+            assert (await bench.ask(Authorization=f"Bearer {number}{'x' * 10_000}")).status == 200
+        assert not bench.front._shared.let_in
+        assert (await bench.ask(Authorization="Bearer x")).status == 200
+        assert len(bench.front._shared.let_in) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 import time
 from pathlib import Path
@@ -107,6 +108,35 @@ async def test_an_early_answer_arrives_while_the_body_is_still_sent(files: tuple
             client.request(body=b"x" * 50_000)
             answer = await client.answer()
             assert (answer.status, answer.code) == (413, "body_too_large")
+
+
+@scenario
+async def test_a_slow_client_gets_all_of_the_last_answer(files: tuple[Path, Path]) -> None:
+    async def handler(call: Call) -> None:
+        await call.reply(b"x" * 100_000)
+
+    async with running(handler=handler) as bench:
+        behind_tls(bench, files)
+        bench.sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # those that it accepts have it too
+
+        def ask() -> ssl.SSLSocket:
+            sock = socket.socket()
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            sock.connect(bench.address)
+            client = ssl.create_default_context(cafile=str(files[0])).wrap_socket(sock, server_hostname="localhost")
+            client.sendall(b"GET /props HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            return client
+
+        def take_all(client: ssl.SSLSocket) -> bytes:
+            with client:
+                return b"".join(iter(lambda: client.recv(65536), b""))
+
+        client = await asyncio.to_thread(ask)
+        await bench.until(lambda: len(bench.observer.records) == 1)
+        for _ in range(5):  # longer than one is waited for that has everything
+            await asyncio.sleep(0.5)
+            await bench.pass_s(1.0)
+        assert len((await asyncio.to_thread(take_all, client)).partition(b"\r\n\r\n")[2]) == 100_000
 
 
 @scenario

@@ -18,7 +18,7 @@ from llamad.clock import SystemClock
 from llamad.config.load import load_definition
 from llamad.config.loaded import Loaded
 from llamad.config.watched import look
-from llamad.errors import BusyError, LlamadError
+from llamad.errors import BusyError, ConfigError, LlamadError
 from llamad.front.keys import KeySet
 from llamad.service.keys import read_keys
 from llamad.service.reloads import Reloads, Sources
@@ -408,6 +408,15 @@ def test_what_could_not_be_read_in_time_is_read_once_more_when_that_has_ended(ri
         assert rig.model.said == "" and rig.loads == 2
 
     play(scene())
+
+
+def test_a_credential_without_a_key_in_it_opens_nothing(rig: Rig, tmp_path: Path) -> None:
+    credential = tmp_path / "llamad.api-key.tiny"
+    credential.write_text("# to be filled\n")
+    with pytest.raises(ConfigError, match="has no key in it"):
+        read_keys(rig.load(), credential)
+    credential.write_text("one\n")
+    assert len(read_keys(rig.load(), credential)) == 1
 
 
 def test_a_llama_server_that_owns_the_address_is_started_again_for_new_keys(rig: Rig) -> None:

@@ -20,6 +20,7 @@ import pytest
 from llamad.config.apart import Apart
 from llamad.config.watched import AllDefinitions
 from llamad.errors import BusyError, ChildError
+from llamad.service.status import read_status
 from llamad.supervision.reload import Reverted
 from tests.support.fake_upstream import Call
 from tests.support.router import RouterBench, routing
@@ -262,6 +263,38 @@ async def test_rotated_keys_are_in_force_by_themselves_and_stay_where_their_file
             (folder / f"{name}.keys").write_text(f"{name}-2\n")
             await bench.until(lambda: ".keys" not in status(bench), "all is well")
         assert bench.world.reloads == []
+
+
+@scene
+async def test_a_file_of_keys_that_comes_late_is_found_though_nothing_else_changes() -> None:
+    def prepare(bench: RouterBench) -> None:
+        (bench.folder / "later").mkdir()
+        bench.define("one", f'api_keys_file = "{bench.folder}/later/one.keys"')
+
+    async with routing(prepare) as bench:
+        await bench.until(lambda: bench.state("one") == "broken", "its keys are missing")
+        (bench.folder / "later/one.keys").write_text("one-1\n")
+        await bench.until(lambda: bench.state("one") == "unloaded", "found")
+        shown = read_status("one", bench.paths.of_model("one").runtime.parent)
+        assert shown is not None and shown["state"] == "unloaded" and "keys" not in str(shown["text"])
+        assert (await bench.ask_with_key("one", "one-1")).status == 200
+        assert (await bench.ask_with_key("one", "none")).status == 401
+        (bench.etc / "llamad.toml").write_text(f'[host]\napi_keys_file = "{bench.folder}/later/all.keys"\n')
+        await bench.until(lambda: told(bench, "reload-refused", "llamad"), "its keys are missing")
+        (bench.folder / "later/all.keys").write_text("all-1\n")
+        await bench.until(lambda: told(bench, "reload-applied", "llamad"), "found")
+
+
+@scene
+async def test_a_model_whose_definition_goes_is_on_its_way_out_at_once() -> None:
+    async with routing(two) as bench:
+        await loaded(bench, "one")
+        resident = bench.router.residents["one"]
+        await bench.until(lambda: bench.state("one") == "ready")
+        (bench.etc / "one.toml").unlink()
+        bench.router.remove("one")
+        held = resident.residency({"GPU": 1})
+        assert held is not None and held.leaving, "nobody chooses it to make room for another"
 
 
 @scene

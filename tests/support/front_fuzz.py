@@ -15,6 +15,7 @@ import resource
 from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from llamad.clock import SystemClock
@@ -132,7 +133,15 @@ async def witness(bench: Bench, found: Found) -> None:
             found.witness.append(loop.time() - began_s)
             if (answer.status, answer.body) != (200, b'{"echo":%d}' % len(body)):
                 found.problems.append(f"a good request got {answer.status}: {answer.body[:200]!r}")
+            for kept in (bench.observer.records, bench.observer.counted, bench.upstream.calls):
+                kept.clear()  # what the test's side keeps would look like a leak
             await asyncio.sleep(0.02)
+
+
+def resident_mib() -> float:
+    """Memory of this process."""
+    text = Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) for line in text.splitlines() if line.startswith("VmRSS:")) / 1024
 
 
 class Fuzzer:
@@ -254,8 +263,10 @@ async def fuzz(seconds: float, seed: int, connections: int, workers: int = 16) -
         watch = asyncio.ensure_future(witness(bench, found))
         await run_corpus(bench, found)
         found.exact = False
-        until_s = loop.time() + seconds
+        until_s, before_mib = loop.time() + seconds, resident_mib()
         made = await asyncio.gather(*(Fuzzer(bench, found, seed * 1000 + one).run(until_s) for one in range(workers)))
+        gc.collect()
+        grown_mib = resident_mib() - before_mib
         crowded = await crowd(bench, found, connections)
         if watch.done():
             found.problems.append(f"the well-behaved client ended: {watch.exception()!r}")
@@ -265,6 +276,6 @@ async def fuzz(seconds: float, seed: int, connections: int, workers: int = 16) -
     figures = {
         "fuzzed connections": sum(made), "idle connections": crowded, "good requests": len(times),
         "good p50 ms": 1e3 * times[len(times) // 2], "good max ms": 1e3 * times[-1],
-        "requests at llama-server": found.upstream, "statuses": dict(sorted(found.statuses.items())),
+        "memory grown by MiB": grown_mib, "requests at llama-server": found.upstream, "statuses": dict(sorted(found.statuses.items())),
     }  # fmt: skip
     return found, figures

@@ -73,7 +73,7 @@ def files_and_users(ports: Iterator[int]) -> Iterator[list[Expected]]:
     sh(f"""
         mkdir -p {ini.parent}; printf '[*]\\nctx-size = 512\\n' >{ini}
         chown root:root {STATE}/tiny; chmod 0777 {STATE}; gpasswd --delete _llamad render
-        rmdir /run/llamad/api
+        rm -r /run/llamad/api
     """)
     try:
         yield [

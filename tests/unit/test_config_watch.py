@@ -472,6 +472,13 @@ def open_fds() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
+async def back_to(fds: int, most_threads: int) -> None:
+    """Return when there are no more than before: the look that a last edit asked for may be on its way. Bounded."""
+    async with asyncio.timeout(10.0):
+        while open_fds() > fds or threading.active_count() > most_threads:  # noqa: ASYNC110 - threads tell nobody
+            await asyncio.sleep(0.05)
+
+
 def test_a_thousand_edits_by_eight_writers_end_in_the_last_and_leak_nothing(tmp_path: Path) -> None:
     (tmp_path / "tiny.toml").write_text("# first\n")
     choose = random.Random(8)
@@ -493,8 +500,7 @@ def test_a_thousand_edits_by_eight_writers_end_in_the_last_and_leak_nothing(tmp_
         one.file.write_text("# the last\n")
         await one.until_seen(3.0)
         assert "# the last" in one.file.read_text()
-        assert open_fds() == fds
-        assert threading.active_count() <= threads + 1  # the pool may have grown to its second worker
+        await back_to(fds, threads + 1)  # one is the executor's, which the test itself uses
         assert len(one.digests) < 40, "edits are not told one by one"
 
     live(tmp_path, act)

@@ -25,7 +25,7 @@ from llamad.service.reloads import Reloads, Sources
 from llamad.supervision.reload import Reverted
 from tests.support.certificates import make_certificate
 from tests.support.fakes import FakeReporter
-from tests.unit.test_config_watch import STYLES, open_fds
+from tests.unit.test_config_watch import STYLES, back_to, open_fds
 
 
 class Teller(FakeReporter):
@@ -529,9 +529,7 @@ def test_a_thousand_edits_by_eight_writers_end_in_the_last_without_a_restart(rig
         done_at.append(time.monotonic() - began_s)
         await rig.rest()
         assert rig.model.reloaded == [] and rig.loads < 40
-        async with asyncio.timeout(5.0):  # a look that the last edits asked for may still be on its way
-            while open_fds() != fds or threading.active_count() > threads + 2:  # noqa: ASYNC110 - threads tell nobody
-                await asyncio.sleep(0.05)
+        await back_to(fds, threads + 2)
         rig.reloads.close()
         await asyncio.sleep(0)
 

@@ -35,7 +35,7 @@ class Progress:
             self.end()
             self._what = (name, what)
             self._samples.clear()
-            self._shown_s = now_s - (_TERMINAL_EVERY_S if self._terminal else 0)
+            self._shown_s = float("-inf") if self._terminal else now_s
         self._samples.append((now_s, done_bytes))
         while len(self._samples) > 2 and now_s - self._samples[1][0] > _RATE_OVER_S:
             self._samples.popleft()

@@ -472,6 +472,10 @@ def open_fds() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
+EXECUTOR_THREADS = 4
+"""asyncio's own, with which a test waits for its writers: how many it takes for one after the other is its affair."""
+
+
 async def back_to(fds: int, most_threads: int) -> None:
     """Return when there are no more than before: the look that a last edit asked for may be on its way. Bounded."""
     async with asyncio.timeout(10.0):
@@ -500,7 +504,7 @@ def test_a_thousand_edits_by_eight_writers_end_in_the_last_and_leak_nothing(tmp_
         one.file.write_text("# the last\n")
         await one.until_seen(3.0)
         assert "# the last" in one.file.read_text()
-        await back_to(fds, threads + 1)  # one is the executor's, which the test itself uses
+        await back_to(fds, threads + EXECUTOR_THREADS)
         assert len(one.digests) < 40, "edits are not told one by one"
 
     live(tmp_path, act)

@@ -25,7 +25,7 @@ from llamad.service.reloads import Reloads, Sources
 from llamad.supervision.reload import Reverted
 from tests.support.certificates import make_certificate
 from tests.support.fakes import FakeReporter
-from tests.unit.test_config_watch import STYLES, back_to, open_fds
+from tests.unit.test_config_watch import EXECUTOR_THREADS, STYLES, back_to, open_fds
 
 
 class Teller(FakeReporter):
@@ -529,7 +529,7 @@ def test_a_thousand_edits_by_eight_writers_end_in_the_last_without_a_restart(rig
         done_at.append(time.monotonic() - began_s)
         await rig.rest()
         assert rig.model.reloaded == [] and rig.loads < 40
-        await back_to(fds, threads + 2)
+        await back_to(fds, threads + EXECUTOR_THREADS)
         rig.reloads.close()
         await asyncio.sleep(0)
 

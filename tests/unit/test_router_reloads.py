@@ -24,7 +24,7 @@ from llamad.service.status import read_status
 from llamad.supervision.reload import Reverted
 from tests.support.fake_upstream import Call
 from tests.support.router import RouterBench, routing
-from tests.unit.test_config_watch import STYLES, back_to, open_fds
+from tests.unit.test_config_watch import EXECUTOR_THREADS, STYLES, back_to, open_fds
 from tests.unit.test_router import scene, two
 
 
@@ -404,7 +404,7 @@ def test_a_thousand_edits_by_eight_writers_end_in_the_last_and_leak_nothing() ->
             await asyncio.gather(*(resident.rest() for resident in bench.router.residents.values()))
             assert (await bench.chat("last-m3")).status == 200
             gc.collect()
-            await back_to(fds, threads + 4)
+            await back_to(fds, threads + EXECUTOR_THREADS)
             assert len(gc.get_objects()) < objects + 5000
             assert bench.world.reloads == [] and bench.world.lives == models, "no model was touched"
 

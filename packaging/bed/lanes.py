@@ -41,10 +41,10 @@ def carry_out(beds: Sequence[Bed], jobs: Sequence[Job]) -> list[Ended]:
     left, ended, talk = deque(jobs), list[Ended](), threading.Lock()
 
     def lane(bed: Bed) -> None:
-        while left:
+        while True:
             try:
                 job = left.popleft()
-            except IndexError:  # another bed was quicker
+            except IndexError:  # nothing is left
                 return
             with tempfile.TemporaryFile() as said:
                 one = done(job.name, partial(job.work, bed, said))
@@ -59,7 +59,8 @@ def carry_out(beds: Sequence[Bed], jobs: Sequence[Job]) -> list[Ended]:
         thread.start()
     for thread in threads:
         thread.join()
-    return ended
+    lost = {job.name for job in jobs} - {one.name for one in ended}  # their lane has died, and said why
+    return ended + [Ended(name, 0.0, 1) for name in sorted(lost)]
 
 
 def done(name: str, action: Callable[[], int]) -> Ended:

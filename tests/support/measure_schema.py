@@ -1,7 +1,5 @@
-"""The JSON schemas of what `llamad bench -o` and `llamad tune --json` write, from the models.
-
-python3 -m tests.support.measure_schema writes them to docs/schema.
-"""
+"""The JSON schemas of what `llamad bench -o` and `llamad tune --json` write, from the models; docs/make-schemas
+writes them."""
 
 from __future__ import annotations
 
@@ -19,8 +17,3 @@ def text_of(name: str) -> str:
     own = KINDS[name].model_json_schema(mode="serialization")
     schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **own}
     return json.dumps(schema, indent=2, sort_keys=True) + "\n"
-
-
-if __name__ == "__main__":
-    for file in KINDS:
-        (FOLDER / file).write_text(text_of(file))

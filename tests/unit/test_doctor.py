@@ -175,7 +175,7 @@ def test_what_is_wrong_has_a_command_and_nothing_else_has() -> None:
 
 
 def test_the_published_schema_is_that_of_the_models() -> None:
-    """`python3 -m llamad.service.doctor.schema >docs/schema/doctor.json` writes it."""
+    """docs/make-schemas writes it."""
     assert (ROOT / "docs/schema/doctor.json").read_text() == schema.schema_text()
     assert "docs/schema/doctor.json" in (ROOT / "debian/llamad.install").read_text()
 

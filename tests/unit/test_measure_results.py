@@ -40,7 +40,7 @@ def result(*values: float, at: str = "2026-11-01T10:00:00+00:00", engine: str = 
 
 @pytest.mark.parametrize("name", sorted(KINDS))
 def test_the_published_schema_is_that_of_the_code(name: str) -> None:
-    """`python3 -m tests.support.measure_schema` writes it."""
+    """docs/make-schemas writes it."""
     assert json.loads((FOLDER / name).read_text()) == json.loads(text_of(name))
 
 

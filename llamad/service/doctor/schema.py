@@ -1,4 +1,4 @@
-"""The JSON schema of `llamad doctor --json`, from the models: `python3 -m llamad.service.doctor.schema` prints it."""
+"""The JSON schema of `llamad doctor --json`, from the models; docs/make-schemas writes it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,3 @@ def schema_text() -> str:
     schema = Report.model_json_schema(mode="serialization")
     head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "llamad doctor --json"}
     return json.dumps({**schema, **head}, indent=2, sort_keys=True) + "\n"
-
-
-if __name__ == "__main__":
-    print(schema_text(), end="")

@@ -77,6 +77,16 @@ async def answer_ok(call: Call) -> None:
     await call.reply()
 
 
+def answer_when(event: asyncio.Event) -> Handler:
+    """Answers when it is told to."""
+
+    async def slowly(call: Call) -> None:
+        await event.wait()
+        await call.reply()
+
+    return slowly
+
+
 class FakeUpstream:
     """Listens on a unix socket until `kill` or `close`."""
 

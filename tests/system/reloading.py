@@ -7,11 +7,14 @@ import shutil
 import subprocess
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
 
 from tests.support.streams import Streams
 from tests.system.conftest import ETC, Bed, wait_for
 
+S = TypeVar("S", bound="Scene")
 STREAMS = 50
 TOKENS = 12
 SLOTS = STREAMS // 2
@@ -159,3 +162,12 @@ def router_child(name: str) -> int:
     shown = subprocess.run(["pgrep", "-o", "-f", f"router/{name}/engine"], capture_output=True, text=True, check=False)
     return int(shown.stdout) if shown.stdout else 0
 
+
+@contextmanager
+def streaming(scene: S) -> Iterator[S]:
+    """The scene with all its streams running; they are ended with it."""
+    for streams in scene.streams:
+        streams.more()
+    yield scene
+    for streams in scene.streams:
+        streams.end()

@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.streams import stream
 from tests.system.conftest import ETC, Bed, get, post, wait_for
-from tests.system.reloading import FIRST, ROOM, Scene
+from tests.system.reloading import FIRST, ROOM, Scene, streaming
 
 
 class UnitScene(Scene):
@@ -45,12 +45,8 @@ class UnitScene(Scene):
 
 @pytest.fixture
 def scene(bed: Bed) -> Iterator[UnitScene]:
-    one = UnitScene(bed)
-    for streams in one.streams:
-        streams.more()
-    yield one
-    for streams in one.streams:
-        streams.end()
+    with streaming(UnitScene(bed)) as one:
+        yield one
 
 
 @pytest.mark.timeout(900)

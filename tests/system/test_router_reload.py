@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.router_unit import Router, routing
 from tests.system.conftest import Bed, get, wait_for
-from tests.system.reloading import FIRST, ROOM, Scene, router_child
+from tests.system.reloading import FIRST, ROOM, Scene, router_child, streaming
 
 
 class RouterScene(Scene):
@@ -42,13 +42,8 @@ class RouterScene(Scene):
 
 @pytest.fixture
 def scene(bed: Bed) -> Iterator[RouterScene]:
-    with routing(bed) as router:
-        one = RouterScene(router, bed)
-        for streams in one.streams:
-            streams.more()
+    with routing(bed) as router, streaming(RouterScene(router, bed)) as one:
         yield one
-        for streams in one.streams:
-            streams.end()
 
 
 @pytest.mark.timeout(900)

@@ -12,7 +12,7 @@ import pytest
 from llamad.errors import BadModelError, BusyError
 from llamad.ledger.handover import is_routers, take_over
 from llamad.service.status import StatusFile
-from tests.support.fake_upstream import Call
+from tests.support.fake_upstream import Call, answer_when
 from tests.support.router import RouterBench, routing
 
 
@@ -50,14 +50,10 @@ async def test_a_model_is_loaded_with_its_first_request_and_with_no_other() -> N
 async def test_an_idle_model_is_unloaded_and_a_busy_one_is_not() -> None:
     go_on = asyncio.Event()
 
-    async def slowly(call: Call) -> None:
-        await go_on.wait()
-        await call.reply()
-
     def prepare(bench: RouterBench) -> None:
         bench.define("one", '[idle]\nkeep_alive = "0.2s"')
         bench.define("two", '[idle]\nkeep_alive = "0.2s"')
-        bench.world.handlers["two"] = slowly
+        bench.world.handlers["two"] = answer_when(go_on)
 
     async with routing(prepare) as bench:
         waiting = asyncio.ensure_future(bench.chat("two"))
@@ -108,14 +104,10 @@ async def test_the_idle_model_makes_room_and_only_where_it_must() -> None:
 async def test_a_model_stays_until_the_request_that_it_was_loaded_for_is_answered() -> None:
     go_on = asyncio.Event()
 
-    async def slowly(call: Call) -> None:
-        await go_on.wait()
-        await call.reply()
-
     def prepare(bench: RouterBench) -> None:
         two(bench)
         bench.world.needs = {"one": 60, "two": 60}
-        bench.world.handlers["one"] = slowly
+        bench.world.handlers["one"] = answer_when(go_on)
 
     async with routing(prepare) as bench:
         first = asyncio.ensure_future(bench.chat("one"))
@@ -310,13 +302,9 @@ async def test_a_stopped_unit_that_is_disabled_is_not_waited_for_any_longer() ->
 async def test_a_stop_answers_what_was_accepted() -> None:
     go_on = asyncio.Event()
 
-    async def slowly(call: Call) -> None:
-        await go_on.wait()
-        await call.reply()
-
     def prepare(bench: RouterBench) -> None:
         two(bench)
-        bench.world.handlers["one"] = slowly
+        bench.world.handlers["one"] = answer_when(go_on)
         bench.world.gates["two"] = asyncio.Event()
 
     async with routing(prepare) as bench:

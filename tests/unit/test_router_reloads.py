@@ -22,7 +22,7 @@ from llamad.config.watched import AllDefinitions
 from llamad.errors import BusyError, ChildError
 from llamad.service.status import read_status
 from llamad.supervision.reload import Reverted
-from tests.support.fake_upstream import Call
+from tests.support.fake_upstream import answer_when
 from tests.support.router import RouterBench, routing
 from tests.unit.test_config_watch import EXECUTOR_THREADS, STYLES, back_to, open_fds
 from tests.unit.test_router import scene, two
@@ -153,13 +153,9 @@ async def test_what_is_only_being_loaded_goes_on_with_the_new_definition() -> No
 async def test_a_removed_model_answers_what_it_has_and_is_not_found_any_more() -> None:
     go_on = asyncio.Event()
 
-    async def slowly(call: Call) -> None:
-        await go_on.wait()
-        await call.reply()
-
     def prepare(bench: RouterBench) -> None:
         two(bench)
-        bench.world.handlers["one"] = slowly
+        bench.world.handlers["one"] = answer_when(go_on)
 
     async with routing(prepare) as bench:
         answer = asyncio.ensure_future(bench.chat("one"))
@@ -301,13 +297,9 @@ async def test_a_model_whose_definition_goes_is_on_its_way_out_at_once() -> None
 async def test_the_address_moves_and_nobody_is_lost() -> None:
     go_on = asyncio.Event()
 
-    async def slowly(call: Call) -> None:
-        await go_on.wait()
-        await call.reply()
-
     def prepare(bench: RouterBench) -> None:
         two(bench)
-        bench.world.handlers["one"] = slowly
+        bench.world.handlers["one"] = answer_when(go_on)
 
     with socket.create_server(("127.0.0.1", 0)) as probe:
         taken = probe.getsockname()[1]

@@ -115,11 +115,6 @@ def _hash(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def folders_of(file: Path, root: Path) -> list[str]:
-    """The folders in which a change can change the definition: its own and those of its links."""
-    return _folders(_paths_of(file, root), MOST_FOLDERS)
-
-
 def _paths_of(file: Path, root: Path) -> list[Path]:
     dropins = Path(f"{file}.d")
     try:

@@ -110,14 +110,17 @@ class RelayFront:
         self._front.explain_loss(self._generation, cause, message)
 
     async def farewell(self, deadline_s: float) -> None:
-        if self._is_direct and self._launch is not None:
-            await until_idle(self._launch.socket_path, deadline_s)
+        await self._until_clients_are_done(deadline_s)
         await self._front.close(deadline_s)
 
     async def drain(self, deadline_s: float, *, former: bool = False) -> int:
+        await self._until_clients_are_done(deadline_s)
+        return await self._front.drain(deadline_s, before=self._before(former))
+
+    async def _until_clients_are_done(self, deadline_s: float) -> None:
+        """Those that are with llama-server itself: only its slots tell."""
         if self._is_direct and self._launch is not None:
             await until_idle(self._launch.socket_path, deadline_s)
-        return await self._front.drain(deadline_s, before=self._before(former))
 
     def cut(self, cause: str, message: str, *, former: bool = False) -> None:
         self._front.cut(cause, message, before=self._before(former))

@@ -79,9 +79,7 @@ def listen_on(
     Raises BusyError (address in use), AccessError, ConfigError (no such address).
     """
     wanted = store_name(listen)
-    for name in [name for name in stored if name != wanted]:
-        stored.pop(name).close()
-        notifier.drop(name)
+    _forget(stored, notifier, but=wanted)
     sock = stored.pop(wanted, None)
     if sock is not None and listen.kind == "unix" and not (runtime / SOCKET_FILE).exists():
         sock.close()
@@ -97,10 +95,14 @@ def listen_on(
 
 def listen_nowhere(stored: dict[str, socket.socket], notifier: Notifier) -> Listening:
     """No address: another process owns it. Sockets that are stored are closed and dropped."""
-    for name in list(stored):
+    _forget(stored, notifier)
+    return Listening([], None)
+
+
+def _forget(stored: dict[str, socket.socket], notifier: Notifier, but: str = "") -> None:
+    for name in [name for name in stored if name != but]:
         stored.pop(name).close()
         notifier.drop(name)
-    return Listening([], None)
 
 
 def listen_for_router(

@@ -26,7 +26,7 @@ from llamad.config.watch import (
     POLL_S,
     Watch,
 )
-from llamad.config.watched import MOST_FOLDERS, OneDefinition, folders_of, look
+from llamad.config.watched import MOST_FOLDERS, OneDefinition, look
 from llamad.errors import BusyError
 from tests.support.http import FakeClock
 
@@ -267,7 +267,7 @@ def test_a_look_survives_whatever_lies_there(tmp_path: Path, kind: str) -> None:
     assert seen == look(file, tmp_path), "the same trouble is the same"
     assert seen.present is (kind != "nowhere")
     assert (seen.digest != before.digest) is (kind != "nowhere")
-    assert str(tmp_path) in folders_of(file, tmp_path)
+    assert str(tmp_path) in OneDefinition(file, tmp_path).folders()
 
 
 def test_the_folders_of_links_are_watched_too(tmp_path: Path) -> None:
@@ -279,10 +279,10 @@ def test_the_folders_of_links_are_watched_too(tmp_path: Path) -> None:
     (config_map / "tiny.toml").symlink_to("..data/tiny.toml")
     (root / "tiny.toml").symlink_to(config_map / "tiny.toml")
     (root / "tiny.toml.d").mkdir()
-    found = folders_of(root / "tiny.toml", root)
+    found = OneDefinition(root / "tiny.toml", root).folders()
     assert {str(root), str(config_map), str(config_map / "..1"), str(root / "tiny.toml.d")} == set(found)
     shutil.rmtree(root)
-    assert folders_of(root / "tiny.toml", root) == [str(tmp_path)], "where it would appear again"
+    assert OneDefinition(root / "tiny.toml", root).folders() == [str(tmp_path)], "where it would appear again"
 
 
 def test_the_number_of_watches_is_bounded(tmp_path: Path) -> None:
@@ -294,7 +294,7 @@ def test_the_number_of_watches_is_bounded(tmp_path: Path) -> None:
         place.mkdir()
         (place / "x").write_text("")
         (tmp_path / f"tiny.toml.d/{number}.toml").symlink_to(place / "x")
-    assert len(folders_of(file, tmp_path)) == MOST_FOLDERS
+    assert len(OneDefinition(file, tmp_path).folders()) == MOST_FOLDERS
 
 
 # -- the real kernel -------------------------------------------------------------------------------------------

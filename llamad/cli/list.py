@@ -12,10 +12,10 @@ from llamad.config.definition import Host
 from llamad.config.load import definition_names, load_definition, load_host
 from llamad.errors import LlamadError
 from llamad.gguf.glance import Glance
-from llamad.gguf.header import shown
 from llamad.service.models import ModelFile, model_files
 from llamad.service.overview import overview
 from llamad.store import cache_folder
+from llamad.text import shown
 from llamad.units import format_bytes
 
 if TYPE_CHECKING:

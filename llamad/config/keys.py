@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from llamad import text as texts
+
 Path = tuple[str | int, ...]
 """`("placement", "context")`, `("server", "extra_args", 2)`."""
 
@@ -16,7 +18,4 @@ def dotted(path: Path) -> str:
 
 def shown(text: str, limit: int = 60) -> str:
     """Text of a file as it may be printed on one line: control characters escaped, cut at `limit`."""
-    cut = text if len(text) <= limit else text[: limit - 3] + "..."
-    if cut.isprintable():
-        return cut
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in cut)
+    return texts.shown(text, limit)

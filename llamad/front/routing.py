@@ -12,6 +12,7 @@ from typing import Protocol
 from urllib.parse import unquote_to_bytes
 
 from llamad.front.nesting import parsed
+from llamad.text import printable
 
 NAME_BYTES = 2048
 """The most that a model's name may take as it is sent; longer keys of a JSON body are other keys."""
@@ -72,7 +73,7 @@ class Names:
         """The definition that a request names. Raises RoutingError 404, which lists those that there are."""
         owner = self._owner.get(model)
         if owner is None:
-            raise RoutingError(404, "model_not_found", f'no model "{_shown(model)}" here; {self._there_is()}')
+            raise RoutingError(404, "model_not_found", f'no model "{printable(model[:100])}" here; {self._there_is()}')
         return owner
 
     def only(self, hint: str = "") -> str:
@@ -404,8 +405,3 @@ def _twice() -> RoutingError:
 
 def _text(raw: bytes) -> str:
     return raw.decode("utf-8", "replace")
-
-
-def _shown(model: str) -> str:
-    """A name from outside for a message: printable, and not long."""
-    return "".join(c if c.isprintable() else "?" for c in model[:100])

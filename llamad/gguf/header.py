@@ -17,6 +17,7 @@ from llamad.gguf.facts import Tensor
 from llamad.gguf.foreign import FIRST_BYTES, foreign
 from llamad.gguf.ggml_types import FOREIGN_TYPES_FROM, GGML_TYPES, REMOVED_TYPES, nbytes, type_name
 from llamad.gguf.window import INCOMPLETE_FIX, STRING_LIMIT_BYTES, Window, bad_model, opened, read_at
+from llamad.text import shown
 from llamad.units import format_bytes, pad
 
 KEYS_LIMIT = 65_536
@@ -114,12 +115,6 @@ def read_header(path: str) -> Header:
         digest=digest.hexdigest(),
         warnings=_warnings(path, table, alignment),
     )
-
-
-def shown(text: str, limit: int = 64) -> str:
-    """Text of a file as it may be printed: control characters escaped, cut at `limit` characters."""
-    cut = text if len(text) <= limit else text[: limit - 3] + "..."
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in cut)
 
 
 def _preamble(window: Window) -> tuple[int, int, int]:

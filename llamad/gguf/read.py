@@ -8,9 +8,10 @@ from collections.abc import Mapping
 
 from llamad.gguf.facts import ModelFacts, Tensor
 from llamad.gguf.ggml_types import FILE_TYPES, type_name
-from llamad.gguf.header import Counted, Header, Value, shown
+from llamad.gguf.header import Counted, Header, Value
 from llamad.gguf.shards import read_model
 from llamad.gguf.window import bad_model
+from llamad.text import shown
 
 LAYERS_LIMIT = 512
 EXPERTS_LIMIT = 1024

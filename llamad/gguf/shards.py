@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llamad.errors import LlamadError, ModelMissingError, Where
-from llamad.gguf.header import Header, read_header, shown
+from llamad.gguf.header import Header, read_header
 from llamad.gguf.identity import shard_of, shard_path
 from llamad.gguf.window import bad_model
+from llamad.text import shown
 
 _RENAME = "give all shards the names that they were published under"
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from llamad.config.names import NAME_PATTERN
 from llamad.errors import os_error
+from llamad.text import printable
 
 LEDGER_LOCK = ".ledger"
 DEPARTED = ".departed"
@@ -85,7 +86,7 @@ def signature(fd: int) -> str:
         text = os.pread(fd, 100, 0).decode("ascii", "replace").strip()
     except OSError:
         return "unknown"
-    return "".join(c if c.isprintable() else "?" for c in text) or "unknown"
+    return printable(text) or "unknown"
 
 
 def read(path: Path | str) -> bytes:

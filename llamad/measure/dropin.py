@@ -16,6 +16,7 @@ from llamad.measure.candidates import KEYS
 from llamad.measure.report import toml_value
 from llamad.measure.results import Key, Setting, TuneResult
 from llamad.measure.statistics import gain
+from llamad.text import printable
 
 FILE_NAME = "50-tune.toml"
 _FIRST = "# Written by `llamad tune`; edited by hand it is left alone. sha256 of what follows: "
@@ -115,4 +116,4 @@ def _digest(text: str) -> str:
 
 
 def _line(text: str) -> str:
-    return "".join(c if c.isprintable() else "?" for c in text)[:200]
+    return printable(text)[:200]

@@ -26,9 +26,9 @@ from llamad.config.names import definition_names
 from llamad.engine.query import dies_with_us
 from llamad.errors import BusyError, ExitCode, LlamadError, os_error
 from llamad.measure.client import Target
-from llamad.service.overview import printable
 from llamad.service.paths import Paths
 from llamad.service.status import read_status
+from llamad.text import printable
 
 LONGEST_NAME = 48
 _STOP_S = 30.0

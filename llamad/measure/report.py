@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from llamad.measure.results import BenchResult, Figure, Point, Tried, TuneResult
 from llamad.measure.statistics import gain
+from llamad.text import printable
 
 _BAR = 30
 _HEADINGS = ("PROMPT", "AT ONCE", "PROMPT TOKENS/S", "GENERATED TOKENS/S", "FIRST TOKEN", "")
@@ -35,7 +36,7 @@ def bench_text(result: BenchResult) -> str:
         )
     lines += _previous(result)
     lines += [f"note: {remark}" for remark in result.remarks]
-    return "\n".join(_printable(line) for line in lines) + "\n"
+    return "\n".join(printable(line) for line in lines) + "\n"
 
 
 def _previous(result: BenchResult) -> list[str]:
@@ -76,7 +77,7 @@ def tune_text(result: TuneResult) -> str:
         )
     else:
         lines.append("nothing beats the settings in force by more than chance")
-    return "\n".join(_printable(line) for line in lines) + "\n"
+    return "\n".join(printable(line) for line in lines) + "\n"
 
 
 def _tried_row(one: Tried, most: float, base: Figure | None) -> tuple[str, str, str, str]:
@@ -109,7 +110,3 @@ def _number(value: float) -> str:
 
 def _seconds(value: float) -> str:
     return f"{value * 1000:.0f} ms" if value < 10 else f"{value:.1f} s"
-
-
-def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() else "?" for c in text)

@@ -15,10 +15,11 @@ from llamad.errors import AccessError, BusyError
 from llamad.front.keys import KeySet
 from llamad.measure.client import Target
 from llamad.measure.results import PlanInForce
-from llamad.service.overview import is_number, printable
+from llamad.service.overview import is_number
 from llamad.service.paths import ROUTER, RUNTIME_ROOT, SYSTEM_RUN, user_run
 from llamad.service.router_paths import HOST_CREDENTIAL
 from llamad.service.status import read_status
+from llamad.text import printable
 
 CREDENTIAL_STORES = (Path("/run/credstore"), Path("/etc/credstore"), Path("/usr/lib/credstore"))
 _BUSY = ("loading", "warming", "draining", "reloading", "stopping", "stuck")

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 
 from llamad.errors import ModelMissingError, UsageError
 from llamad.frozen import dataclass
-from llamad.gguf.header import shown
 from llamad.gguf.identity import shard_of, shard_path
+from llamad.text import shown
 from llamad.units import format_bytes
 
 DEFAULT_QUANTISATION = "Q4_K_M"

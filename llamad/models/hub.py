@@ -10,11 +10,11 @@ from urllib.parse import quote, urljoin, urlsplit
 
 from llamad.errors import BusyError, LlamadError, UsageError
 from llamad.frozen import dataclass
-from llamad.gguf.header import shown
 from llamad.models.choose import HubFile
 from llamad.models.source import HUB, HubSource, check_revision, parse_source
 from llamad.models.token import find_token
 from llamad.models.web import Interrupted, Web, body_of, host_of, is_this_machine, refusal
+from llamad.text import shown
 
 ENDPOINT = "HF_ENDPOINT"
 """The variable that names a mirror, as the hub's own tools have it."""

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from llamad.errors import AccessError, BusyError, LlamadError, UsageError, Where, os_error
 from llamad.frozen import dataclass
-from llamad.gguf.header import shown
 from llamad.store import load_cache, store_cache, sync_folder
+from llamad.text import shown
 from llamad.units import format_bytes
 
 _MODE = 0o644

@@ -8,7 +8,7 @@ import time
 from collections import deque
 from typing import TextIO
 
-from llamad.gguf.header import shown
+from llamad.text import shown
 from llamad.units import format_bytes
 
 _BAR = 20

@@ -12,7 +12,6 @@ from urllib.parse import urlsplit, urlunsplit
 
 from llamad.errors import BadModelError, UsageError, Where, os_error
 from llamad.frozen import dataclass
-from llamad.gguf.header import shown
 from llamad.models.choose import HubFile, choose, named, projector
 from llamad.models.fetch import Wanted, Watcher, fetch, refuse_other, sha256_of
 from llamad.models.hub import Hub, Listing, endpoint_of, may_have_a_token
@@ -23,6 +22,7 @@ from llamad.models.sums import write_sum, written_sum
 from llamad.models.token import Token, find_token
 from llamad.models.web import Web
 from llamad.store import sync_folder
+from llamad.text import shown
 
 FOLDER = Path("/var/lib/llamad/models")
 _NAME_MOST = 48

@@ -8,7 +8,7 @@ from urllib.parse import unquote, urlsplit
 
 from llamad.errors import UsageError
 from llamad.frozen import dataclass
-from llamad.gguf.header import shown
+from llamad.text import shown
 
 HUB = "https://huggingface.co"
 _REPO = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}/[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}")

@@ -12,13 +12,14 @@ from pathlib import Path
 
 from llamad.errors import BadModelError, ExitCode, LlamadError, ModelMissingError, os_error
 from llamad.frozen import dataclass
-from llamad.gguf.header import Header, shown
+from llamad.gguf.header import Header
 from llamad.gguf.identity import shard_of, shard_path
 from llamad.gguf.read import file_type, kind_of, model_facts
 from llamad.gguf.shards import read_model
 from llamad.models.choose import HubFile
 from llamad.models.fetch import sha256_of
 from llamad.models.sums import written_sum
+from llamad.text import shown
 
 Show = Callable[[str, int, int], None]
 """Name of a file, bytes that were read, its size."""

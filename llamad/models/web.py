@@ -22,8 +22,8 @@ from urllib.parse import SplitResult, quote, urljoin, urlsplit
 from llamad import __version__
 from llamad.errors import AccessError, BusyError, LlamadError, ModelMissingError, UsageError
 from llamad.frozen import dataclass
-from llamad.gguf.header import shown
 from llamad.models.token import Token
+from llamad.text import shown
 
 TIMEOUT_S = 30.0
 BODY_S = 120.0

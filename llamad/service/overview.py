@@ -16,6 +16,7 @@ from llamad.ledger.public import read_public
 from llamad.service.gauges import read_activity
 from llamad.service.paths import PUBLIC_LEDGER, ROUTER, RUNTIME_ROOT, STATE_ROOT, SYSTEM_RUN, user_run
 from llamad.service.status import read_status
+from llamad.text import printable
 from llamad.units import format_bytes
 
 _KEYS = ("Id", "ActiveState", "SubState", "StatusText", "UnitFileState", "ExecMainStatus", "Result")
@@ -121,11 +122,6 @@ def _runs(pid: object) -> bool:
 def is_number(value: object) -> TypeGuard[int]:
     """Whether a value of a status file is a process id or a time; a file of another user can hold anything."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 40
-
-
-def printable(value: object) -> str:
-    """As text for a terminal: what is no letter for it (escapes, line ends, half characters) becomes `?`."""
-    return "".join(c if c.isprintable() else "?" for c in str(value))
 
 
 def _state_of_unit(unit: Mapping[str, str]) -> str:

@@ -15,8 +15,9 @@ from llamad.errors import LlamadError
 from llamad.frozen import dataclass
 from llamad.hardware.device import Device
 from llamad.ledger.lease import HOST, Lease
-from llamad.service.overview import Overview, ask_systemd, leases, overview_with, printable
+from llamad.service.overview import Overview, ask_systemd, leases, overview_with
 from llamad.service.table import rows_of
+from llamad.text import printable
 from llamad.units import MIB
 
 UNITS_S = 5.0

@@ -13,9 +13,10 @@ from pathlib import Path
 
 from llamad.ledger.lease import Lease
 from llamad.service.deaths import Death, read_deaths
-from llamad.service.overview import Overview, printable
+from llamad.service.overview import Overview
 from llamad.supervision.causes import CAUSES
 from llamad.supervision.learned import DamagedError, Learned, LearnedFile, Load
+from llamad.text import printable
 from llamad.units import MIB, format_bytes, listed, mib
 
 _SOURCES = {

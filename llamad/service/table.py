@@ -6,7 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 
 from llamad.frozen import dataclass
-from llamad.service.overview import Overview, printable
+from llamad.service.overview import Overview
+from llamad.text import printable
 from llamad.units import MIB, format_bytes
 
 HEADINGS = ("NAME", "STATE", "SINCE", "CONTEXT", "MEMORY", "BUSY", "WAITING", "TOKENS/S", "RESTARTS", "NOTE")

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2] / "llamad"
 LEVELS = [
-    {"errors", "units", "clock", "store", "frozen", "threads", "data"},
+    {"errors", "units", "clock", "store", "frozen", "threads", "data", "text"},
     {"gguf", "hardware", "config"},
     {"planning", "export"},
     {"engine", "ledger", "models"},
@@ -23,7 +23,7 @@ LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 PURE = [
     "planning", "export", "ledger/lease.py", "ledger/arithmetic.py", "front/head.py", "front/body.py", "supervision/machine.py",
     "supervision/cause.py", "supervision/causes.py", "supervision/signatures.py", "supervision/step_down.py",
-    "supervision/backoff.py", "supervision/growth.py", "supervision/words.py", "units.py", "errors.py", "engine/log.py", "engine/telling.py", "engine/proof.py",
+    "supervision/backoff.py", "supervision/growth.py", "supervision/words.py", "units.py", "errors.py", "text.py", "engine/log.py", "engine/telling.py", "engine/proof.py",
     "engine/flags.py", "models/source.py", "models/choose.py", "models/recipes.py", "models/speed.py",
     "models/recommend.py", "gguf/facts.py", "gguf/ggml_types.py", "gguf/read.py", "config/definition.py",
     "measure/statistics.py", "measure/results.py", "measure/report.py", "measure/candidates.py",

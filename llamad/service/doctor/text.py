@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from llamad.service.doctor.finding import Finding, Report, Severity
-from llamad.service.overview import printable
+from llamad.text import printable
 
 _ORDER = (Severity.ERROR, Severity.WARN, Severity.OK)
 _COLOURS = {Severity.ERROR: "31;1", Severity.WARN: "33;1", Severity.OK: "32"}

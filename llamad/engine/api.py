@@ -301,7 +301,7 @@ async def _exchange(socket_path: str, request: bytes) -> tuple[int, bytes]:
 
 async def _connect(endpoint: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     if isinstance(endpoint, TcpEndpoint):
-        return await asyncio.open_connection(endpoint.reached_at, endpoint.port, limit=_HEAD_LIMIT_BYTES)
+        return await asyncio.open_connection(endpoint.host, endpoint.port, limit=_HEAD_LIMIT_BYTES)
     return await asyncio.open_unix_connection(endpoint, limit=_HEAD_LIMIT_BYTES)
 
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 
 class TcpEndpoint(str):
-    """Stands where the path of a unix socket does; as text `HOST:PORT`. `key_file`: the API keys that llama-server
-    asks for, None where it asks for none; `key` is one of them, llamad's own.
+    """Stands where the path of a unix socket does; as text `HOST:PORT`. A host of zeros, all addresses, can be
+    connected to as it is: Linux takes it for the loopback. `key_file`: the API keys that llama-server asks for, None
+    where it asks for none; `key` is one of them, llamad's own.
     """
 
     __slots__ = ("host", "key", "key_file", "port")
@@ -21,8 +22,3 @@ class TcpEndpoint(str):
     port: int
     key: str
     key_file: Path | None
-
-    @property
-    def reached_at(self) -> str:
-        """The host to connect to: a server that listens on all addresses is on the loopback too."""
-        return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)

@@ -364,10 +364,10 @@ class Pool:
 
 
 async def _dial_tcp(endpoint: TcpEndpoint) -> socket.socket:
-    family = socket.AF_INET6 if ":" in endpoint.reached_at else socket.AF_INET
+    family = socket.AF_INET6 if ":" in endpoint.host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     try:
-        await asyncio.get_running_loop().sock_connect(sock, (endpoint.reached_at, endpoint.port))
+        await asyncio.get_running_loop().sock_connect(sock, (endpoint.host, endpoint.port))
     except BaseException:
         sock.close()
         raise

@@ -74,3 +74,11 @@ def test_what_the_relay_uses_is_never_a_restart() -> None:
                                          "body_bytes", "replay_bytes", "client_idle_s", "drain_s")}  # fmt: skip
     assert {TAKES[key] for key in used} == {Takes.NOTHING}
     assert {TAKES["listen"], TAKES["listen_mode"]} == {Takes.REBIND}
+
+
+def test_an_address_that_llama_server_owns_moves_with_it() -> None:
+    old = loaded_of()
+    moved = replace(old.definition, listen="127.0.0.1:9999")
+    assert takes(changes(old, replace(old, definition=moved))) == {Takes.REBIND}
+    direct, elsewhere = (replace(old, definition=replace(one, front="direct")) for one in (old.definition, moved))
+    assert takes(changes(direct, elsewhere)) == {Takes.RESTART}

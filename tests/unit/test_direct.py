@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+import socket
+import tempfile
 import threading
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from llamad.config.apart import Apart
 from llamad.config.definition import Definition
 from llamad.config.load import load_definition
 from llamad.engine.endpoint import TcpEndpoint
 from llamad.errors import BusyError
 from llamad.front.keys import KeySet
+from llamad.service.definitions import read_one
 from llamad.service.direct import endpoint_of, write_keys
 from llamad.service.front import RelayFront
 from llamad.service.in_force import InForce
 from llamad.supervision.reload import Reverted
-from tests.support.http import scenario
+from tests.support.fakes import a_plan, loaded_of
+from tests.support.http import ask, scenario
+from tests.support.router import RouterBench
 from tests.unit.test_reloads import Model, Teller
 
 TEXT = 'model = "/m/tiny.gguf"\nlisten = "127.0.0.1:8081"\nfront = "direct"\n'
@@ -84,3 +94,49 @@ def test_what_is_not_put_into_force_leaves_the_keys_that_were(tmp_path: Path, fa
         await front.close()
 
     play()
+
+
+async def asked(slots: int, seen: list[str]) -> asyncio.Server:
+    """A llama-server at an address of its own; busy for so many questions about its slots."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal slots
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        seen.append(head)
+        busy, slots = slots > 0, slots - 1
+        body = json.dumps([{"id": 0, "is_processing": busy}]).encode()
+        writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+        writer.close()
+
+    return await asyncio.start_server(answer, "127.0.0.1", 0)
+
+
+@scenario
+async def test_its_clients_are_waited_for_and_the_routers_requests_passed_on_with_their_keys() -> None:
+    seen: list[str] = []
+    server = await asked(3, seen)
+    endpoint = TcpEndpoint("127.0.0.1", server.sockets[0].getsockname()[1], "own", Path("/run/keys"))
+    loaded = replace(loaded_of(), definition=DIRECT)
+    front = RelayFront(loaded, KeySet(["theirs"]))
+    with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as inner:
+        inner.bind(f"{folder}/router.sock")
+        inner.listen()
+        await front.start([], [inner])
+        launch: Any = SimpleNamespace(socket_path=endpoint, plan=a_plan(), mode="completion", definition=DIRECT, file_bytes=0)
+        front.open(launch)
+        assert front.quiet_s() == 0.0, "nobody can say so: those who are with llama-server are not seen"
+        assert await front.drain(5.0) == 0
+        assert len(seen) == 4 and all("Authorization: Bearer own" in head for head in seen)
+        answer = await ask(f"{folder}/router.sock", "GET", "/slots", None, Authorization="Bearer theirs")
+        assert answer.status == 200 and "Authorization: Bearer theirs" in seen[-1]
+        await front.farewell(1.0)
+    server.close()
+
+
+def test_the_router_serves_such_a_model_behind_its_own_address(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)  # as of a folder for sockets
+    bench = RouterBench(tmp_path)
+    bench.define("tiny", 'front = "direct"')
+    with Apart() as judge:
+        read = read_one("tiny", bench.etc, bench.paths, judge)
+    assert read.loaded is not None and not read.loaded.definition.is_direct

@@ -83,7 +83,9 @@ async def test_another_certificate_is_for_the_next_connections(files: tuple[Path
 
 
 @scenario
-async def test_a_client_that_goes_frees_llama_server(files: tuple[Path, Path]) -> None:
+async def test_a_client_that_goes_frees_llama_server(
+    files: tuple[Path, Path], caplog: pytest.LogCaptureFixture
+) -> None:
     async def handler(call: Call) -> None:
         await call.begin_stream()
         await call.event("1")
@@ -98,6 +100,7 @@ async def test_a_client_that_goes_frees_llama_server(files: tuple[Path, Path]) -
             client.writer.close()
             await bench.until(lambda: [one.outcome for one in bench.observer.records] == [Outcome.CLIENT_GONE])
             await bench.upstream.signal.until(lambda: call.cancelled)
+    assert caplog.text == "", "asyncio warns of who wants half of a TLS connection"
 
 
 @scenario

@@ -23,7 +23,14 @@ from llamad.service.notify import NoNotifier, SystemdNotifier, ascii_line, watch
 from llamad.service.overview import overview
 from llamad.service.paths import Paths, user_run
 from llamad.service.scene import Scene
-from llamad.service.sockets import Listening, _bind_error, listen_on, store_name, stored_sockets
+from llamad.service.sockets import (
+    Listening,
+    _bind_error,
+    listen_nowhere,
+    listen_on,
+    store_name,
+    stored_sockets,
+)
 from llamad.service.start import Start
 from llamad.service.status import StatusFile, read_status
 
@@ -154,6 +161,13 @@ def test_an_address_is_bound_stored_and_taken_back(tmp_path: Path, ear: Ear) -> 
         listen_on(listen, 0o600, {}, notifier, runtime, public)
     for sock in (second, accepted, client):
         sock.close()
+
+
+def test_where_another_process_owns_the_address_what_was_stored_is_let_go(ear: Ear) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as kept:
+        listening = listen_nowhere({"listen-x": kept}, SystemdNotifier(os.environ["NOTIFY_SOCKET"]))
+        assert listening.sockets == [] and kept.fileno() == -1
+    assert {"FDSTOREREMOVE=1", "FDNAME=listen-x"} <= set(ear.hear()[0].split("\n"))
 
 
 def test_a_unix_socket_has_its_mode_and_its_public_name(tmp_path: Path, ear: Ear) -> None:

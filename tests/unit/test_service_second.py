@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -233,6 +234,39 @@ def test_a_remote_device_serves_one_alone(rig: Rig) -> None:
     maker: Any = FakeMaker([plan], 5 * GIB)
     assert rig.second.plan(lambda *_: maker, loaded_of(), remote, 0) is None
     assert maker.returning == [] and not rig.second.is_there, "nor is it asked what is free"
+
+
+def test_a_server_that_owns_its_address_has_none_beside_it(rig: Rig) -> None:
+    maker: Any = FakeMaker([plan_of(GIB)], 5 * GIB)
+    direct = replace(loaded_of(), definition=replace(loaded_of().definition, front="direct"))
+    assert rig.second.plan(lambda *_: maker, direct, replace(RUNNING, loaded=direct), 0) is None
+    assert maker.returning == [] and not rig.second.is_there
+
+
+def test_what_is_given_up_in_the_middle_does_not_have_the_last_word() -> None:
+    """A write that is cancelled goes on in its thread."""
+    begun, go_on, written = threading.Event(), threading.Event(), list[str]()
+
+    def settled(*_: object) -> None:
+        begun.set()
+        go_on.wait(10)
+        written.append("settled")
+
+    booking: Any = SimpleNamespace(promise_id="1", settled=settled, returning=lambda _: written.append("returning"))
+
+    async def go() -> None:
+        recorder = LeaseRecorder(booking, FakeReporter())  # type: ignore[arg-type]
+        recorder.settled(os.getpid())
+        await asyncio.to_thread(begun.wait, 10)
+        recorder.ended()
+        await asyncio.sleep(0.05)
+        go_on.set()
+        async with asyncio.timeout(10):
+            while len(written) < 2:  # noqa: ASYNC110 - written by threads
+                await asyncio.sleep(0.01)
+
+    asyncio.run(go())
+    assert written == ["settled", "returning"]
 
 
 def test_what_others_were_promised_is_no_room(rig: Rig) -> None:

@@ -16,6 +16,7 @@ from llamad.errors import AccessError, BadModelError, ConfigErrors, LlamadError,
 from llamad.service.facts import FactsReader, extras_of, located_facts
 
 CREDENTIAL_STORES = ("/etc/credstore", "/run/credstore", "/usr/lib/credstore", "/etc/credstore.encrypted")
+"""The last one holds what only systemd can read."""
 
 
 def check_name(name: str, root: Path) -> list[LlamadError]:
@@ -41,7 +42,26 @@ def check_loaded(loaded: Loaded, root: Path, *, sandboxed: bool = True) -> list[
             credential_present=credential_stored(loaded.name),
         )
     )
-    return [*problems, *_beside_problems(loaded, read)]
+    return [*problems, *_secret_problems(loaded), *_beside_problems(loaded, read)]
+
+
+def _secret_problems(loaded: Loaded) -> list[LlamadError]:
+    """What is wrong in files of keys and certificates, as far as who asks may read them."""
+    from llamad.service.keys import read_keys
+
+    tls_key = None
+    if loaded.definition.tls_cert and not loaded.definition.tls_key and credential_stored(loaded.name, "tls-key"):
+        stores = (Path(store, f"llamad.tls-key.{loaded.name}") for store in CREDENTIAL_STORES[:-1])
+        tls_key = next((path for path in stores if os.access(path, os.R_OK)), None)
+        if tls_key is None:
+            return []  # encrypted, or for root to read
+    try:
+        read_keys(loaded, None, None, tls_key)
+    except AccessError:
+        return []  # whether the service may read them is told already
+    except LlamadError as error:
+        return [error]
+    return []
 
 
 def _beside_problems(loaded: Loaded, read: FactsReader) -> list[LlamadError]:
@@ -59,14 +79,14 @@ def _beside_problems(loaded: Loaded, read: FactsReader) -> list[LlamadError]:
     return []
 
 
-def credential_stored(name: str) -> bool:
-    """Whether systemd would find an API key for this model; a store that cannot be read may hold one."""
+def credential_stored(name: str, kind: str = "api-key") -> bool:
+    """Whether systemd would find a credential of this kind for the model; a store that cannot be read may hold one."""
     directory = os.environ.get("CREDENTIALS_DIRECTORY")
     if directory:
-        return os.path.exists(os.path.join(directory, f"llamad.api-key.{name}"))
+        return os.path.exists(os.path.join(directory, f"llamad.{kind}.{name}"))
     stores = [store for store in CREDENTIAL_STORES if os.path.isdir(store)]
     unreadable = any(not os.access(store, os.X_OK) for store in stores)
-    return unreadable or any(os.path.exists(f"{store}/llamad.api-key.{name}") for store in stores)
+    return unreadable or any(os.path.exists(f"{store}/llamad.{kind}.{name}") for store in stores)
 
 
 def require_usable(

@@ -15,6 +15,7 @@ from llamad.errors import AccessError, ConfigError
 from llamad.front.certificate import load_certificate
 from llamad.front.keys import KeySet
 from llamad.front.settings import Outcome
+from llamad.service.checks import check_name
 from tests.support.certificates import make_certificate
 from tests.support.fake_upstream import Call
 from tests.support.front import Bench, running
@@ -171,3 +172,19 @@ def test_what_is_no_certificate_is_told(tmp_path: Path) -> None:
     both.write_bytes(certificate.read_bytes() + key.read_bytes())
     assert load_certificate(both, None, None) != load_certificate(certificate, key, None)
     assert load_certificate(certificate, key, None) == load_certificate(certificate, key, None)
+
+
+def test_a_check_tells_of_a_key_that_is_not_the_certificates(tmp_path: Path) -> None:
+    certificate, key = make_certificate(tmp_path)
+    _, other = make_certificate(tmp_path, "other")
+    etc = tmp_path / "etc"
+    etc.mkdir()
+
+    def told(tls_key: str) -> list[str]:
+        text = f'model = "{tmp_path}/m.gguf"\ntls_cert = "{certificate}"\ntls_key = "{tls_key}"\n'
+        (etc / "m.toml").write_text(text)
+        return [error.what for error in check_name("m", etc) if error.what.startswith("tls_cert: ")]
+
+    (found,) = [one for one in told(str(other)) if "is not the key of" in one]
+    assert str(other) in found
+    assert [one for one in told(str(key)) if "is not the key of" in one] == []

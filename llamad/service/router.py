@@ -200,7 +200,7 @@ class Router:
         self._reporter.status(text)
         if not self._is_ready:
             self._is_ready = True
-            self._reporter.ready(text, self._listen)
+            self._reporter.ready(text)
 
     # -- definitions ----------------------------------------------------------------------------------------
 

@@ -59,9 +59,10 @@ class RouterReporter:
         self._status = ""
         self._problem = ""
 
-    def ready(self, text: str, listen: str) -> None:
-        """It accepts requests, and knows who serves what. Also the end of a reload."""
-        self.event("router-ready", f"Serving on {listen}: {text}", CAUSE=text)
+    def ready(self, text: str) -> None:
+        """It accepts requests, and knows who serves what: `text`, which begins with the address. Also the end of a
+        reload."""
+        self.event("router-ready", f"Serving on {text}", CAUSE=text)
         self._notifier.send(READY=1, STATUS=text)
 
     def status(self, text: str) -> None:

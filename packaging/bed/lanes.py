@@ -9,7 +9,7 @@ import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import IO
 
@@ -32,6 +32,8 @@ class Ended:
     name: str
     took_s: float
     status: int
+    said: str = ""
+    """What it printed, if that was kept."""
 
 
 def carry_out(beds: Sequence[Bed], jobs: Sequence[Job]) -> list[Ended]:
@@ -49,9 +51,10 @@ def carry_out(beds: Sequence[Bed], jobs: Sequence[Job]) -> list[Ended]:
             with tempfile.TemporaryFile() as said:
                 one = done(job.name, partial(job.work, bed, said))
                 said.seek(0)
+                text = said.read().decode(errors="replace")
                 with talk:
-                    ended.append(one)
-                    print(f"\n=== {job.name} ===\n{said.read().decode(errors='replace')}", flush=True)
+                    ended.append(replace(one, said=text))
+                    print(f"\n=== {job.name} ===\n{text}", flush=True)
 
     # Daemons: whoever interrupts us ends the beds, and what runs in them, without waiting for the jobs.
     threads = [threading.Thread(target=lane, args=(bed,), daemon=True) for bed in beds]

@@ -7,6 +7,7 @@ of the time. What measures time (`pytest.mark.alone`) comes last, by itself.
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -27,6 +28,7 @@ _MARK = "mark.alone"
 # Begun first, so that no bed is left with a long one at the end.
 _LONG = ("router_reload", "faults", "lifecycle", "hang", "measure", "reload", "service", "out_of_memory", "real_loads",
          "router_crowd", "router_unit", "ledger", "mistakes")  # fmt: skip
+_GIST = re.compile(r"_{4,} |>  |E  |FAILED |ERROR |tests/\S+:\d+: ")
 _LAST_WORDS = "echo; echo 'the end of the journal of this bed:'; journalctl --boot --no-pager --lines=60"
 
 
@@ -60,6 +62,7 @@ def run(words: argparse.Namespace, for_pytest: Sequence[str], *, source: Path) -
             ended += lanes.carry_out(beds[:1], alone)
     failed = _failed(ended)
     print(f"\n{_table(ended)}")
+    print("".join(f"\n=== {one.name} ===\n{_gist(one.said)}\n" for one in ended if one.name in failed and one.said))
     verdict = f"failed: {', '.join(failed)}" if failed else "passed"
     print(f"packaging/test: {verdict}, in {elapsed_s():.0f} s", flush=True)
     return 1 if failed else 0
@@ -70,6 +73,11 @@ def _failed(ended: Sequence[Ended]) -> list[str]:
     tests = [one.status for one in ended if "tests" in one.name]
     forgiven = _NOTHING_COLLECTED if any(status != _NOTHING_COLLECTED for status in tests) else 0
     return [one.name for one in ended if one.status not in (0, forgiven)]
+
+
+def _gist(said: str) -> str:
+    """What pytest said of failed tests, without their sources: whoever reads the end of a long log finds it there."""
+    return "\n".join(line for line in said.splitlines() if _GIST.match(line))
 
 
 def _table(ended: Sequence[Ended]) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 import socket
 import subprocess
@@ -14,7 +15,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +50,11 @@ def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = 60.0, e
 
 
 def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+    """Not one of those that the kernel gives to outgoing connections: one of them would have it before its user."""
+    while True:
+        with socket.socket() as sock, suppress(OSError):  # another one is tried
+            sock.bind(("127.0.0.1", secrets.choice(range(10_000, 30_000))))
+            return int(sock.getsockname()[1])
 
 
 class Bed:

@@ -22,8 +22,6 @@ ONE_THREAD = "[placement]\nallow_cpu = true\nthreads = 1\nthreads_batch = 1\npar
 TURNS = 9
 CLOSE = 0.10
 GENERATE = 16
-OWN_GROUP = "/proc/self/autogroup"
-"""The kernel shares processors among sessions first: what is to be compared must come before the machine's others."""
 
 
 def bench(name: str, *words: str) -> dict[str, Any]:
@@ -35,8 +33,7 @@ def llama_bench(model: Path, kind: str, prompt_tokens: int) -> list[float]:
     """Tokens a second of reading (`-p`) or generating (`-n`) with llama.cpp's own program of the same build."""
     sizes = ["-p", str(prompt_tokens), "-n", "0"] if kind == "prompt" else ["-p", "0", "-n", str(GENERATE), "-d", str(prompt_tokens)]
     words = ["llama-bench", "-m", str(model), *sizes, "-t", "1", "-ngl", "0", "-fa", "1", "-r", "3", "-o", "json"]
-    out = run("setsid", "--wait", "sh", "-c", f'echo -19 >{OWN_GROUP} || exit; exec "$@"', "sh", *words)
-    (found,) = json.loads(out.stdout)
+    (found,) = json.loads(run(*words).stdout)
     return [float(value) for value in found["samples_ts"]]
 
 
@@ -47,6 +44,7 @@ def mid(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_tiny(folder / "mid.gguf", layers=2, embd=1024, heads=16)
 
 
+@pytest.mark.alone
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("size", ["tiny", "mid"])
 def test_it_agrees_with_llama_bench(bed: Bed, mid: Path, size: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -55,8 +53,6 @@ def test_it_agrees_with_llama_bench(bed: Bed, mid: Path, size: str, capsys: pyte
     model = bed.tiny if size == "tiny" else mid
     bed.define("phi4", model=model, vulkan=False, extra=ONE_THREAD + "context = 1024\n")
     bed.ctl("start", "llamad@phi4")
-    for pid in (bed.main_pid("phi4"), "self"):
-        Path(f"/proc/{pid}/autogroup").write_text("-19")
     prompt_tokens, kinds = (512, ["prompt"]) if size == "tiny" else (128, ["prompt", "generated"])
     words = ("--prompt", str(prompt_tokens), "--generate", str(GENERATE), "--repeats", "3", "--concurrency", "1")
     ratios: dict[str, list[float]] = {kind: [] for kind in kinds}

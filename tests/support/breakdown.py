@@ -107,6 +107,7 @@ def rpc_device(command: Sequence[str], *, port: int) -> Iterator[str]:
         stderr=subprocess.STDOUT,
         start_new_session=True,
         text=True,
+        restore_signals=False,  # SIGPIPE stays ignored: a client that is killed in mid-answer must not end it
     )
     try:
         _wait_for(child, port)

@@ -6,6 +6,7 @@ One thread each: several wait for each other at every step, and a neighbour of t
 from __future__ import annotations
 
 import json
+import os
 import signal
 import statistics
 import subprocess
@@ -94,15 +95,16 @@ def test_a_running_model_is_measured_with_its_key_and_others_are_noticed(bed: Be
     words = ("--prompt", "128", "--generate", "16", "--repeats", "3", "--concurrency", "1")
     alone = bench("phi4", *words)
     assert (alone["served_by"], alone["remarks"]) == ("unit", [])
-    body = '{"prompt": "x", "n_predict": 2000}'
-    other = subprocess.Popen(
-        ["curl", "-s", "-o", "/dev/null", "-H", "Authorization: Bearer sesame", "-d", body, f"{url}/completion"]
-    )
+    body = '{"prompt": "x", "n_predict": 900}'
+    ask = ["curl", "-sf", "-o", "/dev/null", "-H", "Authorization: Bearer sesame", "-d", body, f"{url}/completion"]
+    others = subprocess.Popen(["sh", "-c", 'while "$@"; do :; done', "sh", *ask], start_new_session=True)
     try:
-        assert "requests of others" in bench("phi4", *words)["remarks"][0]
+        (remark,) = bench("phi4", *words)["remarks"]
+        assert "requests of others" in remark
+        assert others.poll() is None, "they were answered all the time"
     finally:
-        other.kill()
-        other.wait()
+        os.killpg(others.pid, signal.SIGKILL)
+        others.wait()
     keys.unlink()
 
 

@@ -36,12 +36,14 @@ def load_cache(path: Path, *, owner: int | None = None) -> Any:
         return None
 
 
-def read_regular(path: Path, most_bytes: int) -> bytes:
-    """The beginning of a file that another user may have put there: no link is followed, and no pipe waited for.
+def read_regular(path: Path, most_bytes: int, *, follow: bool = False) -> bytes:
+    """The beginning of a file that another user may have put there: no pipe is waited for, and no link followed
+    unless `follow`.
 
     Raises OSError, also for what is no regular file.
     """
-    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_NOCTTY | os.O_CLOEXEC)
+    flags = 0 if follow else os.O_NOFOLLOW
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC | flags)
     with open(fd, "rb") as file:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise OSError(errno.EINVAL, "no regular file", str(path))

@@ -46,7 +46,7 @@ defaults llamad-defaults
 """
 _MODEL = """
     option http-buffer-request
-    http-request deny deny_status 404 if { path /metrics } or { path -m beg /admin/ }
+    http-request deny deny_status 404 if { path,url_dec -m end /metrics } or { path,url_dec -m sub /admin/ }
     acl is_named var(txn.model) -m found
     acl is_form req.hdr(Content-Type) -m beg -i multipart/
     http-request set-var(txn.model) req.hdr(X-Model) if { req.hdr(X-Model) -m found }

@@ -24,8 +24,7 @@ server {{
     listen {listen};
     client_max_body_size 64m;
 
-    location = /metrics {{ return 404; }}
-    location /admin/ {{ return 404; }}
+    location ~ (/metrics$|/admin/) {{ return 404; }}
     location / {{
         proxy_pass {scheme}://$llamad_upstream;{tls}
         proxy_http_version 1.1;

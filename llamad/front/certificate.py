@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llamad.errors import AccessError, ConfigError, Where
+from llamad.store import read_regular
 
 if TYPE_CHECKING:
     from ssl import SSLContext
@@ -62,10 +63,11 @@ def load_certificate(certificate: Path, key: Path | None, where: Where | None) -
 
 def _contents(path: Path) -> bytes:
     try:
-        with path.open("rb") as file:
-            return file.read(_MOST_BYTES)
+        return read_regular(path, _MOST_BYTES, follow=True)
     except OSError as error:
-        fix = f"let _llamad read it: chgrp _llamad {path}; chmod 0640 {path}; or give the key as a credential"
+        fix = "put a PEM file there"
+        if isinstance(error, PermissionError):
+            fix = f"let _llamad read it: chgrp _llamad {path}; chmod 0640 {path}; or give the key as a credential"
         raise AccessError(f"cannot read {path}", why=error.strerror or "", fix=fix) from error
 
 

@@ -10,6 +10,9 @@ from llamad.config.loaded import Loaded
 from llamad.errors import AccessError, ConfigError, Where
 from llamad.front.certificate import Certificate, load_certificate
 from llamad.front.keys import KeySet
+from llamad.store import read_regular
+
+_MOST_BYTES = 1 << 20
 
 
 def key_files(settings: Definition | Host) -> tuple[str, ...]:
@@ -76,16 +79,21 @@ def keys_of(
         if path is None:
             continue
         try:
-            texts.append(path.read_text(encoding="utf-8"))
+            content = read_regular(path, _MOST_BYTES + 1, follow=True)
+            texts.append(content.decode("utf-8"))
         except UnicodeDecodeError:
             raise ConfigError(
                 f"{key}: {path} is no text", where=where, fix="one key a line"
             ) from None
         except OSError as error:
-            fix = f"let _llamad read it: chown _llamad {path}; chmod 0600 {path}"
+            fix = "put a file there, with one key a line"
+            if isinstance(error, PermissionError):
+                fix = f"let _llamad read it: chown _llamad {path}; chmod 0600 {path}"
             raise AccessError(
                 f"cannot read the keys in {path}", why=error.strerror or "", fix=fix
             ) from error
+        if len(content) > _MOST_BYTES:
+            raise ConfigError(f"{key}: {path} has more than a MiB", where=where, fix="one key a line")
     keys = KeySet.from_text("\n".join(texts), written or str(credential))
     if (written or credential) and not keys:  # or the address would ask for none
         raise ConfigError(f"{key}: {written or credential} has no key in it", where=where, fix="one key a line")

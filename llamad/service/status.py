@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import time
 from pathlib import Path
@@ -106,10 +107,20 @@ class StatusFile:
 def read_status(name: str, root: Path = RUNTIME_ROOT) -> dict[str, object] | None:
     """What the model's daemon wrote last; None where none runs. Garbage, of any kind, reads as None."""
     try:
-        content = json.loads(read_regular(root / name / STATUS_NAME, _LIMIT_BYTES))
+        text = read_regular(root / name / STATUS_NAME, _LIMIT_BYTES)
+        content = json.loads(text, parse_constant=_no_number, parse_float=_finite)
     except (OSError, ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) and _is_shallow(content, _MOST_LEVELS) else None
+
+
+def _no_number(word: str) -> float:
+    raise ValueError(word)
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    return number if math.isfinite(number) else _no_number(digits)
 
 
 def _is_shallow(content: object, levels: int) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import ssl
 import time
@@ -168,6 +169,9 @@ def test_what_is_no_certificate_is_told(tmp_path: Path) -> None:
             load_certificate(certificate, wrong, None)
     with pytest.raises(ConfigError, match="no certificate"):
         load_certificate(certificate, None, None)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(AccessError, match="pipe: no regular file"):  # and nobody waits for what never comes
+        load_certificate(certificate, tmp_path / "pipe", None)
     both = tmp_path / "both.pem"
     both.write_bytes(certificate.read_bytes() + key.read_bytes())
     assert load_certificate(both, None, None) != load_certificate(certificate, key, None)

@@ -18,7 +18,7 @@ from llamad.clock import SystemClock
 from llamad.config.load import load_definition
 from llamad.config.loaded import Loaded
 from llamad.config.watched import look
-from llamad.errors import BusyError, ConfigError, LlamadError
+from llamad.errors import AccessError, BusyError, ConfigError, LlamadError
 from llamad.front.keys import KeySet
 from llamad.service.keys import read_keys
 from llamad.service.reloads import Reloads, Sources
@@ -417,6 +417,20 @@ def test_a_credential_without_a_key_in_it_opens_nothing(rig: Rig, tmp_path: Path
         read_keys(rig.load(), credential)
     credential.write_text("one\n")
     assert len(read_keys(rig.load(), credential)) == 1
+
+
+def test_keys_are_read_of_files_alone_and_of_small_ones(rig: Rig, tmp_path: Path) -> None:
+    pipe, large, link = tmp_path / "pipe", tmp_path / "large", tmp_path / "link"
+    os.mkfifo(pipe)
+    with pytest.raises(AccessError, match="pipe: no regular file") as caught:  # and nobody waits for what never comes
+        read_keys(rig.load(), pipe)
+    assert caught.value.fix == "put a file there, with one key a line"
+    large.write_text("# much\n" * 200_000)
+    with pytest.raises(ConfigError, match="more than a MiB"):
+        read_keys(rig.load(), large)
+    link.symlink_to(tmp_path / "keys")
+    (tmp_path / "keys").write_text("one\n")
+    assert len(read_keys(rig.load(), link)) == 1
 
 
 def test_a_llama_server_that_owns_the_address_is_started_again_for_new_keys(rig: Rig) -> None:

@@ -209,12 +209,13 @@ def test_a_full_disk_costs_a_stale_status_only(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["[" * 100_000, "[1]", '{"pid": true}', "", "\0" * 100, '{"pid": ' + "9" * 400 + "}"],
-    ids=["deep", "list", "bool", "empty", "nul", "long"],
+    ["[" * 100_000, "[1]", '{"pid": true}', "", "\0" * 100, '{"pid": ' + "9" * 400 + "}",
+     '{"pid": PID, "rate": NaN}', '{"pid": PID, "rate": -Infinity}', '{"pid": PID, "rate": 1e999}'],
+    ids=["deep", "list", "bool", "empty", "nul", "long", "nan", "infinity", "beyond"],
 )
 def test_a_garbled_status_is_no_status(tmp_path: Path, text: str) -> None:
     (tmp_path / "tiny").mkdir()
-    (tmp_path / "tiny" / "status.json").write_text(text)
+    (tmp_path / "tiny" / "status.json").write_text(text.replace("PID", str(os.getpid())))
     assert [model.state for model in overview(["tiny"], tmp_path)] == ["stopped"]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
@@ -15,13 +15,14 @@ from llamad.errors import AccessError, BusyError
 from llamad.front.keys import KeySet
 from llamad.measure.client import Target
 from llamad.measure.results import PlanInForce
+from llamad.service.checks import PLAIN_STORES
+from llamad.service.keys import first_key
 from llamad.service.overview import is_number
 from llamad.service.paths import ROUTER, RUNTIME_ROOT, SYSTEM_RUN, user_run
 from llamad.service.router_paths import HOST_CREDENTIAL
 from llamad.service.status import read_status
 from llamad.text import printable
 
-CREDENTIAL_STORES = (Path("/run/credstore"), Path("/etc/credstore"), Path("/usr/lib/credstore"))
 _BUSY = ("loading", "warming", "draining", "reloading", "stopping", "stuck")
 """States with a llama-server of the model that answers nobody, or soon will not."""
 
@@ -77,9 +78,9 @@ def _service(
     else:
         listen, file, credential, model = host.listen, host.api_keys_file, HOST_CREDENTIAL, loaded.name
     if key is None:
-        key = first_key(file, credential)
+        key = stored_key(file, credential)
         if by == "router" and not key:
-            key = first_key(definition.api_keys_file, loaded.name)
+            key = stored_key(definition.api_keys_file, loaded.name)
     return Service(by, target_of(listen, run / "api", key, model), status)
 
 
@@ -93,22 +94,11 @@ def target_of(listen: str, sockets: Path, key: str, model: str) -> Target:
     return Target(host, address.port, key=key, model=model)
 
 
-def first_key(
-    file: str | None, credential: str, stores: Iterable[Path] = CREDENTIAL_STORES
-) -> str:
+def stored_key(file: str | None, name: str) -> str:
     """The first API key of a file or of systemd's credential stores that this user can read; empty where there is
     none. Whether one is needed the service says.
     """
-    paths = [Path(file)] if file else []
-    paths += [store / f"llamad.api-key.{credential}" for store in stores]
-    for path in paths:
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError):
-            continue
-        if found := parse_key(text):
-            return found
-    return ""
+    return first_key((file, *(Path(store, f"llamad.api-key.{name}") for store in PLAIN_STORES)))
 
 
 def parse_key(text: str) -> str:

@@ -15,7 +15,8 @@ from llamad.config.named_files import named_files
 from llamad.errors import AccessError, BadModelError, ConfigErrors, LlamadError, ModelMissingError
 from llamad.service.facts import FactsReader, extras_of, located_facts
 
-CREDENTIAL_STORES = ("/etc/credstore", "/run/credstore", "/usr/lib/credstore", "/etc/credstore.encrypted")
+PLAIN_STORES = ("/etc/credstore", "/run/credstore", "/usr/lib/credstore")
+CREDENTIAL_STORES = (*PLAIN_STORES, "/etc/credstore.encrypted")
 """The last one holds what only systemd can read."""
 
 
@@ -51,7 +52,7 @@ def _secret_problems(loaded: Loaded) -> list[LlamadError]:
 
     tls_key = None
     if loaded.definition.tls_cert and not loaded.definition.tls_key and credential_stored(loaded.name, "tls-key"):
-        stores = (Path(store, f"llamad.tls-key.{loaded.name}") for store in CREDENTIAL_STORES[:-1])
+        stores = (Path(store, f"llamad.tls-key.{loaded.name}") for store in PLAIN_STORES)
         tls_key = next((path for path in stores if os.access(path, os.R_OK)), None)
         if tls_key is None:
             return []  # encrypted, or for root to read

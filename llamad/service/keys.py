@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from llamad.config.definition import Definition, Host
@@ -26,6 +27,18 @@ def new_in(keys: KeySet, former: KeySet) -> str:
     if keys == former:
         return ""
     return "the API keys" if keys != former.with_certificate(keys.certificate) else "the certificate"
+
+
+def first_key(files: Iterable[Path | str | None]) -> str:
+    """The first API key of these files that this user can read; empty where there is none."""
+    for file in files:
+        if not file:
+            continue
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            text = read_regular(Path(file), _MOST_BYTES, follow=True).decode()
+            if found := next((line for line in map(str.strip, text.splitlines()) if line and line[0] != "#"), ""):
+                return found
+    return ""
 
 
 def read_all_keys(loaded: Loaded, credential: Callable[[str, str], Path | None]) -> KeySet:

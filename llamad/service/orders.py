@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import json
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +15,7 @@ from llamad.config.loaded import Loaded
 from llamad.errors import AccessError, BusyError, ChildError
 from llamad.ledger.handover import ask_back
 from llamad.ledger.ledger import Ledger
+from llamad.service.keys import first_key
 from llamad.service.paths import SYSTEM_RUN
 from llamad.service.systemctl import ROUTER_UNIT, Units, unit_of
 from llamad.service.upkeep import require_definition
@@ -62,16 +62,7 @@ def keys_for(name: str, loaded: Loaded) -> str:
     """
     own = (CREDENTIALS / f"llamad.api-key.{name}", loaded.definition.api_keys_file)
     common = (CREDENTIALS / "llamad.api-key.llamad", loaded.host.api_keys_file)
-    return _first_key(own) or _first_key(common)
-
-
-def _first_key(files: Iterable[Path | str | None]) -> str:
-    for file in files:
-        with contextlib.suppress(OSError, UnicodeDecodeError):
-            for line in Path(file).read_text(encoding="utf-8").splitlines() if file else ():
-                if line.strip() and not line.startswith("#"):
-                    return line.strip()
-    return ""
+    return first_key((*own, *common))
 
 
 class _Local(http.client.HTTPConnection):

@@ -19,6 +19,7 @@ COMFORT_TOKENS = 32768
 """Under `auto`, other things give way before the context falls below this (or the trained length)."""
 _AUTO_SLOTS = 4
 LARGEST_AUTO_UBATCH_TOKENS = 512
+_LEAST_UBATCH_TOKENS = 2
 _AUTO_UBATCHES = (LARGEST_AUTO_UBATCH_TOKENS, 256)
 _PIPELINE_BATCH = 2048
 _QUANT_BLOCK = 32
@@ -103,7 +104,7 @@ def terms_of(
             why=f"llama-server would use {trained} tokens of it and leave the rest empty",
             fix=f"write context = {trained} or less",
         )
-    slots = placement.parallel if placement.parallel != "auto" else _auto_slots(shape)
+    slots = _slots(shape, placement)
     return Terms(
         context_tokens=context,
         context_min_tokens=min(placement.context_min, trained),
@@ -171,6 +172,22 @@ def _flash_attention(facts: ModelFacts, shape: ModelShape, placement: Placement,
             fix='write flash_attention = "auto" or false',
         )
     return usable if placement.flash_attention == "auto" else placement.flash_attention
+
+
+def _slots(shape: ModelShape, placement: Placement) -> int:
+    """llama-server aborts (llama-context.cpp, an assert on n_outputs_max) where its slots do not fit a micro-batch."""
+    most = min(_ubatches(placement))
+    slots = placement.parallel if placement.parallel != "auto" else min(_auto_slots(shape), most)
+    least = max(_LEAST_UBATCH_TOKENS, slots)
+    if most < least:
+        key = "ubatch" if placement.ubatch != "auto" else "batch"
+        several = f" with parallel = {slots}" if slots > 1 else ""
+        raise PromiseError(
+            f"{key} = {most} cannot be kept{several}",
+            why=f"llama-server needs a micro-batch of a token for each slot, and of {_LEAST_UBATCH_TOKENS} at least",
+            fix=f"write {key} = {least} or more" + (f", or parallel = {most}" if most >= _LEAST_UBATCH_TOKENS else ""),
+        )
+    return slots
 
 
 def _auto_slots(shape: ModelShape) -> int:

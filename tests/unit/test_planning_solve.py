@@ -676,3 +676,24 @@ def test_a_host_that_cannot_hold_all_experts_holds_some(tmp_path: Path) -> None:
     halves = [card("CUDA0", 30), card("CUDA1", 30)]
     shared = planned(facts, halves, host=host, allow_cpu=True, tensor_split=(1.0, 1.0))
     assert shared.layers == shared.layers_total and 0 < shared.host_experts < facts.n_layers
+
+
+@pytest.mark.parametrize(
+    ("placement", "fix"),
+    [
+        ({"ubatch": 1}, "write ubatch = 2 or more"),
+        ({"ubatch": 4, "parallel": 8}, "write ubatch = 8 or more, or parallel = 4"),
+        ({"batch": 3, "parallel": 4}, "write batch = 4 or more, or parallel = 3"),
+        ({"batch": 1}, "write batch = 2 or more"),
+    ],
+)
+def test_a_micro_batch_without_room_for_every_slot_is_refused(placement: dict[str, Any], fix: str) -> None:
+    with pytest.raises(PromiseError, match="cannot be kept") as caught:
+        planned(LLAMA, card("CUDA0", 40), **placement)
+    assert caught.value.fix == fix
+
+
+def test_slots_that_nobody_asked_for_fit_the_micro_batch() -> None:
+    assert planned(LLAMA, card("CUDA0", 40)).slots == 4
+    assert planned(LLAMA, card("CUDA0", 40), ubatch=3).slots == 3
+    assert planned(LLAMA, card("CUDA0", 40), ubatch=8, parallel=8).slots == 8

@@ -16,7 +16,7 @@ from llamad.front.keys import KeySet
 from llamad.measure.client import Target
 from llamad.measure.results import PlanInForce
 from llamad.service.checks import PLAIN_STORES
-from llamad.service.keys import first_key
+from llamad.service.keys import first_key, first_key_in
 from llamad.service.overview import is_number
 from llamad.service.paths import ROUTER, RUNTIME_ROOT, SYSTEM_RUN, user_run
 from llamad.service.router_paths import HOST_CREDENTIAL
@@ -103,10 +103,7 @@ def stored_key(file: str | None, name: str) -> str:
 
 def parse_key(text: str) -> str:
     """The first key of a text with one a line, as the service reads it; empty for none. Raises ConfigError."""
-    if not KeySet.from_text(text, "the keys"):
-        return ""
-    lines = (line.strip() for line in text.splitlines())
-    return next((line for line in lines if line and not line.startswith("#")), "")
+    return first_key_in(text) if KeySet.from_text(text, "the keys") else ""
 
 
 def read_key_file(path: Path) -> str:

@@ -58,10 +58,9 @@ def _secret_problems(loaded: Loaded) -> list[LlamadError]:
             return []  # encrypted, or for root to read
     try:
         read_keys(loaded, None, None, tls_key)
-    except AccessError:
-        return []  # whether the service may read them is told already
     except LlamadError as error:
-        return [error]
+        told = isinstance(error.__cause__, (PermissionError, FileNotFoundError))  # whether the service may read them
+        return [] if told else [error]
     return []
 
 

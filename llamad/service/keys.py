@@ -35,10 +35,14 @@ def first_key(files: Iterable[Path | str | None]) -> str:
         if not file:
             continue
         with contextlib.suppress(OSError, UnicodeDecodeError):
-            text = read_regular(Path(file), _MOST_BYTES, follow=True).decode()
-            if found := next((line for line in map(str.strip, text.splitlines()) if line and line[0] != "#"), ""):
+            if found := first_key_in(read_regular(Path(file), _MOST_BYTES, follow=True).decode()):
                 return found
     return ""
+
+
+def first_key_in(text: str) -> str:
+    """The first key of a text with one a line; empty for none."""
+    return next((line for line in map(str.strip, text.splitlines()) if line and line[0] != "#"), "")
 
 
 def read_all_keys(loaded: Loaded, credential: Callable[[str, str], Path | None]) -> KeySet:

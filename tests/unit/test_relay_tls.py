@@ -192,3 +192,12 @@ def test_a_check_tells_of_a_key_that_is_not_the_certificates(tmp_path: Path) -> 
     (found,) = [one for one in told(str(other)) if "is not the key of" in one]
     assert str(other) in found
     assert [one for one in told(str(key)) if "is not the key of" in one] == []
+
+
+def test_a_check_tells_of_a_pipe_instead_of_keys(tmp_path: Path) -> None:
+    etc = tmp_path / "etc"
+    etc.mkdir()
+    os.mkfifo(tmp_path / "keys")
+    (etc / "m.toml").write_text(f'model = "{tmp_path}/m.gguf"\napi_keys_file = "{tmp_path}/keys"\n')
+    (found,) = [error for error in check_name("m", etc) if error.what.startswith("cannot read the keys")]
+    assert (found.why, found.fix) == ("no regular file", "put a file there, with one key a line")
